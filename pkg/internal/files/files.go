@@ -1,0 +1,240 @@
+// Package files reads and writes small files in places that somebody else can write to as well.
+//
+// It guarantees that below an opened Dir no link is followed, nothing but a regular file is read, no read is larger than
+// its bound, and that a written file is there whole or not at all, even across a power cut. It does not guarantee
+// that what was written stays: whoever shares the directory can replace it.
+package files
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrTooLarge is returned for a file over the reader's bound.
+var ErrTooLarge = errors.New("file is too large")
+
+// ErrNotRegular is returned where a regular file or a directory was expected and something else stands.
+var ErrNotRegular = errors.New("not a regular file or directory")
+
+// ErrLocked is returned by Lock while another process holds the lock.
+var ErrLocked = errors.New("locked by another process")
+
+// Dir is an open directory. Names given to its methods are single path elements.
+type Dir struct {
+	f *os.File
+}
+
+// OpenDir opens the directory at path; path itself is trusted and may hold links.
+func OpenDir(path string) (*Dir, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Dir{f: f}, nil
+}
+
+// Path returns the name the directory was opened by, for messages.
+func (d *Dir) Path() string { return d.f.Name() }
+
+// Close closes the directory and so gives up a lock held through it.
+func (d *Dir) Close() error { return d.f.Close() }
+
+// Sub opens the directory name below d, made with mode 0755 if it is missing. A link there, even to a directory, is
+// ErrNotRegular.
+func (d *Dir) Sub(name string) (*Dir, error) {
+	if err := single(name); err != nil {
+		return nil, err
+	}
+	if err := unix.Mkdirat(d.fd(), name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, d.wrap("mkdir", name, err)
+	}
+	return d.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+// Open opens the directory name below d as Sub does, but does not make it.
+func (d *Dir) Open(name string) (*Dir, error) {
+	if err := single(name); err != nil {
+		return nil, err
+	}
+	return d.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+func (d *Dir) open(name string, flags int) (*Dir, error) {
+	f, err := d.openat(name, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Dir{f: f}, nil
+}
+
+// Read returns the bytes of the regular file name, at most limit of them; a larger file is ErrTooLarge.
+func (d *Dir) Read(name string, limit int64) ([]byte, error) {
+	if err := single(name); err != nil {
+		return nil, err
+	}
+	// O_NONBLOCK: opening a pipe that somebody planted must not wait for its writer.
+	f, err := d.openat(name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readRegular(f, limit)
+}
+
+// Names returns the names in the directory in no particular order, at most limit of them; more is ErrTooLarge.
+func (d *Dir) Names(limit int) ([]string, error) {
+	// A descriptor of its own: reading moves the position.
+	f, err := d.openat(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(limit + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if len(names) > limit {
+		return nil, fmt.Errorf("%s: more than %d entries: %w", d.Path(), limit, ErrTooLarge)
+	}
+	return names, nil
+}
+
+// Stat describes name itself, not what a link of that name points to.
+func (d *Dir) Stat(name string) (fs.FileInfo, error) {
+	if err := single(name); err != nil {
+		return nil, err
+	}
+	f, err := d.openat(name, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Stat()
+}
+
+// Remove unlinks name; that it isn't there is no error.
+func (d *Dir) Remove(name string) error {
+	if err := single(name); err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(d.fd(), name, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return d.wrap("remove", name, err)
+	}
+	return nil
+}
+
+// Write replaces the file name by one that holds data: a reader, and whoever looks after a power cut, finds the old
+// file or the new one, whole. One writer at a time.
+func (d *Dir) Write(name string, data []byte, mode fs.FileMode) (err error) {
+	if err := single(name); err != nil {
+		return err
+	}
+	// A fixed name, so that a writer that was killed leaves at most one file behind, and its successor removes it.
+	temporary := "." + name + ".tmp"
+	if err := d.Remove(temporary); err != nil {
+		return err
+	}
+	f, err := d.openat(temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, uint32(mode.Perm()))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Remove(temporary))
+		}
+	}()
+	if err := writeSynced(f, data, mode); err != nil {
+		return fmt.Errorf("writing %s: %w", f.Name(), err)
+	}
+	if err := unix.Renameat(d.fd(), temporary, d.fd(), name); err != nil {
+		return d.wrap("rename", name, err)
+	}
+	if err := d.f.Sync(); err != nil {
+		return d.wrap("sync", ".", err)
+	}
+	return nil
+}
+
+func writeSynced(f *os.File, data []byte, mode fs.FileMode) (err error) {
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	// Once more, because the umask has a say in what open does.
+	if err := f.Chmod(mode.Perm()); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// Lock takes the directory's own lock without waiting, or returns ErrLocked. It is held until Close or the end of the
+// process, however that ends, and nothing that is done to the directory's entries can take it away.
+func (d *Dir) Lock() error {
+	err := unix.Flock(d.fd(), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("%s: %w", d.Path(), ErrLocked)
+	}
+	if err != nil {
+		return d.wrap("lock", ".", err)
+	}
+	return nil
+}
+
+// ReadFile returns the bytes of the regular file at a trusted path, at most limit of them; a larger file is ErrTooLarge.
+func ReadFile(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readRegular(f, limit)
+}
+
+func readRegular(f *os.File, limit int64) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: %w", f.Name(), ErrNotRegular)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("%s: more than %d bytes: %w", f.Name(), limit, ErrTooLarge)
+	}
+	return data, nil
+}
+
+func (d *Dir) openat(name string, flags int, mode uint32) (*os.File, error) {
+	fd, err := unix.Openat(d.fd(), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(d.Path(), name), ErrNotRegular)
+	}
+	if err != nil {
+		return nil, d.wrap("open", name, err)
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(d.Path(), name)), nil
+}
+
+func (d *Dir) fd() int { return int(d.f.Fd()) }
+
+func (d *Dir) wrap(op, name string, err error) error {
+	return &fs.PathError{Op: op, Path: filepath.Join(d.Path(), name), Err: err}
+}
+
+func single(name string) error {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("%q is not the name of a file: %w", name, fs.ErrInvalid)
+	}
+	return nil
+}
