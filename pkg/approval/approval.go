@@ -1,0 +1,174 @@
+// Package approval is the policy: which of the approved digests runs, and why.
+//
+// It guarantees that a digest is chosen only from a list that was read whole and without a doubt, from the measured
+// default where there is no list, and by nothing but what it was given: it does no input or output and has no state. It
+// doesn't guarantee that the list is the one the contract voted for. The workload writes it, and what is chosen is measured.
+package approval
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"unicode/utf8"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/exit"
+)
+
+// MaxSize is the size of the largest approved list that is read.
+const MaxSize = 64 << 10
+
+const (
+	key        = "approved_hashes"
+	maxEntries = 1000
+)
+
+// List is a list of approved digests, newest first. Only Parse makes one; its zero value selects nothing.
+type List struct {
+	digests []v1.Hash
+}
+
+// Digests returns the digests, newest first, each once.
+func (l List) Digests() []v1.Hash { return slices.Clone(l.digests) }
+
+// Reason says why a digest was chosen.
+type Reason string
+
+// The reasons.
+const (
+	Newest   Reason = "newest approved"
+	Override Reason = "override"
+	Default  Reason = "default: no approved list"
+)
+
+// Decision is the digest that runs.
+type Decision struct {
+	Digest v1.Hash
+	Reason Reason
+}
+
+// Error is a list that can't be used, or a choice that it doesn't allow.
+type Error struct {
+	message, hint string
+}
+
+func (e *Error) Error() string { return e.message }
+
+// ExitCode says that a file has to be corrected.
+func (e *Error) ExitCode() exit.Code { return exit.Config }
+
+// Hints says which file, and how.
+func (e *Error) Hints() []string { return []string{e.hint} }
+
+// Parse reads the file that the workload writes: one JSON document of which only approved_hashes matters. There is no
+// partial success: a list with one bad entry is no list.
+func Parse(data []byte) (List, error) {
+	digests, err := parse(data)
+	if err != nil {
+		return List{}, &Error{
+			message: fmt.Sprintf("approved list: %v", err),
+			hint:    "the workload writes this file to the shared volume; restore it there: the default digest never stands in for a list",
+		}
+	}
+	return List{digests: digests}, nil
+}
+
+func parse(data []byte) ([]v1.Hash, error) {
+	if len(data) > MaxSize {
+		return nil, fmt.Errorf("larger than %d bytes", MaxSize)
+	}
+	if !utf8.Valid(data) {
+		return nil, errors.New("not UTF-8")
+	}
+	if !json.Valid(data) {
+		return nil, errors.New("not exactly one JSON document")
+	}
+	raw, err := member(data)
+	if err != nil {
+		return nil, err
+	}
+	// Pointers, because null would pass for an empty string.
+	var entries []*string
+	if err := json.Unmarshal(raw, &entries); err != nil {
+		return nil, fmt.Errorf("%s is not an array of strings", key)
+	}
+	if len(entries) == 0 || len(entries) > maxEntries {
+		return nil, fmt.Errorf("%s has %d entries, not 1 to %d", key, len(entries), maxEntries)
+	}
+	var digests []v1.Hash
+	for i, entry := range entries {
+		if entry == nil {
+			return nil, fmt.Errorf("%s: entry %d is null", key, i+1)
+		}
+		h, err := digest.Parse(*entry)
+		if err != nil {
+			return nil, fmt.Errorf("%s: entry %d: %w", key, i+1, err)
+		}
+		if !slices.Contains(digests, h) {
+			digests = append(digests, h)
+		}
+	}
+	return digests, nil
+}
+
+// member returns the value of the one member that is called exactly as it should be. encoding/json would take any letter
+// case, and the last of several.
+func member(data []byte) (json.RawMessage, error) {
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	start, err := decoder.Token()
+	if err != nil || start != json.Delim('{') {
+		return nil, errors.New("not a JSON object")
+	}
+	var found json.RawMessage
+	for decoder.More() {
+		name, err := decoder.Token()
+		if err != nil {
+			return nil, err
+		}
+		var value json.RawMessage
+		if err := decoder.Decode(&value); err != nil {
+			return nil, err
+		}
+		if name != key {
+			continue
+		}
+		if found != nil {
+			return nil, fmt.Errorf("%s is there twice", key)
+		}
+		found = value
+	}
+	if found == nil {
+		return nil, fmt.Errorf("%s is missing", key)
+	}
+	return found, nil
+}
+
+// Select chooses the digest that runs. A nil list is an absent file: then the default runs and an override says nothing.
+func Select(list *List, override *v1.Hash, def v1.Hash) (Decision, error) {
+	switch {
+	case list == nil:
+		return decide(def, Default)
+	case len(list.digests) == 0:
+		return Decision{}, errors.New("selecting a digest: the approved list was never read")
+	case override == nil:
+		return decide(list.digests[0], Newest)
+	case !slices.Contains(list.digests, *override):
+		return Decision{}, &Error{
+			message: fmt.Sprintf("mpc_hash_override %s is not one of the %d approved digests", override, len(list.digests)),
+			hint:    "remove mpc_hash_override from the user config, or wait until that digest is approved",
+		}
+	}
+	return decide(*override, Override)
+}
+
+// decide lets nothing through that isn't a digest, such as the zero value of a caller who forgot something.
+func decide(h v1.Hash, reason Reason) (Decision, error) {
+	if _, err := digest.Bytes(h); err != nil {
+		return Decision{}, fmt.Errorf("selecting a digest (%s): %w", reason, err)
+	}
+	return Decision{Digest: h, Reason: reason}, nil
+}
