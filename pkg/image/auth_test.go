@@ -1,0 +1,407 @@
+package image_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/launchtest"
+)
+
+const (
+	user, password, identity = "user", "correct horse", "identity-token"
+	remote                   = "registry.test" // a host that isn't this machine, by its name
+)
+
+// keychain is a keychain with one answer.
+type keychain authn.AuthConfig
+
+func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
+	return authn.FromConfig(authn.AuthConfig(k)), nil
+}
+
+// away makes p reach hosts by name: host:port to an address.
+func away(p *image.Puller, r *launchtest.Registry, hosts map[string]string) *image.Puller {
+	p.Tuning.RootCAs = r.CertPool()
+	p.Tuning.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		to, ok := hosts[addr]
+		if !ok && addr != r.StorageHost() {
+			return nil, errors.New("nobody may go to " + addr)
+		} else if !ok {
+			to = addr
+		}
+		return new(net.Dialer).DialContext(ctx, network, to)
+	}
+	return p
+}
+
+// credentials lists where credentials were seen: kind of request, scheme, and whether the connection was plain.
+func credentials(r *launchtest.Registry) map[string]int {
+	seen := map[string]int{}
+	for _, q := range r.Requests() {
+		if q.Credential != "" {
+			where := string(q.Kind) + " " + q.Credential
+			if !q.TLS {
+				where += " plain"
+			}
+			seen[where]++
+		}
+	}
+	return seen
+}
+
+func TestLogIn(t *testing.T) {
+	t.Parallel()
+	img := threeLayers(t)
+	secure := launchtest.RegistryOptions{TLS: true, Username: user, Password: password, IdentityToken: identity}
+	basic, bearer, public := secure, secure, secure
+	basic.Auth, bearer.Auth, public.Auth, public.Public = launchtest.RegistryBasic, launchtest.RegistryBearer, launchtest.RegistryBearer, true
+	for name, c := range map[string]struct {
+		options  launchtest.RegistryOptions
+		keychain authn.Keychain
+		source   string
+		first    string // a place of credentials that has to be there
+		tokens   int
+	}{
+		"open":                          {launchtest.RegistryOptions{TLS: true}, keychain{Username: user, Password: password}, "anonymous", "", 0},
+		"basic":                         {basic, keychain{Username: user, Password: password}, "the given keychain", "blob Basic", 0},
+		"bearer":                        {bearer, keychain{Username: user, Password: password}, "the given keychain", "token Basic", 1},
+		"bearer with identity token":    {bearer, keychain{IdentityToken: identity}, "the given keychain", "token identity token", 1},
+		"bearer for anybody":            {public, nil, "anonymous", "blob Bearer", 1},
+		"bearer for anybody and for us": {public, keychain{Username: user, Password: password}, "the given keychain", "token Basic", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRegistry(t, c.options)
+			ref := at(t, remote, push(t, r, img))
+			p := away(defaults(new(clock)), r, map[string]string{remote + ":443": r.Host()})
+			// The token server is on this machine, but not by its name: what the registry names is below.
+			if c.options.Auth == launchtest.RegistryBearer {
+				p = away(p, r, map[string]string{remote + ":443": r.Host(), "token.test:443": r.Host()})
+				c.options.Realm = "https://token.test/token"
+				r = newRegistry(t, c.options)
+				ref = at(t, remote, push(t, r, img))
+				p = away(p, r, map[string]string{remote + ":443": r.Host(), "token.test:443": r.Host()})
+			}
+			p.Keychain = c.keychain
+			v, digests, err := pull(t.Context(), p, ref)
+			require.NoError(t, err)
+			requireLayers(t, img, digests)
+			assert.Equal(t, c.source, v.Stats().Credential)
+			assert.Equal(t, c.tokens, r.Count(launchtest.RequestToken), "one exchange, whatever asks at once")
+			seen := credentials(r)
+			if c.first == "" {
+				assert.Empty(t, seen)
+			} else {
+				assert.Contains(t, seen, c.first)
+			}
+			assert.Empty(t, r.Unexpected())
+		})
+	}
+}
+
+// bearerAt is a registry called registry.test whose token server is called token.test, and a puller with its password.
+func bearerAt(t *testing.T, o launchtest.RegistryOptions, img v1.Image) (*launchtest.Registry, *image.Puller, name.Digest) {
+	t.Helper()
+	o.TLS, o.Auth, o.Username, o.Password = true, launchtest.RegistryBearer, user, password
+	if o.Realm == "" {
+		o.Realm = "https://token.test/token"
+	}
+	r := newRegistry(t, o)
+	p := away(defaults(new(clock)), r, map[string]string{remote + ":443": r.Host(), "token.test:443": r.Host()})
+	p.Keychain = keychain{Username: user, Password: password}
+	return r, p, at(t, remote, push(t, r, img))
+}
+
+// TestTokenEndsInTheMiddle takes all tokens back while layers arrive.
+func TestTokenEndsInTheMiddle(t *testing.T) {
+	t.Parallel()
+	img := threeLayers(t)
+	r, p, ref := bearerAt(t, launchtest.RegistryOptions{}, img)
+	p.Tuning.RangeSize = 256 << 10
+	var arrived, ends atomic.Int64
+	p.Progress = func(n int64) {
+		if before := ends.Load(); arrived.Add(n) > 3e6*(before+1) && ends.CompareAndSwap(before, before+1) {
+			r.Expire()
+		}
+	}
+	_, digests, err := pull(t.Context(), p, ref)
+	require.NoError(t, err)
+	requireLayers(t, img, digests)
+	assert.Positive(t, ends.Load())
+	assert.LessOrEqual(t, r.Count(launchtest.RequestToken), int(ends.Load())+1, "one exchange for each end")
+}
+
+// TestTokenIsRenewedInTime lets the clock run and asserts that no request is ever refused for an old token.
+func TestTokenIsRenewedInTime(t *testing.T) {
+	t.Parallel()
+	img := threeLayers(t)
+	r, p, ref := bearerAt(t, launchtest.RegistryOptions{TokenLife: time.Minute}, img)
+	p.Tuning.RangeSize = 256 << 10
+	var passed atomic.Int64
+	began := time.Now()
+	p.Tuning.Now = func() time.Time { return began.Add(time.Duration(passed.Load())) }
+	p.Progress = func(int64) { passed.Add(int64(10 * time.Second)) }
+	_, _, err := pull(t.Context(), p, ref)
+	require.NoError(t, err)
+	assert.Greater(t, r.Count(launchtest.RequestToken), 1, "tokens")
+	refused := 0
+	for _, q := range r.Requests() {
+		if q.Kind != launchtest.RequestToken && q.Credential == "" {
+			refused++
+		}
+	}
+	assert.Equal(t, 1, refused, "only the first request has no token")
+}
+
+func TestTokenServerFaults(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	for name, c := range map[string]struct {
+		fault launchtest.RegistryFault
+		kind  image.Kind
+	}{
+		"503 twice":       {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Times: 2}, 0},
+		"403 once":        {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden}, 0},
+		"silent once":     {launchtest.RegistryFault{Kind: launchtest.FaultNoHeader}, 0},
+		"stalls once":     {launchtest.RegistryFault{Kind: launchtest.FaultStall, After: 5}, 0},
+		"silent always":   {launchtest.RegistryFault{Kind: launchtest.FaultNoHeader, Times: -1}, image.Unavailable},
+		"stalls always":   {launchtest.RegistryFault{Kind: launchtest.FaultStall, Times: -1}, image.Unavailable},
+		"503 always":      {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Times: -1}, image.Unavailable},
+		"endless always":  {launchtest.RegistryFault{Kind: launchtest.FaultEndless, Times: -1}, image.Unavailable},
+		"403 always":      {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden, Times: -1}, image.Refused},
+		"redirect always": {launchtest.RegistryFault{Kind: launchtest.FaultRedirect, Location: "https://" + remote + "/elsewhere", Times: -1}, image.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, p, ref := bearerAt(t, launchtest.RegistryOptions{}, img)
+			p.Rounds, p.Tuning.QuickTries = 1, 2
+			p.Tuning.HeaderTimeout, p.Tuning.Window = 200*time.Millisecond, 200*time.Millisecond
+			c.fault.On = launchtest.RequestToken
+			r.Fail(c.fault)
+			_, err := p.Resolve(t.Context(), ref)
+			if c.kind == 0 {
+				require.NoError(t, err)
+				return
+			}
+			e := requireError(t, err, c.kind)
+			assert.Equal(t, "token.test", e.Host)
+			assert.Zero(t, r.Hits(launchtest.FaultRedirect)-r.Count(launchtest.RequestToken)*boolean(c.fault.Kind == launchtest.FaultRedirect),
+				"a redirect of the token server is not followed")
+		})
+	}
+}
+
+func boolean(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// TestBrokenTokenServerIsAskedOnce has many requests wait for one exchange that fails: they share its failure.
+func TestBrokenTokenServerIsAskedOnce(t *testing.T) {
+	t.Parallel()
+	img := threeLayers(t)
+	r, p, ref := bearerAt(t, launchtest.RegistryOptions{}, img)
+	v, err := p.Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	r.Expire()
+	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden, On: launchtest.RequestToken, Times: -1})
+	before := r.Count(launchtest.RequestToken)
+	_, err = read(t.Context(), v, []int{0, 1, 2})
+	requireError(t, err, image.Refused)
+	assert.Less(t, r.Count(launchtest.RequestToken)-before, 12, "exchanges for nine parts with three attempts each")
+}
+
+// TestWrongCredentials says which ones were used.
+func TestWrongCredentials(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	for _, auth := range []launchtest.RegistryAuth{launchtest.RegistryBasic, launchtest.RegistryBearer} {
+		for source, chain := range map[string]authn.Keychain{
+			"the given keychain": keychain{Username: user, Password: "wrong"},
+			"anonymous":          nil,
+		} {
+			r := newRegistry(t, launchtest.RegistryOptions{TLS: true, Auth: auth, Username: user, Password: password})
+			ref := push(t, r, img)
+			p := defaults(new(clock))
+			p.Tuning.RootCAs, p.Keychain = r.CertPool(), chain
+			p.Tuning.Getenv = func(key string) string { return map[string]string{"HOME": "/nowhere"}[key] }
+			_, err := p.Resolve(t.Context(), ref)
+			e := requireError(t, err, image.Refused)
+			assert.Equal(t, http.StatusUnauthorized, e.Status)
+			assert.Equal(t, 3, e.Attempts)
+			require.Len(t, e.Hints(), 1)
+			assert.Contains(t, e.Hints()[0], source)
+			if source == "anonymous" {
+				assert.Contains(t, e.Hints()[0], "/nowhere/.docker/config.json", "the file that was looked for")
+			}
+			assert.NotContains(t, e.Error()+e.Hints()[0], "wrong", "the password")
+			assert.Less(t, len(r.Requests()), 15, "requests")
+		}
+	}
+}
+
+// TestHostileRealms names token servers that may not have the password.
+func TestHostileRealms(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	for realm, want := range map[string]string{
+		"http://token.test/token":          "isn't https",
+		"https://127.0.0.1:1/token":        "on this machine",
+		"https://localhost/token":          "on this machine",
+		"http://[::1]/token":               "on this machine",
+		"https://user:pw@token.test/token": "no usable token server",
+		"ftp://token.test/token":           "isn't https",
+		"token.test/token":                 "no usable token server",
+		"https:///token":                   "no usable token server",
+		"\x7f":                             "no usable token server",
+	} {
+		r, p, ref := bearerAt(t, launchtest.RegistryOptions{Realm: realm}, img)
+		_, err := p.Resolve(t.Context(), ref)
+		e := requireError(t, err, image.Refused)
+		assert.Contains(t, e.Error(), want, "realm %q", realm)
+		assert.Zero(t, r.Count(launchtest.RequestToken))
+		assert.Empty(t, credentials(r))
+	}
+}
+
+// TestPlainHTTP spells out who is spoken to without encryption, and who gets credentials that way.
+func TestPlainHTTP(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	basic := launchtest.RegistryOptions{Auth: launchtest.RegistryBasic, Username: user, Password: password}
+
+	t.Run("not spoken to", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, launchtest.RegistryOptions{})
+		p := away(defaults(new(clock)), r, map[string]string{remote + ":443": r.Host(), remote + ":80": r.Host()})
+		_, err := p.Resolve(t.Context(), at(t, remote, push(t, r, img)))
+		requireError(t, err, image.Unavailable)
+		assert.Empty(t, r.Requests())
+	})
+	t.Run("insecure", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, launchtest.RegistryOptions{})
+		p := away(defaults(new(clock)), r, map[string]string{remote + ":5000": r.Host()})
+		p.Insecure = []string{"REGISTRY.test"}
+		_, digests, err := pull(t.Context(), p, at(t, remote+":5000", push(t, r, img)))
+		require.NoError(t, err)
+		requireLayers(t, img, digests)
+	})
+	t.Run("insecure, but another port", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, launchtest.RegistryOptions{})
+		p := away(defaults(new(clock)), r, map[string]string{remote + ":5001": r.Host()})
+		p.Insecure = []string{remote + ":5000"}
+		_, err := p.Resolve(t.Context(), at(t, remote+":5001", push(t, r, img)))
+		requireError(t, err, image.Unavailable)
+		assert.Empty(t, r.Requests())
+	})
+	t.Run("insecure gets no credentials", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, basic)
+		p := away(defaults(new(clock)), r, map[string]string{remote + ":5000": r.Host()})
+		p.Insecure, p.Keychain = []string{remote + ":5000"}, keychain{Username: user, Password: password}
+		_, err := p.Resolve(t.Context(), at(t, remote+":5000", push(t, r, img)))
+		e := requireError(t, err, image.Refused)
+		assert.Contains(t, strings.Join(e.Hints(), "\n"), "not sent over plain http")
+		assert.Empty(t, credentials(r))
+	})
+	t.Run("insecure with a token for anybody", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, launchtest.RegistryOptions{Auth: launchtest.RegistryBearer, Public: true, Username: user, Password: password,
+			Realm: "http://" + remote + ":5000/token"})
+		p := away(defaults(new(clock)), r, map[string]string{remote + ":5000": r.Host()})
+		p.Insecure, p.Keychain = []string{remote + ":5000"}, keychain{Username: user, Password: password}
+		_, err := p.Resolve(t.Context(), at(t, remote+":5000", push(t, r, img)))
+		require.NoError(t, err)
+		assert.NotContains(t, credentials(r), "token Basic plain")
+	})
+	t.Run("loopback gets credentials", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, basic)
+		p := defaults(new(clock))
+		p.Keychain = keychain{Username: user, Password: password}
+		_, err := p.Resolve(t.Context(), push(t, r, img))
+		require.NoError(t, err)
+		assert.Contains(t, credentials(r), "manifest Basic plain")
+	})
+	t.Run("loopback with https is never spoken to in plain", func(t *testing.T) {
+		t.Parallel()
+		o := basic
+		o.TLS = true
+		r := newRegistry(t, o)
+		ref := push(t, r, img)
+		r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultReset, On: launchtest.RequestManifest, Times: 2})
+		p := defaults(new(clock))
+		p.Keychain, p.Tuning.RootCAs = keychain{Username: user, Password: password}, r.CertPool()
+		_, err := p.Resolve(t.Context(), ref)
+		require.NoError(t, err)
+		for _, q := range r.Requests() {
+			assert.True(t, q.TLS, "%s %s", q.Method, q.Path)
+		}
+	})
+	t.Run("a bad certificate is no reason for plain http", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, launchtest.RegistryOptions{TLS: true})
+		p := defaults(new(clock))
+		_, err := p.Resolve(t.Context(), push(t, r, img))
+		e := requireError(t, err, image.Unavailable)
+		assert.Contains(t, strings.Join(e.Hints(), "\n"), "SSL_CERT_FILE")
+		assert.Empty(t, r.Requests())
+	})
+}
+
+func TestClockHint(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, launchtest.RegistryOptions{TLS: true, Expired: true})
+	p := defaults(new(clock))
+	p.Tuning.RootCAs = r.CertPool()
+	_, err := p.Resolve(t.Context(), push(t, r, small(t)))
+	e := requireError(t, err, image.Unavailable)
+	require.Len(t, e.Hints(), 1)
+	assert.Contains(t, e.Hints()[0], "the clock says "+time.Now().UTC().Format("2006-"))
+	assert.Contains(t, e.Hints()[0], "this certificate is valid from")
+}
+
+// hangingKeychain never answers.
+type hangingKeychain struct{ release chan struct{} }
+
+func (k hangingKeychain) Resolve(authn.Resource) (authn.Authenticator, error) {
+	<-k.release
+	return nil, io.EOF
+}
+
+func TestKeychainThatHangs(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	r := newRegistry(t, launchtest.RegistryOptions{Auth: launchtest.RegistryBearer, Public: true})
+	ref := push(t, r, img)
+	release := make(chan struct{})
+	defer close(release)
+	p := defaults(new(clock))
+	p.Keychain, p.Tuning.HelperTimeout = hangingKeychain{release}, 50*time.Millisecond
+	v, err := p.Resolve(t.Context(), ref)
+	require.NoError(t, err, "what anybody may have can be had without")
+	assert.Equal(t, "anonymous", v.Stats().Credential)
+
+	r = newRegistry(t, launchtest.RegistryOptions{Auth: launchtest.RegistryBasic})
+	_, err = p.Resolve(t.Context(), push(t, r, img))
+	e := requireError(t, err, image.Refused)
+	assert.Contains(t, e.Hints()[0], "didn't answer in time")
+}

@@ -1,0 +1,316 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"tee-launcher/pkg/digest"
+)
+
+// blob is one layer on its way.
+type blob struct {
+	layer Layer
+	label string // for messages
+
+	probed chan struct{} // closed once the first answer told whether ranges work
+
+	mu         sync.Mutex
+	location   *url.URL // where the registry's redirect led, nil to ask it
+	inSequence bool     // ranges don't work
+
+	// turn is held by the part that reads body, from which position is next. Both are used only in sequence.
+	turn     chan struct{}
+	body     *answer
+	position int64
+}
+
+func newBlob(layer Layer, label string) *blob {
+	return &blob{layer: layer, label: label, probed: make(chan struct{}), turn: make(chan struct{}, 1)}
+}
+
+// part is a closed byte range of a blob and the buffer it goes to.
+type part struct {
+	blob   *blob
+	offset int64
+	buffer []byte // as long as the part
+	filled int
+	before <-chan struct{} // the part before it of the same blob is done; nil for the first
+	done   chan struct{}   // closed when the part is filled, or has an error
+	err    error
+}
+
+// whole says whether the part is all of its blob.
+func (p *part) whole() bool { return p.offset == 0 && int64(len(p.buffer)) == p.blob.layer.Size }
+
+// next is the offset of the byte that is missing first.
+func (p *part) next() int64 { return p.offset + int64(p.filled) }
+
+// fetch fills p, with as many requests as it takes.
+func (s *source) fetch(ctx context.Context, p *part) error {
+	return s.retry(ctx, p.blob.label, func(t *tries) *failure {
+		for p.filled < len(p.buffer) {
+			if f := s.fill(ctx, t, p); f != nil {
+				return f
+			}
+		}
+		if !p.whole() {
+			return nil
+		}
+		// What fits into one part is proved before anything of it is handed out, and so can be fetched again.
+		if got := digest.Of(p.buffer); got != p.blob.layer.Digest {
+			p.filled = 0
+			p.blob.forget()
+			return &failure{class: lie, host: s.host(), err: fmt.Errorf("got %s, want %s", got, p.blob.layer.Digest)}
+		}
+		return nil
+	})
+}
+
+// fill makes one request for what is missing in p. Without a failure there was progress.
+func (s *source) fill(ctx context.Context, t *tries, p *part) *failure {
+	b := p.blob
+	if p.before != nil {
+		select {
+		case <-b.probed:
+		case <-ctx.Done():
+			return &failure{err: context.Cause(ctx)}
+		}
+	}
+	if b.sequential() {
+		return s.fillInSequence(ctx, t, p, nil)
+	}
+	if p.filled > 0 {
+		s.resumes.Add(1)
+	}
+	last := p.offset + int64(len(p.buffer)) - 1
+	a, f := s.open(ctx, t, b, http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", p.next(), last)}})
+	if f != nil {
+		return f
+	}
+	switch a.StatusCode {
+	case http.StatusPartialContent:
+		start, end, total, err := parseContentRange(a.Header.Get("Content-Range"))
+		if err != nil {
+			// Several parts in one answer, or an answer that doesn't say what it is.
+			a.Close()
+			return s.fillInSequence(ctx, t, p, nil)
+		}
+		if start != p.next() || end > last || total >= 0 && total != b.layer.Size {
+			a.Close()
+			return &failure{class: lie, host: a.host,
+				err: fmt.Errorf("asked for bytes %d-%d/%d, got %s", p.next(), last, b.layer.Size, clean(a.Header.Get("Content-Range"), 80))}
+		}
+		b.answered()
+		defer a.Close()
+		return s.read(t, a, p, int(end-start)+1)
+	case http.StatusOK:
+		return s.fillInSequence(ctx, t, p, a)
+	case http.StatusRequestedRangeNotSatisfiable:
+		a.Close()
+		return s.fillInSequence(ctx, t, p, nil)
+	}
+	return s.rejected(a)
+}
+
+// read reads n bytes of the body into p.
+func (s *source) read(t *tries, a *answer, p *part, n int) *failure {
+	began := time.Now()
+	got, err := io.ReadFull(a, p.buffer[p.filled:p.filled+n])
+	s.measured(got, time.Since(began))
+	p.filled += got
+	if got > 0 {
+		t.progress()
+		s.fetched.Add(int64(got))
+		s.Progress(int64(got))
+	}
+	if err != nil {
+		return &failure{host: a.host, err: fmt.Errorf("body broke off at byte %d: %w", p.next(), err)}
+	}
+	return nil
+}
+
+// fillInSequence is for servers without ranges: the parts of the blob take turns, in their order, at one body. opened is
+// such a body if there is one already.
+func (s *source) fillInSequence(ctx context.Context, t *tries, p *part, opened *answer) *failure {
+	b := p.blob
+	b.setSequential()
+	if p.before != nil {
+		select {
+		case <-p.before:
+		case <-ctx.Done():
+			if opened != nil {
+				opened.Close()
+			}
+			return &failure{err: context.Cause(ctx)}
+		}
+	}
+	select {
+	case b.turn <- struct{}{}:
+	case <-ctx.Done():
+		if opened != nil {
+			opened.Close()
+		}
+		return &failure{err: context.Cause(ctx)}
+	}
+	defer func() { <-b.turn }()
+	if b.body != nil && b.position > p.next() {
+		b.replace(nil)
+	}
+	switch {
+	case b.body != nil && opened != nil:
+		opened.Close()
+	case b.body == nil && opened != nil:
+		b.replace(opened)
+	case b.body == nil:
+		if p.next() > 0 {
+			s.resumes.Add(1)
+		}
+		a, f := s.open(ctx, t, b, http.Header{})
+		if f != nil {
+			return f
+		}
+		if a.StatusCode != http.StatusOK {
+			return s.rejected(a)
+		}
+		b.replace(a)
+	}
+	if n := b.body.ContentLength; n >= 0 && n != b.layer.Size {
+		host := b.body.host
+		b.replace(nil)
+		return &failure{class: lie, host: host, err: fmt.Errorf("got %d bytes, want %d", n, b.layer.Size)}
+	}
+	b.body.watch.body()
+	skipped, err := io.CopyN(io.Discard, b.body, p.next()-b.position)
+	b.position += skipped
+	if err != nil {
+		f := &failure{host: b.body.host, err: fmt.Errorf("body broke off at byte %d: %w", b.position, err)}
+		b.replace(nil)
+		return f
+	}
+	if f := s.read(t, b.body, p, len(p.buffer)-p.filled); f != nil {
+		b.replace(nil)
+		return f
+	}
+	b.position = p.next()
+	b.body.watch.pause()
+	if b.position == b.layer.Size {
+		b.replace(nil)
+	}
+	return nil
+}
+
+// replace closes the body in use and begins with another, or none. The caller holds the turn.
+func (b *blob) replace(body *answer) {
+	if b.body != nil {
+		b.body.Close()
+	}
+	b.body, b.position = body, 0
+}
+
+func (b *blob) sequential() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.inSequence
+}
+
+func (b *blob) setSequential() {
+	b.mu.Lock()
+	b.inSequence = true
+	b.mu.Unlock()
+	b.answered()
+}
+
+// answered lets the other parts of the blob begin.
+func (b *blob) answered() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.probed:
+	default:
+		close(b.probed)
+	}
+}
+
+func (b *blob) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.location = nil
+}
+
+// open asks for the blob where the last redirect led, and the registry if there was none or if it doesn't lead there any
+// more: signed URLs expire.
+func (s *source) open(ctx context.Context, t *tries, b *blob, header http.Header) (*answer, *failure) {
+	b.mu.Lock()
+	location := b.location
+	b.mu.Unlock()
+	if location != nil {
+		a, f := s.send(ctx, t, http.MethodGet, location, header.Clone(), nil)
+		switch {
+		case f != nil:
+			b.forget()
+			return nil, f
+		case a.StatusCode < 300, a.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+			return a, nil
+		case a.StatusCode == http.StatusTooManyRequests, a.StatusCode >= 500:
+			b.forget()
+			return a, nil
+		}
+		a.Close()
+		b.forget()
+	}
+	a, f := s.ask(ctx, t, http.MethodGet, "blobs/"+b.layer.Digest.String(), header)
+	if f != nil {
+		return nil, f
+	}
+	if a.redirected && a.StatusCode < 300 {
+		b.mu.Lock()
+		b.location = a.url
+		b.mu.Unlock()
+	}
+	return a, nil
+}
+
+// parseContentRange reads the header of a 206 answer (RFC 9110, 14.4): closed, within the total, which is -1 if unknown.
+func parseContentRange(value string) (start, end, total int64, err error) {
+	bad := fmt.Errorf("%.80q is no content range", value)
+	rest, ok := strings.CutPrefix(value, "bytes ")
+	if !ok {
+		return 0, 0, 0, bad
+	}
+	limits, size, ok := strings.Cut(rest, "/")
+	if !ok {
+		return 0, 0, 0, bad
+	}
+	first, last, ok := strings.Cut(limits, "-")
+	if !ok {
+		return 0, 0, 0, bad
+	}
+	total = -1
+	if size != "*" {
+		if total, err = parseCount(size); err != nil {
+			return 0, 0, 0, bad
+		}
+	}
+	start, errStart := parseCount(first)
+	end, errEnd := parseCount(last)
+	if errors.Join(errStart, errEnd) != nil || end < start || total >= 0 && end >= total {
+		return 0, 0, 0, bad
+	}
+	return start, end, total, nil
+}
+
+// parseCount reads decimal digits and nothing else.
+func parseCount(s string) (int64, error) {
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return 0, strconv.ErrSyntax
+	}
+	return strconv.ParseInt(s, 10, 64)
+}

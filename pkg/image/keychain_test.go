@@ -1,0 +1,251 @@
+package image_test
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/launchtest"
+)
+
+// auth is the field of Docker's config.
+func auth(user, password string) string {
+	return base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
+}
+
+// helper writes a credential helper that knows nobody but knows.
+func helper(t *testing.T, path, knows, user, secret string) {
+	t.Helper()
+	script := fmt.Sprintf(`#!/bin/sh
+read -r host
+if [ "$1 $host" = "get %s" ]; then
+  printf '{"ServerURL":"%%s","Username":"%s","Secret":"%s"}' "$host"
+else
+  echo "credentials not found in native keychain"
+  exit 1
+fi
+`, knows, user, secret)
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(t, os.WriteFile(path, []byte(script), 0o755))
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+}
+
+// TestKeychainIsDockers holds what is found to what authn.DefaultKeychain finds, in every place it looks. The environment
+// is the process's, so this test isn't parallel.
+func TestKeychainIsDockers(t *testing.T) {
+	home := t.TempDir()
+	bin := filepath.Join(home, "bin")
+	helper(t, filepath.Join(bin, "docker-credential-one"), "registry.test", "helped", "by-one")
+	helper(t, filepath.Join(bin, "docker-credential-token"), "registry.test", "<token>", "identity")
+	helper(t, filepath.Join(bin, "docker-credential-hub"), "https://index.docker.io/v1/", "hub", "by-helper")
+	helper(t, filepath.Join(bin, "docker-credential-whole"), "registry.test/a/b", "whole", "name")
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	t.Setenv("HOME", home)
+	config := filepath.Join(home, ".docker", "config.json")
+
+	for _, c := range []struct {
+		name   string
+		config string // of the default place
+		env    map[string]string
+		files  map[string]string
+		repo   string
+		source string
+	}{
+		{name: "nothing", source: "anonymous"},
+		{name: "empty file", config: " ", source: "anonymous"},
+		{name: "auth", config: `{"auths":{"registry.test":{"auth":"` + auth("u", "p:w") + `"}}}`, source: config},
+		{name: "auth of a URL", config: `{"auths":{"https://registry.test/v2/":{"auth":"` + auth("u", "p") + `"}}}`, source: config},
+		{name: "auth of a repository", config: `{"auths":{"registry.test":{"auth":"` + auth("x", "y") + `"},"registry.test/a/b":{"auth":"` +
+			auth("u", "p") + `"}}}`, source: config},
+		{name: "auth of another", config: `{"auths":{"other.test":{"auth":"` + auth("u", "p") + `"}}}`, source: "anonymous"},
+		{name: "user and password", config: `{"auths":{"registry.test":{"username":"u","password":"p"}}}`, source: config},
+		{name: "identity token", config: `{"auths":{"registry.test":{"identitytoken":"i"}}}`, source: config},
+		{name: "registry token", config: `{"auths":{"registry.test":{"registrytoken":"r"}}}`, source: config},
+		{name: "trailing bytes", config: `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}} x`, source: config},
+		{name: "Docker Hub", config: `{"auths":{"https://index.docker.io/v1/":{"auth":"` + auth("u", "p") + `"}}}`, repo: "nearone/mpc-node", source: config},
+		{name: "Docker Hub by name", config: `{"auths":{"docker.io":{"auth":"` + auth("u", "p") + `"}}}`, repo: "nearone/mpc-node", source: "anonymous"},
+		{name: "port", config: `{"auths":{"registry.test:5000":{"auth":"` + auth("u", "p") + `"}}}`, repo: "registry.test:5000/a/b", source: config},
+		{name: "another port", config: `{"auths":{"registry.test:5000":{"auth":"` + auth("u", "p") + `"}}}`, source: "anonymous"},
+		{name: "helper of the host", config: `{"credHelpers":{"registry.test":"one"}}`, source: "docker-credential-one"},
+		{name: "helper of the repository", config: `{"credHelpers":{"registry.test/a/b":"whole"}}`, source: "docker-credential-whole"},
+		{name: "helper of all", config: `{"credsStore":"one"}`, source: "docker-credential-one"},
+		{name: "helper of all knows the repository", config: `{"credsStore":"whole"}`, source: "docker-credential-whole"},
+		{name: "helper with a token", config: `{"credsStore":"token"}`, source: "docker-credential-token"},
+		{name: "helper for Docker Hub", config: `{"credsStore":"hub"}`, repo: "nearone/mpc-node", source: "docker-credential-hub"},
+		{name: "helper that knows nothing, and an entry", config: `{"credsStore":"hub","auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`,
+			source: "anonymous"},
+		{name: "helper of another, and an entry", config: `{"credHelpers":{"other.test":"one"},"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`,
+			source: config},
+		{name: "variable", config: `{}`, env: map[string]string{"DOCKER_AUTH_CONFIG": `{"auths":{"registry.test":{"auth":"` + auth("e", "v") + `"}}}`},
+			source: "DOCKER_AUTH_CONFIG"},
+		{name: "variable before the file", config: `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`,
+			env: map[string]string{"DOCKER_AUTH_CONFIG": `{"auths":{"registry.test":{"auth":"` + auth("e", "v") + `"}}}`}, source: "DOCKER_AUTH_CONFIG"},
+		{name: "variable before the helper", config: `{"credsStore":"one"}`,
+			env: map[string]string{"DOCKER_AUTH_CONFIG": `{"auths":{"registry.test":{"auth":"` + auth("e", "v") + `"}}}`}, source: "DOCKER_AUTH_CONFIG"},
+		{name: "variable alone", env: map[string]string{"DOCKER_AUTH_CONFIG": `{"auths":{"registry.test":{"auth":"` + auth("e", "v") + `"}}}`},
+			source: "anonymous"},
+		{name: "variable of another", config: `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`,
+			env: map[string]string{"DOCKER_AUTH_CONFIG": `{"auths":{"other.test":{"auth":"` + auth("e", "v") + `"}}}`}, source: config},
+		{name: "DOCKER_CONFIG", env: map[string]string{"DOCKER_CONFIG": filepath.Join(home, "elsewhere")},
+			files:  map[string]string{"elsewhere/config.json": `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`},
+			source: filepath.Join(home, "elsewhere", "config.json")},
+		{name: "DOCKER_CONFIG before the default", config: `{"auths":{"registry.test":{"auth":"` + auth("x", "y") + `"}}}`,
+			env:    map[string]string{"DOCKER_CONFIG": filepath.Join(home, "elsewhere")},
+			files:  map[string]string{"elsewhere/config.json": `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`},
+			source: filepath.Join(home, "elsewhere", "config.json")},
+		{name: "DOCKER_CONFIG without a file", config: `{"auths":{"registry.test":{"auth":"` + auth("x", "y") + `"}}}`,
+			env: map[string]string{"DOCKER_CONFIG": filepath.Join(home, "nowhere")}, source: "anonymous"},
+		{name: "REGISTRY_AUTH_FILE", env: map[string]string{"REGISTRY_AUTH_FILE": filepath.Join(home, "auth.json")},
+			files:  map[string]string{"auth.json": `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`},
+			source: filepath.Join(home, "auth.json")},
+		{name: "XDG_RUNTIME_DIR", env: map[string]string{"XDG_RUNTIME_DIR": filepath.Join(home, "run")},
+			files:  map[string]string{"run/containers/auth.json": `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`},
+			source: filepath.Join(home, "run", "containers", "auth.json")},
+		{name: "XDG_CONFIG_HOME", env: map[string]string{"XDG_CONFIG_HOME": filepath.Join(home, "xdg")},
+			files:  map[string]string{"xdg/containers/auth.json": `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`},
+			source: filepath.Join(home, "xdg", "containers", "auth.json")},
+		{name: "Podman's default", files: map[string]string{".config/containers/auth.json": `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`},
+			source: filepath.Join(home, ".config", "containers", "auth.json")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, key := range []string{"DOCKER_CONFIG", "DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"} {
+				t.Setenv(key, c.env[key])
+			}
+			if c.config != "" {
+				write(t, config, c.config)
+				defer os.Remove(config)
+			}
+			for path, content := range c.files {
+				write(t, filepath.Join(home, path), content)
+				defer os.Remove(filepath.Join(home, path))
+			}
+			if c.repo == "" {
+				c.repo = "registry.test/a/b"
+			}
+			repo, err := name.NewRepository(c.repo)
+			require.NoError(t, err)
+			if c.env["DOCKER_CONFIG"] == "" {
+				// Docker's package looks up its default place once in a process; named, it is the same place.
+				t.Setenv("DOCKER_CONFIG", filepath.Dir(config))
+			}
+			authenticator, err := authn.DefaultKeychain.Resolve(repo)
+			require.NoError(t, err)
+			want, err := authenticator.Authorization()
+			require.NoError(t, err)
+
+			t.Setenv("DOCKER_CONFIG", c.env["DOCKER_CONFIG"])
+			got := image.FindCredential(t.Context(), new(image.Puller), repo)
+			assert.Equal(t, want.Username, got.Username, "user")
+			assert.Equal(t, want.Password, got.Password, "password")
+			assert.Equal(t, want.IdentityToken, got.IdentityToken, "identity token")
+			assert.Equal(t, want.RegistryToken, got.RegistryToken, "registry token")
+			assert.Equal(t, c.source, got.Source)
+			assert.Equal(t, c.source == "anonymous", got.Note != "", "anonymous says why")
+		})
+	}
+}
+
+// TestKeychainThatFails finds no credentials where go-containerregistry finds an error or waits, and says why.
+func TestKeychainThatFails(t *testing.T) {
+	home := t.TempDir()
+	bin, shared := filepath.Join(home, "bin"), filepath.Join(home, "shared")
+	pid := filepath.Join(home, "pid")
+	for path, script := range map[string]string{
+		bin + "/docker-credential-hangs":     "sleep 1000 & echo $! > " + pid + "; wait",
+		bin + "/docker-credential-fails":     "echo no such thing as a password-of-somebody; exit 2",
+		bin + "/docker-credential-babbles":   "echo hello",
+		bin + "/docker-credential-floods":    "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done",
+		shared + "/docker-credential-theirs": "echo '{\"Username\":\"u\",\"Secret\":\"p\"}'; touch " + home + "/ran",
+	} {
+		write(t, path, "#!/bin/sh\n"+script+"\n")
+		require.NoError(t, os.Chmod(path, 0o755))
+	}
+	require.NoError(t, os.Symlink(shared+"/docker-credential-theirs", bin+"/docker-credential-linked"))
+	t.Setenv("PATH", bin+":"+shared+":"+os.Getenv("PATH"))
+	t.Setenv("HOME", home)
+	t.Setenv("DOCKER_CONFIG", "")
+	repo, err := name.NewRepository("registry.test/a/b")
+	require.NoError(t, err)
+	p := &image.Puller{ForbiddenHelperDirs: []string{shared + "/"}, Tuning: image.Tuning{HelperTimeout: 300 * time.Millisecond}}
+	for config, want := range map[string]string{
+		`{"credsStore":"hangs"}`:                   "didn't answer in time",
+		`{"credsStore":"fails"}`:                   "failed",
+		`{"credsStore":"babbles"}`:                 "something else than JSON",
+		`{"credsStore":"floods"}`:                  "says too much",
+		`{"credsStore":"missing"}`:                 "isn't on PATH",
+		`{"credsStore":"../shared/docker"}`:        "not the name of a program",
+		`{"credsStore":"theirs"}`:                  "is not run",
+		`{"credsStore":"linked"}`:                  "is not run",
+		`{"auths":`:                                "is not a Docker config",
+		`[]`:                                       "is not a Docker config",
+		`{"auths":{"registry.test":{"auth":"%"}}}`: "can't be decoded",
+		`{"auths":{"registry.test":{"auth":"` + auth("", "p") + `"}}}`:             "can't be decoded",
+		`{"x":"` + strings.Repeat("x", 1<<20) + `"}`:                               "can't be read",
+		`{"auths":{"other.test":{"auth":"` + auth("u", "secret-of-other") + `"}}}`: "has none for registry.test",
+	} {
+		write(t, filepath.Join(home, ".docker", "config.json"), config)
+		began := time.Now()
+		got := image.FindCredential(t.Context(), p, repo)
+		assert.Equal(t, "anonymous", got.Source, "%.80s", config)
+		assert.Contains(t, got.Note, want, "%.80s", config)
+		assert.Less(t, time.Since(began), 5*time.Second, "%.80s", config)
+		assert.Empty(t, got.Username+got.Password)
+	}
+	assert.NoFileExists(t, home+"/ran", "a helper from a forbidden directory")
+
+	text, err := os.ReadFile(pid)
+	require.NoError(t, err)
+	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	require.NoError(t, err)
+	assert.Eventually(t, func() bool { return gone(child) }, 5*time.Second, 10*time.Millisecond, "what a helper started ends with it")
+
+	t.Setenv("HOME", "")
+	got := image.FindCredential(t.Context(), p, repo)
+	assert.Contains(t, got.Note, "no HOME and DOCKER_CONFIG set")
+}
+
+// gone says whether a process has ended, reaped or not.
+func gone(pid int) bool {
+	if syscall.Kill(pid, 0) != nil {
+		return true
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(status), ") Z ")
+}
+
+// TestHelperAtWork goes all the way from a helper to the token server.
+func TestHelperAtWork(t *testing.T) {
+	home := t.TempDir()
+	img := small(t)
+	r := newRegistry(t, launchtest.RegistryOptions{TLS: true, Auth: launchtest.RegistryBearer, IdentityToken: identity})
+	ref := push(t, r, img)
+	helper(t, filepath.Join(home, "bin", "docker-credential-local"), r.Host(), "<token>", identity)
+	write(t, filepath.Join(home, ".docker", "config.json"), `{"credHelpers":{"`+r.Host()+`":"local"}}`)
+	t.Setenv("PATH", filepath.Join(home, "bin")+":"+os.Getenv("PATH"))
+	t.Setenv("HOME", home)
+	t.Setenv("DOCKER_CONFIG", "")
+	p := defaults(new(clock))
+	p.Tuning.Getenv, p.Tuning.RootCAs = nil, r.CertPool()
+	v, err := p.Resolve(context.Background(), ref)
+	require.NoError(t, err)
+	assert.Equal(t, "docker-credential-local", v.Stats().Credential)
+	assert.Equal(t, map[string]int{"token identity token": 1, "manifest Bearer": 1, "blob Bearer": 1}, credentials(r))
+}

@@ -1,0 +1,119 @@
+package image_test
+
+import (
+	"bytes"
+	"log/slog"
+	"net/http"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/launchtest"
+)
+
+func TestDescribe(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, launchtest.RegistryOptions{})
+	one := small(t)
+	other, err := launchtest.Image(launchtest.ImageOptions{OCI: true, Platform: v1.Platform{OS: "linux", Architecture: "s390x"}, Layers: [][]byte{make([]byte, 512)}})
+	require.NoError(t, err)
+	index, err := launchtest.Index(launchtest.IndexOptions{OCI: true, Images: []v1.Image{one, other}, Attestations: true})
+	require.NoError(t, err)
+	foreign, err := r.Push("test/foreign", other, "v1")
+	require.NoError(t, err)
+	ref, err := r.PushIndex("test/image", index, "v1")
+	require.NoError(t, err)
+	tag := func(repo string) name.Reference {
+		tag, err := name.NewTag(r.Host() + "/" + repo + ":v1")
+		require.NoError(t, err)
+		return tag
+	}
+	p := defaults(new(clock))
+	for _, ref := range []name.Reference{ref, tag("test/image")} {
+		d, err := p.Describe(t.Context(), ref)
+		require.NoError(t, err)
+		want, err := index.Digest()
+		require.NoError(t, err)
+		assert.Equal(t, want, d.Digest)
+		assert.True(t, d.IsIndex())
+		assert.Equal(t, types.OCIImageIndex, d.MediaType)
+		require.Len(t, d.Images, 2, "without attestations")
+		for i, img := range []v1.Image{one, other} {
+			want, err := img.Digest()
+			require.NoError(t, err)
+			assert.Equal(t, want, d.Images[i].Digest())
+			config, err := img.ConfigName()
+			require.NoError(t, err)
+			assert.Equal(t, config, d.Images[i].ConfigDigest())
+		}
+	}
+	for _, ref := range []name.Reference{foreign, tag("test/foreign")} {
+		d, err := p.Describe(t.Context(), ref)
+		require.NoError(t, err, "an image for other machines can be described")
+		assert.False(t, d.IsIndex())
+		assert.Equal(t, foreign.DigestStr(), d.Digest.String())
+		require.Len(t, d.Images, 1)
+		assert.Equal(t, "s390x", d.Images[0].ConfigFile().Architecture)
+		assert.Len(t, d.Images[0].Layers(), 1)
+	}
+	_, err = p.Resolve(t.Context(), foreign)
+	requireError(t, err, image.Refused)
+
+	h, err := other.Digest()
+	require.NoError(t, err)
+	r.Forge(h, "application/vnd.oci.image.manifest.v1+json", []byte(goodManifest(goodConfig)))
+	_, err = p.Describe(t.Context(), tag("test/image"))
+	requireError(t, err, image.Mismatch)
+	missing, err := name.NewTag(r.Host() + "/test/image:v2")
+	require.NoError(t, err)
+	_, err = p.Describe(t.Context(), missing)
+	assert.Equal(t, http.StatusNotFound, requireError(t, err, image.Refused).Status)
+}
+
+func TestCheckLayers(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	for _, o := range []launchtest.RegistryOptions{{}, {Redirect: launchtest.RedirectHost}, {TLS: true, Auth: launchtest.RegistryBearer, Public: true}} {
+		r := newRegistry(t, o)
+		p := defaults(new(clock))
+		p.Tuning.RootCAs = r.CertPool()
+		v, err := p.Resolve(t.Context(), push(t, r, img))
+		require.NoError(t, err)
+		sent := r.BlobBytes()
+		require.NoError(t, v.CheckLayers(t.Context()))
+		assert.Equal(t, sent, r.BlobBytes(), "bytes of layers")
+		assert.Empty(t, r.Unexpected())
+
+		r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusNotFound, On: launchtest.RequestBlob,
+			Digest: layerDigest(t, img, 1), Times: -1})
+		if o.Redirect != launchtest.RedirectNone {
+			continue // a redirect is the registry's word that it is there
+		}
+		e := requireError(t, v.CheckLayers(t.Context()), image.Refused)
+		assert.Equal(t, "layer 2 of 2", e.Part)
+		r.Heal()
+		r.Forge(layerDigest(t, img, 0), "", []byte("short"))
+		assert.Equal(t, "layer 1 of 2", requireError(t, v.CheckLayers(t.Context()), image.Mismatch).Part)
+	}
+	assert.Error(t, new(image.Verified).CheckLayers(t.Context()))
+}
+
+// TestLog asserts that the source of credentials is logged, retries are, and secrets are not.
+func TestLog(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	r, p, ref := bearerAt(t, launchtest.RegistryOptions{}, small(t))
+	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, On: launchtest.RequestBlob})
+	p.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	_, err := p.Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	assert.Contains(t, log.String(), `credentials="the given keychain"`)
+	assert.Contains(t, log.String(), "503 Service Unavailable")
+	assert.NotContains(t, log.String(), password)
+	assert.NotContains(t, log.String(), "token-")
+}
