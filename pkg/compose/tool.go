@@ -1,0 +1,226 @@
+package compose
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+)
+
+const (
+	versionTimeout = 30 * time.Second
+	createTimeout  = 5 * time.Minute
+	// maxOutput bounds what is kept of Compose's output, from its end.
+	maxOutput = 4 << 10
+)
+
+// Tool is a Compose of version 2 or later that was found to answer.
+type Tool struct {
+	command []string
+	version string
+	host    string
+}
+
+// Error is a Compose that is missing, too old, or didn't do what it was told. It ends in exit code 9.
+type Error struct {
+	Command string // as one would type it; empty where none was found
+	Output  string // the end of what it printed, trimmed
+	Err     error  // its exit status, or why it didn't run
+	Hint    string
+}
+
+func (e *Error) Error() string {
+	if e.Output == "" {
+		return e.Summary()
+	}
+	return e.Summary() + ": " + e.Output
+}
+
+// Summary is the error without what Compose printed.
+func (e *Error) Summary() string {
+	if e.Command == "" {
+		return fmt.Sprintf("compose: %v", e.Err)
+	}
+	return fmt.Sprintf("compose: `%s`: %v", e.Command, e.Err)
+}
+
+// Unwrap returns what Compose ended with.
+func (e *Error) Unwrap() error { return e.Err }
+
+// ExitCode is Workload.
+func (e *Error) ExitCode() exit.Code { return exit.Workload }
+
+// Hints says what helps where that is known.
+func (e *Error) Hints() []string {
+	if e.Hint == "" {
+		return nil
+	}
+	return []string{e.Hint}
+}
+
+// Find returns the Compose to use with the engine at host ("unix://…"): command, split at white space, or where that is empty
+// `docker compose`, then `docker-compose`, whichever on PATH is version 2 or later.
+func Find(ctx context.Context, command, host string) (Tool, error) {
+	candidates := [][]string{{"docker", "compose"}, {"docker-compose"}}
+	if command != "" {
+		candidates = [][]string{strings.Fields(command)}
+	}
+	var tried []error
+	if command != "" && len(candidates[0]) == 0 {
+		return Tool{}, &Error{Err: errors.New("the command is blank"), Hint: "name one with --compose, or leave it away"}
+	}
+	for _, candidate := range candidates {
+		t := Tool{command: candidate, host: host}
+		err := t.readVersion(ctx)
+		if err == nil {
+			return t, nil
+		}
+		tried = append(tried, err)
+	}
+	const hint = "install Compose 2 or later, or name it with --compose"
+	if len(tried) == 1 {
+		var e *Error
+		if errors.As(tried[0], &e) {
+			e.Hint = hint
+		}
+		return Tool{}, tried[0]
+	}
+	var summaries, outputs []string
+	for _, err := range tried {
+		var e *Error
+		if !errors.As(err, &e) {
+			return Tool{}, err
+		}
+		summaries = append(summaries, strings.TrimPrefix(e.Summary(), "compose: "))
+		if e.Output != "" {
+			outputs = append(outputs, e.Output)
+		}
+	}
+	return Tool{}, &Error{
+		Err:    fmt.Errorf("none of version 2 or later found: %s", strings.Join(summaries, "; ")),
+		Output: strings.Join(outputs, "; "), Hint: hint,
+	}
+}
+
+func (t *Tool) readVersion(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	out, err := t.run(ctx, nil, "version", "--short")
+	if err != nil {
+		return err
+	}
+	t.version = strings.TrimPrefix(strings.TrimSpace(out), "v")
+	major, _, _ := strings.Cut(t.version, ".")
+	if n, err := strconv.Atoi(major); err != nil || n < 2 {
+		return &Error{Command: t.line("version", "--short"), Err: fmt.Errorf("version %.40q is not 2 or later", t.version)}
+	}
+	return nil
+}
+
+// Version returns what the tool says its version is.
+func (t Tool) Version() string { return t.version }
+
+// String returns the command as one would type it.
+func (t Tool) String() string { return strings.Join(t.command, " ") }
+
+// Create has Compose create the workload's network and container from the proved image, or leave the container alone if it is
+// as it should be. Nothing is started.
+func (t Tool) Create(ctx context.Context, w Workload, id inspect.ImageID) error {
+	if id.IsZero() {
+		return errors.New("creating the workload: no proved image given")
+	}
+	file, err := w.Render(id.String())
+	if err != nil {
+		return fmt.Errorf("rendering the compose file: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
+	_, err = t.run(ctx, file, "--ansi", "never", "-p", Name, "-f", "-", "up", "--no-start")
+	return err
+}
+
+// run executes Compose in surroundings made from nothing: no variable, no .env file, no plugin or credential of anybody's
+// home reaches it.
+func (t Tool) run(ctx context.Context, stdin []byte, args ...string) (stdout string, err error) {
+	dir, err := os.MkdirTemp("", "launcher-compose-")
+	if err != nil {
+		return "", &Error{Command: t.line(args...), Err: err, Hint: "the launcher needs a writable temporary directory"}
+	}
+	defer os.RemoveAll(dir)
+	home, work := filepath.Join(dir, "home"), filepath.Join(dir, "work")
+	for _, d := range []string{home, work} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			return "", &Error{Command: t.line(args...), Err: err}
+		}
+	}
+	path := os.Getenv("PATH")
+	if path == "" {
+		path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	}
+	cmd := exec.CommandContext(ctx, t.command[0], append(t.command[1:len(t.command):len(t.command)], args...)...)
+	cmd.Env = []string{"PATH=" + path, "DOCKER_HOST=" + t.host, "HOME=" + home, "DOCKER_CONFIG=" + home}
+	cmd.Dir = work
+	cmd.Stdin = bytes.NewReader(stdin)
+	var out, complaints tail
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	// A group of its own, so that a plugin ends with its front end, and an end together with us: a Compose that outlived
+	// a killed launcher would get in the way of the next one.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	// Pdeathsig is sent when the thread that started the process ends, so it has to stay.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Run(); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return "", &Error{Command: t.line(args...), Err: err, Output: complaints.line()}
+	}
+	return string(out.data), nil
+}
+
+func (t Tool) line(args ...string) string {
+	return strings.Join(append(t.command[:len(t.command):len(t.command)], args...), " ")
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	data []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.data = append(t.data, p...)
+	if excess := len(t.data) - maxOutput; excess > 0 {
+		t.data = t.data[excess:]
+	}
+	return len(p), nil
+}
+
+// line returns the text as one line: the lines that say something, trimmed and joined.
+func (t *tail) line() string {
+	var lines []string
+	for l := range strings.Lines(strings.ToValidUTF8(string(t.data), "�")) {
+		l = strings.TrimSpace(strings.Map(func(r rune) rune {
+			if r < ' ' || r == 0x7f {
+				return ' '
+			}
+			return r
+		}, l))
+		if l != "" {
+			lines = append(lines, l)
+		}
+	}
+	return strings.Join(lines, "; ")
+}

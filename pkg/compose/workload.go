@@ -1,0 +1,217 @@
+// Package compose says what the workload's container is, has Compose create it, and checks what was created.
+//
+// It guarantees that the Compose file is marshalled from a typed value in which no text can become structure, that the
+// image in it is bound to proved bytes and can't be pulled, that Compose sees nothing of the environment or the files
+// around the launcher, and that nothing is started here. It doesn't guarantee that Compose did as told: that is what
+// Workload.Check is for.
+package compose
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"gopkg.in/yaml.v3"
+
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+)
+
+const (
+	// Name is the name of the Compose project, its service and its container.
+	Name = "mpc-node"
+	// SharedVolume is the volume that launcher and workload share.
+	SharedVolume = "shared-volume"
+	// DataVolume holds the workload's keys.
+	DataVolume = "mpc-data"
+	// AgentSocket is where the workload finds the guest agent, and SharedDir the shared volume.
+	AgentSocket = "/var/run/dstack.sock"
+	SharedDir   = "/mnt/shared"
+	// NodeConfig is the name of the workload's config in the shared volume.
+	NodeConfig = "mpc-config.toml"
+	// ProjectLabel is the label by which Compose knows its project's containers.
+	ProjectLabel = "com.docker.compose.project"
+	// BootLabel says in which boot a container was created. A boot's ID is random, so neither a container of an earlier boot nor an image
+	// can carry it: without the label a container is not of this boot; with it, it isn't proved to be.
+	BootLabel = "tee-launcher.boot-id"
+)
+
+// Workload is what may differ from one workload to another.
+type Workload struct {
+	Reference  string  // as the operator wrote it; a label for people
+	Digest     v1.Hash // the approved manifest digest; a label for people
+	Ports      []Port
+	Agent      string // path of the guest agent's socket on the host; empty outside a CVM
+	Supervised bool   // somebody looks after it; otherwise the engine restarts it on failure
+	Boot       string // the boot that the container belongs to; empty: it may belong to any
+}
+
+// Port is a TCP port of the host and the container's port behind it.
+type Port struct {
+	Host, Container uint16
+}
+
+type (
+	file struct {
+		Name     string             `yaml:"name"`
+		Services map[string]service `yaml:"services"`
+		Volumes  map[string]volume  `yaml:"volumes"`
+	}
+	service struct {
+		Image         string            `yaml:"image"`
+		PullPolicy    string            `yaml:"pull_policy"`
+		ContainerName string            `yaml:"container_name"`
+		Command       []string          `yaml:"command"`
+		Environment   map[string]string `yaml:"environment,omitempty"`
+		Ports         []string          `yaml:"ports,omitempty"`
+		Volumes       []mount           `yaml:"volumes"`
+		SecurityOpt   []string          `yaml:"security_opt"`
+		Restart       string            `yaml:"restart"`
+		Labels        map[string]string `yaml:"labels"`
+	}
+	mount struct {
+		Type     string `yaml:"type"`
+		Source   string `yaml:"source"`
+		Target   string `yaml:"target"`
+		ReadOnly bool   `yaml:"read_only,omitempty"`
+		Bind     *bind  `yaml:"bind,omitempty"`
+	}
+	bind struct {
+		CreateHostPath bool `yaml:"create_host_path"`
+	}
+	volume struct {
+		Name     string `yaml:"name"`
+		External bool   `yaml:"external"`
+	}
+)
+
+func command() []string {
+	return []string{"/app/mpc-node", "start-with-config-file", SharedDir + "/" + NodeConfig}
+}
+
+func (w Workload) restart() string {
+	if w.Supervised {
+		return "no"
+	}
+	return "on-failure"
+}
+
+func (w Workload) mounts() []mount {
+	mounts := []mount{
+		{Type: "bind", Source: "/tapp", Target: "/tapp", ReadOnly: true, Bind: &bind{CreateHostPath: true}},
+		{Type: "volume", Source: SharedVolume, Target: SharedDir},
+		{Type: "volume", Source: DataVolume, Target: "/data"},
+	}
+	if w.Agent != "" {
+		// Never made if missing: the engine would make a directory, and the agent could not listen there any more.
+		mounts = append(mounts, mount{Type: "bind", Source: w.Agent, Target: AgentSocket, Bind: &bind{CreateHostPath: false}})
+	}
+	return mounts
+}
+
+// Render returns the Compose file of the workload with the given image, for people to read; Create uses the same.
+func (w Workload) Render(image string) ([]byte, error) {
+	s := service{
+		Image: image, PullPolicy: "never", ContainerName: Name, Command: command(), Volumes: w.mounts(),
+		SecurityOpt: []string{"no-new-privileges:true"}, Restart: w.restart(),
+		Labels: map[string]string{"tee-launcher.reference": literal(w.Reference), "tee-launcher.manifest-digest": w.Digest.String()},
+	}
+	if w.Boot != "" {
+		s.Labels[BootLabel] = w.Boot
+	}
+	for _, p := range w.Ports {
+		s.Ports = append(s.Ports, fmt.Sprintf("%d:%d", p.Host, p.Container))
+	}
+	if w.Agent != "" {
+		s.Environment = map[string]string{"DSTACK_ENDPOINT": AgentSocket}
+	}
+	for i := range s.Volumes {
+		s.Volumes[i].Source = literal(s.Volumes[i].Source)
+	}
+	return yaml.Marshal(file{
+		Name: Name, Services: map[string]service{Name: s},
+		Volumes: map[string]volume{SharedVolume: {SharedVolume, true}, DataVolume: {DataVolume, true}},
+	})
+}
+
+// literal protects a text from Compose, which replaces $NAME in every one. There is no variable that we want replaced.
+func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
+// DeviationError is a container that isn't what the workload must be. It ends in exit code 9.
+type DeviationError struct {
+	Container string
+	What      string
+	Got, Want string
+}
+
+func (e *DeviationError) Error() string {
+	return fmt.Sprintf("container %s is not the workload: %s: got %s, want %s", e.Container, e.What, e.Got, e.Want)
+}
+
+// ExitCode is Workload.
+func (e *DeviationError) ExitCode() exit.Code { return exit.Workload }
+
+// Hints says how to get rid of it.
+func (e *DeviationError) Hints() []string {
+	return []string{"remove it and start the launcher again; volumes stay: docker rm -f " + Name}
+}
+
+// Check compares a container with the workload: image, command, entrypoint, mounts, restart policy and privileges, as
+// the engine reports them. Labels are no proof and aren't looked at. Base is the proved image's own configuration.
+func (w Workload) Check(c inspect.Container, id inspect.ImageID, base v1.Config) error {
+	deviation := func(what string, got, want any) error {
+		return &DeviationError{Container: c.Name, What: what, Got: fmt.Sprintf("%.300q", got), Want: fmt.Sprintf("%.300q", want)}
+	}
+	switch {
+	case id.IsZero():
+		return fmt.Errorf("checking container %s: no proved image given", c.Name)
+	case c.Name != Name:
+		return deviation("name", c.Name, Name)
+	case c.Image != id.String():
+		return deviation("image", c.Image, id.String())
+	case !slices.Equal(c.Command, command()):
+		return deviation("command", c.Command, command())
+	case !slices.Equal(c.Entrypoint, base.Entrypoint):
+		return deviation("entrypoint", c.Entrypoint, base.Entrypoint)
+	case c.RestartPolicy != w.restart():
+		return deviation("restart policy", c.RestartPolicy, w.restart())
+	case c.Privileged:
+		return deviation("privileged", c.Privileged, false)
+	case !slices.Contains(c.SecurityOpt, "no-new-privileges:true"):
+		return deviation("security options", c.SecurityOpt, "no-new-privileges:true")
+	}
+	var got, want []string
+	for _, m := range c.Mounts {
+		if _, declared := base.Volumes[m.Destination]; declared && m.Type == "volume" && anonymous(m.Name) {
+			continue // the image asks for it, and it holds nothing of anybody else's
+		}
+		source := m.Source
+		if m.Type == "volume" {
+			source = m.Name
+		}
+		got = append(got, describe(m.Type, source, m.Destination, m.RW))
+	}
+	for _, m := range w.mounts() {
+		want = append(want, describe(m.Type, m.Source, m.Target, !m.ReadOnly))
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		return deviation("mounts", got, want)
+	}
+	return nil
+}
+
+// anonymous tells whether a volume has the kind of name that engines make up.
+func anonymous(name string) bool {
+	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
+}
+
+func describe(kind, source, target string, writable bool) string {
+	mode := "ro"
+	if writable {
+		mode = "rw"
+	}
+	return kind + " " + source + ":" + target + ":" + mode
+}

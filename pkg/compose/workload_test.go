@@ -1,0 +1,209 @@
+package compose_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"gopkg.in/yaml.v3"
+
+	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/docker"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/launchtest"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func tee() compose.Workload {
+	return compose.Workload{
+		Reference: "nearone/mpc-node:main", Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)},
+		Ports: []compose.Port{{Host: 11780, Container: 11780}, {Host: 24567, Container: 24566}},
+		Agent: "/var/run/dstack.sock", Supervised: true,
+	}
+}
+
+func nontee() compose.Workload {
+	w := tee()
+	w.Agent, w.Supervised, w.Ports = "", false, nil
+	return w
+}
+
+// TestRenderGolden: the files are what a deployed workload was created from. A change recreates every container there is.
+func TestRenderGolden(t *testing.T) {
+	t.Parallel()
+	for name, w := range map[string]compose.Workload{"tee.yaml": tee(), "nontee.yaml": nontee()} {
+		got, err := w.Render("sha256:" + strings.Repeat("cd", 32))
+		require.NoError(t, err)
+		path := filepath.Join("testdata", name)
+		if *update {
+			require.NoError(t, os.WriteFile(path, got, 0o644))
+		}
+		want, err := os.ReadFile(path)
+		require.NoError(t, err)
+		assert.Equal(t, string(want), string(got), name)
+	}
+}
+
+// TestNoTextBecomesStructure: whatever stands in a text, the document keeps its shape and its other values.
+func TestNoTextBecomesStructure(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"a: b", "x\n    privileged: true", "${HOME}", "$HOME", "$$", "'\"", "- x", "# c", "&a *a", "!!binary aGk=", "no", "1e3", "\x00", "{}", "|", "🦀",
+	} {
+		w := tee()
+		w.Reference, w.Agent = text, "/"+text
+		data, err := w.Render("sha256:" + strings.Repeat("cd", 32))
+		require.NoError(t, err)
+		var got, want map[string]any
+		require.NoError(t, yaml.Unmarshal(data, &got), "%q", text)
+		reference, err := tee().Render("sha256:" + strings.Repeat("cd", 32))
+		require.NoError(t, err)
+		require.NoError(t, yaml.Unmarshal(reference, &want))
+		escaped := strings.ReplaceAll(text, "$", "$$")
+		service := want["services"].(map[string]any)["mpc-node"].(map[string]any)
+		service["labels"].(map[string]any)["tee-launcher.reference"] = escaped
+		service["volumes"].([]any)[3].(map[string]any)["source"] = "/" + escaped
+		assert.Equal(t, want, got, "%q", text)
+	}
+}
+
+// proved returns the ID of an image that was proved in an engine double; there is no other way to one.
+func proved(t *testing.T) inspect.ImageID {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "compose") // short: a socket's path has to fit into 107 bytes
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	double, err := launchtest.NewEngine(filepath.Join(dir, "docker.sock"), launchtest.EngineOptions{})
+	require.NoError(t, err)
+	defer double.Close()
+	registry, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
+	require.NoError(t, err)
+	defer registry.Close()
+	layers, err := launchtest.RandomLayers(1, 100)
+	require.NoError(t, err)
+	img, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
+	require.NoError(t, err)
+	ref, err := registry.Push("nearone/mpc-node", img)
+	require.NoError(t, err)
+	v, err := (&image.Puller{}).Resolve(t.Context(), ref)
+	require.NoError(t, err)
+	engine, err := docker.New(double.Host())
+	require.NoError(t, err)
+	loaded, err := engine.Load(t.Context(), v, docker.LoadOptions{})
+	require.NoError(t, err)
+	return loaded.ID
+}
+
+func TestCheckRefusesWhateverDeviates(t *testing.T) {
+	t.Parallel()
+	id := proved(t)
+	anonymous := strings.Repeat("0a", 32)
+	base := v1.Config{Entrypoint: []string{"/tini"}, Volumes: map[string]struct{}{"/cache": {}}}
+	good := func() inspect.Container {
+		return inspect.Container{
+			Name: "mpc-node", Image: id.String(), RestartPolicy: "no", SecurityOpt: []string{"no-new-privileges:true"},
+			Command:    []string{"/app/mpc-node", "start-with-config-file", "/mnt/shared/mpc-config.toml"},
+			Entrypoint: []string{"/tini"},
+			Mounts: []inspect.Mount{
+				{Type: "bind", Source: "/tapp", Destination: "/tapp"},
+				{Type: "volume", Name: "shared-volume", Source: "/x", Destination: "/mnt/shared", RW: true},
+				{Type: "volume", Name: "mpc-data", Source: "/y", Destination: "/data", RW: true},
+				{Type: "bind", Source: "/var/run/dstack.sock", Destination: "/var/run/dstack.sock", RW: true},
+				{Type: "volume", Name: anonymous, Source: "/z", Destination: "/cache", RW: true},
+			},
+		}
+	}
+	require.NoError(t, tee().Check(good(), id, base))
+	var deviation *compose.DeviationError
+	for name, tamper := range map[string]func(*inspect.Container){
+		"another name":       func(c *inspect.Container) { c.Name = "mpc-node-2" },
+		"another image":      func(c *inspect.Container) { c.Image = "sha256:" + strings.Repeat("00", 32) },
+		"a tag for an image": func(c *inspect.Container) { c.Image = "nearone/mpc-node" },
+		"another command":    func(c *inspect.Container) { c.Command[0] = "/bin/sh" },
+		"no command":         func(c *inspect.Container) { c.Command = nil },
+		"one argument more":  func(c *inspect.Container) { c.Command = append(c.Command, "--debug") },
+		"another entrypoint": func(c *inspect.Container) { c.Entrypoint = []string{"/bin/sh", "-c"} },
+		"no entrypoint":      func(c *inspect.Container) { c.Entrypoint = nil },
+		"another policy":     func(c *inspect.Container) { c.RestartPolicy = "on-failure" },
+		"privileged":         func(c *inspect.Container) { c.Privileged = true },
+		"new privileges":     func(c *inspect.Container) { c.SecurityOpt = nil },
+		"a mount more": func(c *inspect.Container) {
+			c.Mounts = append(c.Mounts, inspect.Mount{Type: "bind", Source: "/", Destination: "/host", RW: true})
+		},
+		"a mount less":          func(c *inspect.Container) { c.Mounts = c.Mounts[1:] },
+		"a writable mount":      func(c *inspect.Container) { c.Mounts[0].RW = true },
+		"another source":        func(c *inspect.Container) { c.Mounts[0].Source = "/tmp" },
+		"another volume":        func(c *inspect.Container) { c.Mounts[2].Name = "other" },
+		"a volume over a mount": func(c *inspect.Container) { c.Mounts[4].Destination = "/app" },
+		"a named volume":        func(c *inspect.Container) { c.Mounts[4].Name = "other" },
+		"another socket":        func(c *inspect.Container) { c.Mounts[3].Source = "/tmp/dstack.sock" },
+	} {
+		c := good()
+		tamper(&c)
+		assert.ErrorAs(t, tee().Check(c, id, base), &deviation, name)
+	}
+	err := tee().Check(good(), inspect.ImageID{}, base)
+	require.Error(t, err, "no proved image: nothing can be right")
+	assert.False(t, errors.As(err, &deviation))
+}
+
+func TestFindTakesNoComposeBelowVersion2(t *testing.T) {
+	t.Parallel()
+	double := os.Args[0] + " compose-double "
+	tool, err := compose.Find(t.Context(), double, "unix:///nonexistent")
+	require.NoError(t, err)
+	assert.Equal(t, launchtest.ComposeVersion, tool.Version())
+	for name, command := range map[string]string{"old": double + "--fail=old", "missing": "/nonexistent/compose", "blank": " "} {
+		_, err := compose.Find(t.Context(), command, "unix:///nonexistent")
+		require.Error(t, err, name)
+		assert.Equal(t, exit.Workload, exit.Of(err), name)
+		assert.NotEmpty(t, exit.Hints(err), name)
+	}
+}
+
+// TestAFailedComposeIsReportedOnce: with its command, its exit status and the end of its output, on one line.
+func TestAFailedComposeIsReportedOnce(t *testing.T) {
+	t.Parallel()
+	id := proved(t)
+	tool, err := compose.Find(t.Context(), os.Args[0]+" compose-double --fail=noise", "unix:///nonexistent")
+	require.NoError(t, err)
+	err = tool.Create(t.Context(), tee(), id)
+	var failure *compose.Error
+	require.ErrorAs(t, err, &failure)
+	assert.Contains(t, failure.Command, "compose-double --fail=noise --ansi never -p mpc-node -f - up --no-start")
+	assert.Contains(t, err.Error(), "exit status 1")
+	assert.NotContains(t, err.Error(), "\n")
+	assert.Less(t, len(err.Error()), 6000, "the output is trimmed")
+	assert.NotContains(t, failure.Summary(), failure.Output)
+	assert.Error(t, tool.Create(t.Context(), tee(), inspect.ImageID{}), "no proved image")
+}
+
+func TestAComposeThatHangsEndsWithTheContext(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	_, err := compose.Find(ctx, os.Args[0]+" compose-double --fail=hang", "unix:///nonexistent")
+	assert.ErrorIs(t, err, context.DeadlineExceeded)
+	assert.Less(t, time.Since(begin), 20*time.Second)
+}
+
+// TestMain lets the test binary play Compose.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "compose-double" {
+		syscall.Exit(launchtest.ComposeMain(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}

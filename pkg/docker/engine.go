@@ -1,0 +1,135 @@
+// Package docker acts on a Docker engine: it streams a verified image in, and handles the workload's containers.
+//
+// It guarantees that an ImageID stands for an image whose manifest and config were proved in this process and whose every layer the
+// engine holds under the diffID that the config names; that a layer's bytes are proved as they are sent, and a load that fails its
+// proof is broken off, never ended; and that no byte is written to a file on the way. What the engine says of a load isn't believed, it
+// is checked. It relies on the engine for what the engine unpacked earlier: that a layer is what its diffID says.
+// It touches no image and no container unless its caller names it or it made it itself. It doesn't decide which.
+package docker
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/docker/internal/api"
+)
+
+// These are the reading half's, under the name that people look for.
+type (
+	// ImageID is the engine's ID of a proved image.
+	ImageID = inspect.ImageID
+	// Container is a container as the engine describes it.
+	Container = inspect.Container
+	// Error is an engine that couldn't be reached or refused. It ends in exit code 7.
+	Error = api.Error
+)
+
+// Engine acts on one engine, and reads it.
+type Engine struct {
+	*inspect.Engine
+	// StallLimit is how long the engine may take neither bytes nor say anything during a load; 0: 5 min.
+	StallLimit time.Duration
+	// Sleep pauses between two loads; nil: a timer, or the context's end.
+	Sleep func(context.Context, time.Duration) error
+
+	client *api.Client
+}
+
+// New returns the engine at host, "unix://" and an absolute path. Nothing is contacted.
+func New(host string) (*Engine, error) {
+	reader, err := inspect.New(host)
+	if err != nil {
+		return nil, err
+	}
+	client, err := api.New(host)
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{Engine: reader, client: client}, nil
+}
+
+func (e *Engine) sleep(ctx context.Context, d time.Duration) error {
+	if e.Sleep != nil {
+		return e.Sleep(ctx, d)
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// ForbidRestart sets a container's restart policy to "no", so that the engine never starts it by itself.
+func (e *Engine) ForbidRestart(ctx context.Context, id string) error {
+	type policy struct{ Name string }
+	return e.post(ctx, "setting the restart policy of container "+id, containerPath(id, "update"), nil,
+		struct{ RestartPolicy policy }{policy{"no"}}, 0)
+}
+
+// Stop asks a container to end and kills it after grace. That it doesn't run is no error.
+func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error {
+	seconds := strconv.Itoa(int(grace.Seconds()))
+	return e.post(ctx, "stopping container "+id, containerPath(id, "stop"), url.Values{"t": {seconds}}, nil, grace+time.Minute)
+}
+
+// Start starts a container by its ID. That it runs already is no error.
+func (e *Engine) Start(ctx context.Context, id string) error {
+	return e.post(ctx, "starting container "+id, containerPath(id, "start"), nil, nil, 2*time.Minute)
+}
+
+// Remove removes a container that doesn't run. Its volumes stay. That it is gone already is no error.
+func (e *Engine) Remove(ctx context.Context, id string) error {
+	err := e.client.Call(ctx, api.Request{
+		Op: "removing container " + id, Method: http.MethodDelete, Path: containerPath(id, ""), Timeout: 2 * time.Minute,
+	}, nil)
+	if api.NotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// Hold makes a container of the given name and image that is never started and mounts the volumes, so that neither they
+// nor the image can be pruned while it is there. Volumes that are missing are made, never without a reference.
+func (e *Engine) Hold(ctx context.Context, name string, image ImageID, volumes []string) (id string, err error) {
+	type mount struct{ Type, Source, Target string }
+	var body struct {
+		Image      string
+		Entrypoint []string
+		Labels     map[string]string
+		HostConfig struct {
+			Mounts      []mount
+			NetworkMode string
+		}
+	}
+	body.Image = image.String()
+	body.Entrypoint = []string{"/never-started"}
+	// A container inherits its image's labels. By these, one could pass for a project's.
+	body.Labels = map[string]string{"com.docker.compose.project": "", "com.docker.compose.service": ""}
+	body.HostConfig.NetworkMode = "none"
+	for i, volume := range volumes {
+		body.HostConfig.Mounts = append(body.HostConfig.Mounts, mount{"volume", volume, "/held/" + strconv.Itoa(i)})
+	}
+	var answer struct{ ID string }
+	err = e.client.Call(ctx, api.Request{
+		Op: "creating container " + name, Method: http.MethodPost, Path: "/containers/create",
+		Query: url.Values{"name": {name}}, Body: body,
+	}, &answer)
+	return answer.ID, err
+}
+
+func (e *Engine) post(ctx context.Context, op, path string, query url.Values, body any, timeout time.Duration) error {
+	return e.client.Call(ctx, api.Request{Op: op, Method: http.MethodPost, Path: path, Query: query, Body: body, Timeout: timeout}, nil)
+}
+
+func containerPath(id, action string) string {
+	path := "/containers/" + id
+	if action != "" {
+		path += "/" + action
+	}
+	return path
+}

@@ -1,0 +1,208 @@
+package inspect
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"tee-launcher/pkg/docker/internal/api"
+)
+
+// Container is a container as the engine describes it.
+type Container struct {
+	ID            string
+	Name          string // without the leading slash
+	Image         string // the ID of its image, "sha256:…"
+	Created       time.Time
+	Labels        map[string]string
+	Status        string // created, running, paused, restarting, removing, exited, dead
+	ExitCode      int
+	StartedAt     time.Time // zero if it never ran
+	FinishedAt    time.Time
+	Command       []string
+	Entrypoint    []string
+	Environment   []string
+	StopSignal    string // the signal that asks it to end, as its image spells it; empty: SIGTERM
+	RestartPolicy string // "no", "always", "unless-stopped", "on-failure"; the API's empty word is "no"
+	SecurityOpt   []string
+	Privileged    bool
+	Mounts        []Mount
+}
+
+// Mount is a place in a container where something of the host shows.
+type Mount struct {
+	Type        string // bind, volume, tmpfs, …
+	Name        string // of a volume
+	Source      string // path on the host
+	Destination string // path in the container
+	RW          bool
+}
+
+// HostPath returns where the engine finds what the container sees at path: behind the deepest mount above it, or at path itself where there
+// is none, as in the zero value, which stands for a process outside every container.
+func (c Container) HostPath(path string) string {
+	host, depth := path, 0
+	for _, m := range c.Mounts {
+		rest, below := strings.CutPrefix(path+"/", strings.TrimSuffix(m.Destination, "/")+"/")
+		if below && m.Source != "" && len(m.Destination) > depth {
+			host, depth = filepath.Join(m.Source, rest), len(m.Destination)
+		}
+	}
+	return host
+}
+
+// Live tells whether processes of the container run or may run without anybody starting it.
+func (c Container) Live() bool {
+	switch c.Status {
+	case "created", "exited", "dead":
+		return false
+	}
+	return true // running, paused, restarting, removing, and whatever comes that we don't know
+}
+
+// NeverStarted tells whether no process of the container ever ran.
+func (c Container) NeverStarted() bool { return c.Status == "created" && c.StartedAt.IsZero() }
+
+// ShortID is the ID as people know it.
+func (c Container) ShortID() string {
+	if len(c.ID) > 12 {
+		return c.ID[:12]
+	}
+	return c.ID
+}
+
+// Containers returns all containers of the engine, live or not.
+func (e *Engine) Containers(ctx context.Context) ([]Container, error) {
+	var ids []struct{ ID string }
+	if err := e.get(ctx, "listing containers", "/containers/json", url.Values{"all": {"1"}}, &ids); err != nil {
+		return nil, err
+	}
+	containers := make([]Container, 0, len(ids))
+	for _, id := range ids {
+		c, err := e.Container(ctx, id.ID)
+		if NotFound(err) {
+			continue // gone since the list was made
+		}
+		if err != nil {
+			return nil, err
+		}
+		containers = append(containers, c)
+	}
+	return containers, nil
+}
+
+// Container returns the container with that ID or name.
+func (e *Engine) Container(ctx context.Context, id string) (Container, error) {
+	var answer struct {
+		ID, Name, Image string
+		Created         time.Time
+		State           struct {
+			Status                string
+			ExitCode              int
+			StartedAt, FinishedAt time.Time
+		}
+		Config struct {
+			Labels               map[string]string
+			Cmd, Entrypoint, Env []string
+			StopSignal           string
+		}
+		HostConfig struct {
+			RestartPolicy struct{ Name string }
+			SecurityOpt   []string
+			Privileged    bool
+		}
+		Mounts []Mount
+	}
+	err := e.get(ctx, "inspecting container "+id, "/containers/"+url.PathEscape(id)+"/json", nil, &answer)
+	if err != nil {
+		return Container{}, err
+	}
+	c := Container{
+		ID: answer.ID, Name: strings.TrimPrefix(answer.Name, "/"), Image: answer.Image, Created: answer.Created,
+		Labels: answer.Config.Labels, Status: answer.State.Status, ExitCode: answer.State.ExitCode,
+		StartedAt: answer.State.StartedAt, FinishedAt: answer.State.FinishedAt,
+		Command: answer.Config.Cmd, Entrypoint: answer.Config.Entrypoint, Environment: answer.Config.Env,
+		StopSignal: answer.Config.StopSignal, RestartPolicy: answer.HostConfig.RestartPolicy.Name, SecurityOpt: answer.HostConfig.SecurityOpt,
+		Privileged: answer.HostConfig.Privileged, Mounts: answer.Mounts,
+	}
+	if c.RestartPolicy == "" {
+		c.RestartPolicy = "no"
+	}
+	return c, nil
+}
+
+// Logs returns the end of what a container wrote to stdout and stderr: at most lines lines and limit bytes.
+func (e *Engine) Logs(ctx context.Context, id string, lines int, limit int64) ([]byte, error) {
+	op := "reading the log of container " + id
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	body, err := e.client.Stream(ctx, api.Request{
+		Op: op, Method: http.MethodGet, Path: "/containers/" + url.PathEscape(id) + "/logs",
+		Query: url.Values{"stdout": {"1"}, "stderr": {"1"}, "tail": {strconv.Itoa(lines)}},
+	}, nil, "")
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	log, err := demultiplex(body, limit)
+	if err != nil {
+		return log, &Error{Op: op, Err: err}
+	}
+	return log, nil
+}
+
+// demultiplex takes the frames of the engine's log stream apart: a byte that names the stream, three zeros, a big-endian
+// length, the text. It keeps the last limit bytes.
+func demultiplex(r io.Reader, limit int64) ([]byte, error) {
+	var tail bytes.Buffer
+	for {
+		var header [8]byte
+		if _, err := io.ReadFull(r, header[:]); err != nil {
+			if errors.Is(err, io.EOF) {
+				return tail.Bytes(), nil
+			}
+			return tail.Bytes(), err
+		}
+		if header[0] > 2 || header[1] != 0 || header[2] != 0 || header[3] != 0 {
+			return tail.Bytes(), errors.New("log stream is not framed")
+		}
+		size := int64(binary.BigEndian.Uint32(header[4:]))
+		if skip := size - limit; skip > 0 {
+			if _, err := io.CopyN(io.Discard, r, skip); err != nil {
+				return tail.Bytes(), err
+			}
+			size = limit
+		}
+		if _, err := io.CopyN(&tail, r, size); err != nil {
+			return tail.Bytes(), err
+		}
+		if excess := int64(tail.Len()) - limit; excess > 0 {
+			tail.Next(int(excess))
+		}
+	}
+}
+
+// Volume is a volume as the engine describes it.
+type Volume struct {
+	Name       string
+	Mountpoint string // path on the host
+	Device     string // what the local driver mounts there, such as another directory of the host; mostly empty
+}
+
+// Volume returns the volume of that name.
+func (e *Engine) Volume(ctx context.Context, name string) (Volume, error) {
+	var answer struct {
+		Name, Mountpoint string
+		Options          map[string]string
+	}
+	err := e.get(ctx, "inspecting volume "+name, "/volumes/"+url.PathEscape(name), nil, &answer)
+	return Volume{Name: answer.Name, Mountpoint: answer.Mountpoint, Device: answer.Options["device"]}, err
+}

@@ -1,0 +1,32 @@
+package inspect_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+
+	"tee-launcher/pkg/docker/inspect"
+)
+
+func TestHostPath(t *testing.T) {
+	t.Parallel()
+	const socket = "/var/run/dstack.sock"
+	mount := func(source, destination string) inspect.Mount {
+		return inspect.Mount{Source: source, Destination: destination}
+	}
+	for name, c := range map[string]struct {
+		mounts []inspect.Mount
+		want   string
+	}{
+		"no container":       {nil, socket},
+		"the same place":     {[]inspect.Mount{mount(socket, socket)}, socket},
+		"another place":      {[]inspect.Mount{mount("/srv/agent.sock", socket)}, "/srv/agent.sock"},
+		"its directory":      {[]inspect.Mount{mount("/srv/run", "/var/run")}, "/srv/run/dstack.sock"},
+		"the deepest":        {[]inspect.Mount{mount("/a", socket), mount("/b", "/var/run/"), mount("/c", "/")}, "/a"},
+		"the root":           {[]inspect.Mount{mount("/host", "/")}, "/host/var/run/dstack.sock"},
+		"a name that begins": {[]inspect.Mount{mount("/a", "/var/run/dstack"), mount("/b", "/var/ru")}, socket},
+		"nothing behind it":  {[]inspect.Mount{mount("", "/var/run")}, socket},
+	} {
+		assert.Equal(t, c.want, inspect.Container{Mounts: c.mounts}.HostPath(socket), name)
+	}
+}

@@ -1,0 +1,185 @@
+package inspect
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/docker/internal/api"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/image"
+)
+
+// ImageID is the engine's ID of an image that was proved to be what a manifest digest says. Only Engine.Prove makes one;
+// the zero value proves nothing and is refused everywhere.
+type ImageID struct {
+	hash v1.Hash
+}
+
+// String returns "sha256:…", the form in which the engine takes and reports it; empty for the zero value.
+func (id ImageID) String() string {
+	if id.IsZero() {
+		return ""
+	}
+	return id.hash.String()
+}
+
+// IsZero tells whether nothing was proved.
+func (id ImageID) IsZero() bool { return id.hash == v1.Hash{} }
+
+// ErrNoImage is returned by Prove where the engine doesn't have the image.
+var ErrNoImage = errors.New("the engine doesn't have the image")
+
+// UnprovedError is an image that the engine shows under the right ID, but that isn't the one.
+type UnprovedError struct {
+	ID   string // what was asked for
+	What string // what was compared
+	Got  string
+	Want string
+}
+
+func (e *UnprovedError) Error() string {
+	return fmt.Sprintf("the engine's image %s is not the proved one: %s: got %s, want %s", e.ID, e.What, e.Got, e.Want)
+}
+
+// ExitCode is Engine.
+func (e *UnprovedError) ExitCode() exit.Code { return exit.Engine }
+
+// ID returns what the engine with the given store calls the image v.
+func ID(store Store, v *image.Verified) v1.Hash {
+	if store == Containerd {
+		return v.Digest()
+	}
+	return v.ConfigDigest()
+}
+
+// Prove looks whether the engine has the image v, whole, and returns its ID. ErrNoImage: it doesn't; *UnprovedError: it has
+// something under that ID which isn't v.
+//
+// Names and tags aren't looked at, since they can lie. A classic ID is the digest of the config, which names every
+// layer's diffID; a containerd one is the digest of the manifest. The layers are compared all the same, because newer engines
+// answer for images whose parts are missing.
+func (e *Engine) Prove(ctx context.Context, info Info, v *image.Verified) (ImageID, error) {
+	if !v.Valid() {
+		return ImageID{}, errors.New("proving an image: no verified image given")
+	}
+	want := ID(info.Store, v)
+	query := url.Values{}
+	// From 1.48 on the engine can say whether the blobs are there too: an image with a missing layer looks whole without.
+	askManifests := info.Store == Containerd && info.APIAtLeast(48)
+	if askManifests {
+		query.Set("manifests", "1")
+	}
+	var got struct {
+		ID     string
+		RootFS struct {
+			Type   string
+			Layers []string
+		}
+		Manifests []struct {
+			Descriptor struct{ Digest string }
+			Available  bool
+		}
+	}
+	err := e.get(ctx, "inspecting image "+want.String(), "/images/"+want.String()+"/json", query, &got)
+	if NotFound(err) {
+		return ImageID{}, ErrNoImage
+	}
+	if err != nil {
+		return ImageID{}, err
+	}
+	unproved := func(what, got, want string) error {
+		return &UnprovedError{ID: ID(info.Store, v).String(), What: what, Got: got, Want: want}
+	}
+	if got.ID != want.String() {
+		return ImageID{}, unproved("ID", quoted(got.ID), want.String())
+	}
+	layers := v.Layers()
+	if len(got.RootFS.Layers) != len(layers) {
+		return ImageID{}, unproved("number of layers", fmt.Sprint(len(got.RootFS.Layers)), fmt.Sprint(len(layers)))
+	}
+	for i, layer := range layers {
+		if got.RootFS.Layers[i] != layer.DiffID.String() {
+			return ImageID{}, unproved(fmt.Sprintf("diffID of layer %d", i+1), quoted(got.RootFS.Layers[i]), layer.DiffID.String())
+		}
+	}
+	if askManifests {
+		whole := slices.ContainsFunc(got.Manifests, func(m struct {
+			Descriptor struct{ Digest string }
+			Available  bool
+		}) bool {
+			return m.Available && m.Descriptor.Digest == v.ManifestDigest().String()
+		})
+		if !whole {
+			return ImageID{}, unproved("blobs of manifest "+v.ManifestDigest().String(), "not all there", "all there")
+		}
+	}
+	return ImageID{hash: want}, nil
+}
+
+// Summary is an image as a list shows it.
+type Summary struct {
+	ID    string
+	Names []string // tags and digests
+}
+
+// Labelled returns the images whose config has the label.
+func (e *Engine) Labelled(ctx context.Context, label string) ([]Summary, error) {
+	filters, err := json.Marshal(map[string][]string{"label": {label}})
+	if err != nil {
+		return nil, err
+	}
+	return e.images(ctx, url.Values{"all": {"1"}, "filters": {string(filters)}})
+}
+
+func (e *Engine) images(ctx context.Context, query url.Values) ([]Summary, error) {
+	var answer []struct {
+		ID                    string
+		RepoTags, RepoDigests []string
+	}
+	if err := e.get(ctx, "listing images", "/images/json", query, &answer); err != nil {
+		return nil, err
+	}
+	images := make([]Summary, 0, len(answer))
+	for _, i := range answer {
+		images = append(images, Summary{i.ID, append(i.RepoTags, i.RepoDigests...)})
+	}
+	return images, nil
+}
+
+// CommonLayers returns how many of the layers with these diffIDs, from the lowest on, a classic store has: as many as any one of its
+// images begins with, of which at most limit are looked at. A layer is known there by all below it.
+func (e *Engine) CommonLayers(ctx context.Context, diffIDs []string, limit int) (int, error) {
+	images, err := e.images(ctx, url.Values{"all": {"1"}})
+	if api.Answered(err) {
+		return 0, nil // engines fail to list images while some are being removed
+	}
+	if err != nil {
+		return 0, err
+	}
+	most := 0
+	for _, i := range images[:min(limit, len(images))] {
+		var got struct{ RootFS struct{ Layers []string } }
+		err := e.get(ctx, "inspecting image "+i.ID, "/images/"+url.PathEscape(i.ID)+"/json", nil, &got)
+		if api.Answered(err) {
+			continue // gone since the list was made, or somebody's broken image
+		}
+		if err != nil {
+			return 0, err
+		}
+		n := 0
+		for n < len(diffIDs) && n < len(got.RootFS.Layers) && got.RootFS.Layers[n] == diffIDs[n] {
+			n++
+		}
+		most = max(most, n)
+	}
+	return most, nil
+}
+
+// quoted bounds and escapes what an engine says in the place of a digest.
+func quoted(s string) string { return fmt.Sprintf("%.100q", s) }

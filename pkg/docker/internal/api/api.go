@@ -1,0 +1,230 @@
+// Package api speaks the Docker Engine API over one unix socket: requests, bounded answers and the engine's own errors.
+//
+// It knows no endpoint: what may be read stands in package inspect, what changes something in package docker.
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/unixhttp"
+)
+
+const (
+	// callTimeout bounds a call whose answer is small and immediate.
+	callTimeout = 60 * time.Second
+	// maxAnswer bounds an answer that is read whole. The largest is the list of all images and containers.
+	maxAnswer = 32 << 20
+	// maxMessage bounds what is quoted of the engine's own words.
+	maxMessage = 2 << 10
+)
+
+// Client calls one engine.
+type Client struct {
+	http   *http.Client
+	socket string
+}
+
+// New returns a client for host, which must be "unix://" and an absolute path. Nothing is contacted.
+func New(host string) (*Client, error) {
+	path, ok := strings.CutPrefix(host, "unix://")
+	if !ok || !strings.HasPrefix(path, "/") {
+		return nil, fmt.Errorf("docker host %.200q is not unix:// and an absolute path", host)
+	}
+	return &Client{http: unixhttp.Client(path, true), socket: path}, nil
+}
+
+// Socket returns the socket's path.
+func (c *Client) Socket() string { return c.socket }
+
+// Error is a call that had no answer or not the one hoped for.
+type Error struct {
+	Op      string // what was tried, for people: "inspecting image sha256:…"
+	Status  int    // HTTP status; 0 if there was no answer, 200 if a stream reported the error
+	Message string // the engine's own words, trimmed; may be empty
+	Err     error  // the transport's error; nil if the engine answered
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Op)
+	if e.Message != "" {
+		b.WriteString(": " + e.Message)
+	}
+	if e.Status != 0 && e.Status != http.StatusOK {
+		fmt.Fprintf(&b, " (HTTP %d)", e.Status)
+	}
+	if e.Err != nil {
+		b.WriteString(": " + e.Err.Error())
+	}
+	return b.String()
+}
+
+// Unwrap returns the transport's error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// ExitCode is Engine.
+func (e *Error) ExitCode() exit.Code { return exit.Engine }
+
+// Hints says what helps where that is known.
+func (e *Error) Hints() []string {
+	switch {
+	case errors.Is(e.Err, syscall.ECONNREFUSED), errors.Is(e.Err, syscall.ENOENT):
+		return []string{"start the Docker daemon, or name its socket with --docker-host"}
+	case errors.Is(e.Err, syscall.EACCES):
+		return []string{"the Docker socket can't be opened by this user"}
+	case DiskFull(e):
+		return []string{"free space on the engine's data root: docker system df"}
+	}
+	return nil
+}
+
+// DiskFull tells whether the engine ran out of space. Its answers carry no code for that, only the system's words.
+func DiskFull(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && strings.Contains(e.Message, syscall.ENOSPC.Error())
+}
+
+// NotFound tells whether the engine answered that a thing doesn't exist.
+func NotFound(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status == http.StatusNotFound
+}
+
+// Answered tells whether err is the engine's own refusal, not a failure to reach it.
+func Answered(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status != 0
+}
+
+// Request is one call. Body, if not nil, is sent as JSON.
+type Request struct {
+	Op      string
+	Method  string
+	Path    string // without version prefix: every engine speaks its newest to that
+	Query   url.Values
+	Body    any
+	Timeout time.Duration // 0: a minute
+}
+
+// Call does r and decodes the answer into out unless that is nil. Every status below 300, and 304 ("already so"), is success.
+func (c *Client) Call(ctx context.Context, r Request, out any) error {
+	if r.Timeout == 0 {
+		r.Timeout = callTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
+	defer cancel()
+	var body io.Reader
+	if r.Body != nil {
+		data, err := json.Marshal(r.Body)
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.Op, err)
+		}
+		body = bytes.NewReader(data)
+	}
+	resp, err := c.Stream(ctx, r, body, "application/json")
+	if err != nil {
+		return err
+	}
+	defer resp.Close()
+	data, err := io.ReadAll(io.LimitReader(resp, maxAnswer+1))
+	if err != nil {
+		return &Error{Op: r.Op, Err: err}
+	}
+	if len(data) > maxAnswer {
+		return &Error{Op: r.Op, Err: fmt.Errorf("answer of more than %d bytes", maxAnswer)}
+	}
+	if out == nil || len(data) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return &Error{Op: r.Op, Err: fmt.Errorf("answer: %w", err)}
+	}
+	return nil
+}
+
+// Stream does r with body as it comes, and returns the answer's body unread. Neither a deadline nor a bound is set here.
+func (c *Client) Stream(ctx context.Context, r Request, body io.Reader, contentType string) (io.ReadCloser, error) {
+	u := url.URL{Scheme: "http", Host: "docker", Path: r.Path, RawQuery: r.Query.Encode()}
+	req, err := http.NewRequestWithContext(ctx, r.Method, u.String(), body)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r.Op, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", contentType)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, &Error{Op: r.Op, Err: bare(err)}
+	}
+	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage)) // what came of the message is better than none
+	return nil, &Error{Op: r.Op, Status: resp.StatusCode, Message: message(data)}
+}
+
+// Ping returns the newest API version that the engine speaks, such as "1.41".
+func (c *Client) Ping(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	const op = "reaching the Docker daemon"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/_ping", nil)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", op, err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return "", &Error{Op: op, Err: bare(err)}
+	}
+	defer resp.Body.Close()
+	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage))
+	if resp.StatusCode != http.StatusOK {
+		return "", &Error{Op: op, Status: resp.StatusCode, Message: message(data)}
+	}
+	return resp.Header.Get("Api-Version"), nil
+}
+
+// bare removes the URL that net/http puts before an error: it names a host that doesn't exist.
+func bare(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+func message(data []byte) string {
+	var doc struct {
+		Message string `json:"message"`
+	}
+	if err := json.Unmarshal(data, &doc); err == nil && doc.Message != "" {
+		return Trim(doc.Message)
+	}
+	return Trim(string(data))
+}
+
+// Trim makes the engine's words fit for one line: bounded, and without control characters.
+func Trim(s string) string {
+	if len(s) > maxMessage {
+		s = s[:maxMessage] + "…"
+	}
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+	return strings.TrimSpace(s)
+}

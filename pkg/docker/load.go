@@ -1,0 +1,387 @@
+package docker
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/docker/internal/api"
+	"tee-launcher/pkg/image"
+)
+
+const (
+	// maxLoads is how often a load is begun with an engine that breaks down in the middle of it.
+	maxLoads = 4
+	// loadPause is the first pause between two such loads; it doubles.
+	loadPause = time.Second
+	// comeback is how long an engine that went away may take to answer again.
+	comeback = time.Minute
+	// settleTimeout bounds the clean-up after a load.
+	settleTimeout = 30 * time.Second
+	// maxInspected bounds how many images are looked at for layers that needn't be sent.
+	maxInspected = 500
+)
+
+// Progress is told how a load comes on. Its methods may be called at the same time from several goroutines.
+type Progress interface {
+	Missing(bytes int64, unpacking bool) // what the engine lacks, in bytes of the registry; whether it will say how far it has unpacked
+	Sent(n int64)                        // n more bytes of it were taken by the engine
+	Unpacked(n int64)                    // n more bytes of it were unpacked
+}
+
+// LoadOptions configures a load. The zero value works.
+type LoadOptions struct {
+	// Known are images that the engine may have. The layers of those that it has needn't be sent to a containerd store, which can't be asked
+	// for its blobs. A classic store is asked for its layers.
+	Known []*image.Verified
+	// Space is asked, before anything is fetched, whether there is room for so many bytes. Nil: nobody is.
+	Space    func(info inspect.Info, missing int64) error
+	Progress Progress // nil: nobody is told
+}
+
+type noProgress struct{}
+
+func (noProgress) Missing(int64, bool) {}
+func (noProgress) Sent(int64)          {}
+func (noProgress) Unpacked(int64)      {}
+
+// Loaded is the result of a load.
+type Loaded struct {
+	ID     ImageID
+	Reused int64 // bytes of layers, as they are in the registry, that the engine had
+}
+
+// Load streams the image into the engine, layer after layer, so that the engine unpacks while the rest is fetched; reads the engine's
+// answers to the end; and proves the result by inspection. Layers that the engine has are neither fetched nor sent. An engine that
+// breaks down is tried again, with what it has by then.
+//
+// An error of the pull (*image.Error) comes through as it is. After an error there is no ID, and nothing is left that has a name.
+func (e *Engine) Load(ctx context.Context, v *image.Verified, o LoadOptions) (Loaded, error) {
+	if !v.Valid() {
+		return Loaded{}, errors.New("loading an image: no verified image given")
+	}
+	if o.Progress == nil {
+		o.Progress = noProgress{}
+	}
+	info, err := e.Info(ctx)
+	if err != nil {
+		return Loaded{}, err
+	}
+	l := &loading{engine: e, image: v, options: o, info: info, progress: o.Progress, delivered: map[v1.Hash]bool{}}
+	id, err := l.untilProved(ctx)
+	var pull *image.Error
+	if interrupted := ctx.Err() != nil || errors.As(err, &pull) && pull.Kind == image.Unavailable; !interrupted {
+		e.ForgetPrefixes(ctx, v) // else a further run goes on with them
+	}
+	if err != nil && l.named {
+		return Loaded{}, e.forgetBroken(ctx, info, v, err)
+	}
+	return Loaded{ID: id, Reused: l.reused}, err
+}
+
+// loading is one image on its way into the engine.
+type loading struct {
+	engine   *Engine
+	image    *image.Verified
+	options  LoadOptions
+	info     inspect.Info
+	progress Progress
+	reused   int64
+	groups   int               // loads of the last attempt
+	stream   *image.Stream     // of the layers to be sent
+	plain    map[v1.Hash]int64 // uncompressed sizes of the layers that are sent uncompressed, by diffID
+
+	delivered      map[v1.Hash]bool // layers that the engine took in an earlier attempt
+	named          bool             // entries that give the image its name were sent
+	distrustClaims bool             // a layer lied about its uncompressed size
+}
+
+// untilProved loads until the engine has the image, or until another try would not help.
+func (l *loading) untilProved(ctx context.Context) (ImageID, error) {
+	frugal, pause := true, loadPause
+	for loads := 1; ; loads++ {
+		err := l.once(ctx, frugal)
+		if err == nil {
+			var id ImageID
+			if id, err = l.engine.Prove(ctx, l.info, l.image); err == nil {
+				return id, nil
+			}
+		}
+		vanished := errors.Is(err, inspect.ErrNoImage)
+		if vanished {
+			err = &Error{Op: opLoad, Status: http.StatusOK,
+				Message: "the engine reported success, but has no image " + inspect.ID(l.info.Store, l.image).String()}
+		}
+		var pull *image.Error
+		var space *inspect.SpaceError
+		switch {
+		case ctx.Err() != nil:
+			return ImageID{}, err
+		case errors.Is(err, errClaim) && !l.distrustClaims:
+			l.distrustClaims = true
+		case errors.As(err, &pull):
+			if !pull.Restart { // damage on the way, of which bytes were handed on: package image says how often that may be
+				return ImageID{}, err
+			}
+		case api.DiskFull(err), errors.As(err, &space):
+			return ImageID{}, err
+		case unanswered(err) && loads < maxLoads:
+			if err := l.awaitEngine(ctx, pause, err); err != nil {
+				return ImageID{}, err
+			}
+			pause *= 2
+		case frugal && (l.reused > 0 || l.groups > 1 || vanished):
+			// What the engine had, or got from an earlier load, may be gone by now: dstack prunes images while we are at work. All of it in
+			// one load depends on nothing.
+			frugal = false
+		default:
+			return ImageID{}, err
+		}
+	}
+}
+
+// unanswered tells an engine that broke down from one that said no.
+func unanswered(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && (e.Err != nil || e.Status >= 500)
+}
+
+// awaitEngine waits until the engine answers again after the failure why, which it returns if that takes too long.
+func (l *loading) awaitEngine(ctx context.Context, pause time.Duration, why error) error {
+	for deadline := time.Now().Add(comeback); ; {
+		if err := l.engine.sleep(ctx, pause); err != nil {
+			return err
+		}
+		info, err := l.engine.Info(ctx)
+		if err == nil {
+			l.info = info
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return why
+		}
+	}
+}
+
+// once sends what the engine lacks, in as many loads as pays; or, if not frugal, everything in one.
+func (l *loading) once(ctx context.Context, frugal bool) (err error) {
+	layers := l.image.Layers()
+	have, size := func(int) bool { return false }, int64(math.MaxInt64)
+	if frugal {
+		if have, err = l.present(ctx); err != nil {
+			return err
+		}
+		size = minGroup
+	}
+	groups := planLoads(layers, have, size)
+	var order []int
+	var missing int64
+	for _, g := range groups {
+		for _, i := range g.send {
+			order = append(order, i)
+			missing += layers[i].Size
+		}
+	}
+	l.reused, l.groups = 0, len(groups)
+	for i, layer := range layers {
+		if have(i) {
+			l.reused += layer.Size
+		}
+	}
+	if l.options.Space != nil {
+		if err := l.options.Space(l.info, missing); err != nil {
+			return err
+		}
+	}
+	l.progress.Missing(missing, l.info.Store == inspect.Classic)
+	if l.plain, err = l.plainSizes(ctx, groups); err != nil {
+		return err
+	}
+	fetching, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	l.stream = l.image.Open(fetching, order)
+	return closeAfter(l.pipeline(ctx, fetching, cancel, groups), l.stream)
+}
+
+// closeAfter closes the stream; its error is worth telling only where there is no other.
+func closeAfter(err error, stream *image.Stream) error {
+	closed := stream.Close()
+	if err != nil {
+		return err
+	}
+	return closed
+}
+
+// pipeline sends the groups one after another. While the engine unpacks one, the bytes of the next are on their way already;
+// only the entries that make them an image wait until the one before is done, because they build on it. The first failure ends fetching,
+// and what isn't sent to its end with it.
+func (l *loading) pipeline(ctx, fetching context.Context, fail context.CancelCauseFunc, groups []group) error {
+	before := make(chan struct{})
+	close(before)
+	var uploads sync.WaitGroup
+	taken := make([]bool, len(groups))
+	for n, g := range groups {
+		if fetching.Err() != nil {
+			break
+		}
+		sent, done, previous := make(chan struct{}), make(chan struct{}), before
+		uploads.Go(func() {
+			defer close(done)
+			err := l.engine.send(ctx, l.info, l.image, upload{
+				write:    func(t *tar.Writer) error { return l.writeGroup(fetching, t, g, sent, previous) },
+				refused:  fail,
+				unpacked: l.unpacked(),
+			})
+			if err != nil {
+				fail(err) // the first cause is the one that is told
+			}
+			taken[n] = err == nil
+		})
+		select {
+		case <-sent:
+		case <-done:
+		}
+		before = done
+	}
+	uploads.Wait()
+	for n, g := range groups {
+		for _, i := range g.send {
+			l.delivered[l.image.Layers()[i].Digest] = l.delivered[l.image.Layers()[i].Digest] || taken[n]
+		}
+	}
+	return context.Cause(fetching) // nil where nothing went wrong
+}
+
+// unpacked returns what the engine's progress lines are reported to: a layer, by the beginning of its diffID, and how many of its bytes
+// are unpacked, in the form in which it was sent.
+func (l *loading) unpacked() func(id string, current int64) {
+	reported := map[string]int64{}
+	return func(id string, current int64) {
+		for _, layer := range l.image.Layers() {
+			if len(id) < 12 || !strings.HasPrefix(layer.DiffID.Hex, id) {
+				continue
+			}
+			done := min(current, layer.Size)
+			if plain, ok := l.plain[layer.DiffID]; ok {
+				done = scale(current, plain, layer.Size)
+			}
+			if grown := done - reported[id]; grown > 0 {
+				reported[id] = done
+				l.progress.Unpacked(grown)
+			}
+			return
+		}
+	}
+}
+
+// writeGroup writes one group's layers, closes sent, waits for what came before, and writes the entries that make it an image.
+func (l *loading) writeGroup(ctx context.Context, t *tar.Writer, g group, sent chan<- struct{}, previous <-chan struct{}) error {
+	layers := l.image.Layers()
+	for _, i := range g.send {
+		if err := l.writeLayer(t, layers[i]); err != nil {
+			return fmt.Errorf("layer %d: %w", i+1, err)
+		}
+	}
+	close(sent)
+	select {
+	case <-previous:
+	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	a := whole(l.image, l.path)
+	if g.upto < len(layers) {
+		var err error
+		if a, err = prefix(l.image, g.upto, l.path); err != nil {
+			return err
+		}
+	} else {
+		l.named = true
+	}
+	entries, err := a.entries()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := e.write(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// present finds out which layers the engine has. What it wrongly claims to have costs another load, no more.
+func (l *loading) present(ctx context.Context) (func(int) bool, error) {
+	layers := l.image.Layers()
+	if l.info.Store == inspect.Containerd {
+		blobs := maps.Clone(l.delivered)
+		for _, known := range l.options.Known {
+			// Only such an engine says whether the blobs are there: an unpacked image may have lost them.
+			if _, err := l.engine.Prove(ctx, l.info, known); err == nil && l.info.APIAtLeast(48) {
+				for _, layer := range known.Layers() {
+					blobs[layer.Digest] = true
+				}
+			}
+		}
+		return func(i int) bool { return blobs[layers[i].Digest] }, nil
+	}
+	diffIDs := make([]string, 0, len(layers))
+	for _, layer := range layers {
+		diffIDs = append(diffIDs, layer.DiffID.String())
+	}
+	n, err := l.engine.CommonLayers(ctx, diffIDs, maxInspected)
+	return func(i int) bool { return i < n }, err
+}
+
+// ForgetPrefixes removes the nameless images that loads of v made on their way, whenever that was. What they hold stays
+// as long as an image has it. That one can't be removed is no reason to refuse the image: it is nameless, and `docker image prune` takes it.
+func (e *Engine) ForgetPrefixes(ctx context.Context, v *image.Verified) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
+	prefixes, err := e.Labelled(ctx, prefixLabel+"="+v.Digest().String())
+	if err != nil {
+		return
+	}
+	for _, image := range prefixes {
+		if slices.ContainsFunc(image.Names, func(n string) bool { return !strings.HasPrefix(n, "<none>") }) {
+			continue // somebody has named it: it isn't ours any more
+		}
+		_ = e.client.Call(ctx, api.Request{
+			Op: "removing image " + image.ID, Method: http.MethodDelete, Path: "/images/" + image.ID, Query: url.Values{"noprune": {"1"}},
+		}, nil)
+	}
+}
+
+// forgetBroken removes the names that a load of v gives, unless the image under them is whole, and returns why the load was
+// given up. It works on after ctx has ended: a refusal leaves nothing behind.
+func (e *Engine) forgetBroken(ctx context.Context, info inspect.Info, v *image.Verified, why error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
+	// A containerd store that can't be asked for its blobs answers for an image that it couldn't unpack.
+	tells := info.Store == inspect.Classic || info.APIAtLeast(48)
+	if _, err := e.Prove(ctx, info, v); err == nil && tells {
+		return why
+	}
+	repository, tag := names(v.Reference(), v.Digest())
+	for _, name := range []string{repository + ":" + tag, repository + "@" + v.Digest().String()} {
+		err := e.client.Call(ctx, api.Request{Op: "removing image " + name, Method: http.MethodDelete, Path: "/images/" + name}, nil)
+		var answered *Error
+		if errors.As(err, &answered) && answered.Status != 0 && answered.Status != http.StatusNotFound {
+			why = fmt.Errorf("%w (and what it left can't be removed: %w)", why, err)
+		}
+	}
+	return why
+}

@@ -1,0 +1,333 @@
+package docker_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/docker"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/launchtest"
+)
+
+const mega = 1 << 20
+
+// push puts an image of random layers into the registry and resolves it.
+func (b *bench) push(o launchtest.ImageOptions, seeds []uint64, sizes ...int) *image.Verified {
+	b.t.Helper()
+	for i, seed := range seeds {
+		layer, err := launchtest.RandomLayer(seed, sizes[i])
+		require.NoError(b.t, err)
+		o.Layers = append(o.Layers, layer)
+	}
+	img, err := launchtest.Image(o)
+	require.NoError(b.t, err)
+	return b.pushed(img)
+}
+
+func (b *bench) pushed(img v1.Image) *image.Verified {
+	b.t.Helper()
+	ref, err := b.registry.Push("nearone/mpc-node", img)
+	require.NoError(b.t, err)
+	v, err := (&image.Puller{}).Resolve(b.t.Context(), ref)
+	require.NoError(b.t, err)
+	return v
+}
+
+// images returns how many images the engine has, the nameless ones included.
+func (b *bench) images() int {
+	b.t.Helper()
+	data, err := b.double.Call("GET", "/images/json?all=1", nil)
+	require.NoError(b.t, err)
+	var list []json.RawMessage
+	require.NoError(b.t, json.Unmarshal(data, &list))
+	return len(list)
+}
+
+func TestAnUpgradeMovesOnlyWhatChanged(t *testing.T) {
+	t.Parallel()
+	for store, options := range stores() {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, options)
+			old := b.push(launchtest.ImageOptions{OCI: true}, []uint64{1, 2, 3}, 400_000, 300_000, 200_000)
+			_, err := b.engine.Load(t.Context(), old, docker.LoadOptions{})
+			require.NoError(t, err)
+			// The registry counts an answer once all of it is gone.
+			require.Eventually(t, func() bool { return b.registry.BlobBytes() >= old.Size() }, 5*time.Second, time.Millisecond)
+			before := b.registry.BlobBytes()
+
+			upgrade := b.push(launchtest.ImageOptions{OCI: true}, []uint64{1, 2, 9}, 400_000, 300_000, 200_000)
+			loaded, err := b.engine.Load(t.Context(), upgrade, docker.LoadOptions{Known: []*image.Verified{old}})
+			require.NoError(t, err)
+			// An engine with a containerd store that can't be asked for its blobs gets everything.
+			if store == "containerd 26" {
+				assert.Zero(t, loaded.Reused)
+				return
+			}
+			assert.Equal(t, upgrade.Layers()[0].Size+upgrade.Layers()[1].Size, loaded.Reused)
+			assert.Less(t, b.registry.BlobBytes()-before, int64(220_000), "more than the changed layer was fetched")
+		})
+	}
+}
+
+func TestLayersThatAreGoneAfterAllAreSent(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	v := b.push(launchtest.ImageOptions{}, []uint64{1, 2}, 1000, 1000)
+	other := b.push(launchtest.ImageOptions{}, []uint64{3}, 1000)
+	_, err := b.engine.Load(t.Context(), other, docker.LoadOptions{})
+	require.NoError(t, err)
+	// The engine says once that the other image begins as ours does.
+	b.double.Fail(launchtest.EngineFault{Match: "GET /images/*/json", Edit: func(body []byte) []byte {
+		return []byte(strings.Replace(string(body), other.Layers()[0].DiffID.String(), v.Layers()[0].DiffID.String(), 1))
+	}})
+	loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+	require.NoError(t, err)
+	assert.Zero(t, loaded.Reused)
+	assert.Equal(t, 3, b.double.Loads(), "one for the other image, one that failed, one with everything")
+}
+
+// TestUnpackingGoesOnWhileTheRestIsFetched: large layers are loaded one after another, and nothing but the image stays.
+func TestUnpackingGoesOnWhileTheRestIsFetched(t *testing.T) {
+	t.Parallel()
+	for store, options := range stores() {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, options)
+			v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Uncompressed}, []uint64{1, 2, 3, 4}, 9*mega, 9*mega, 9*mega, 1000)
+			progress := &tally{}
+			loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{Progress: progress})
+			require.NoError(t, err)
+			assert.Equal(t, 4, b.double.Loads())
+			assert.Equal(t, 1, b.images(), "an image of our own making stays")
+			assert.Equal(t, inspect.ID(storeOf(options), v).String(), loaded.ID.String())
+			assert.InDelta(t, v.Size(), progress.sent, 10)
+		})
+	}
+}
+
+func storeOf(o launchtest.EngineOptions) inspect.Store {
+	if o.Containerd {
+		return inspect.Containerd
+	}
+	return inspect.Classic
+}
+
+func TestAnEngineThatBreaksDownIsTriedAgainWithWhatItHas(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]launchtest.EngineFault{
+		"the connection ends": {Load: launchtest.LoadCut, LoadBytes: mega},
+		"a server error":      {Status: 503, Message: "busy"},
+		"a truncated answer":  {Load: launchtest.LoadTruncated},
+		"no answer":           {Close: true},
+		"it hangs":            {Hang: true},
+	} {
+		for store, options := range stores() {
+			t.Run(name+"/"+store, func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t, options)
+				b.engine.StallLimit = 2 * time.Second
+				v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Uncompressed}, []uint64{1, 2, 3}, 9*mega, 9*mega, 1000)
+				fault.Match, fault.Skip = "POST /images/load", 2
+				b.double.Fail(fault)
+				_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+				require.NoError(t, err)
+				assert.Equal(t, 1, b.images())
+				assert.Less(t, b.registry.BlobBytes(), int64(23*mega), "what the engine had was fetched again")
+			})
+		}
+	}
+	t.Run("for ever", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t, launchtest.EngineOptions{})
+		b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Close: true})
+		_, err := b.engine.Load(t.Context(), b.resolve(), docker.LoadOptions{})
+		assert.Equal(t, exit.Engine, exit.Of(err), "%v", err)
+		asked := 0
+		for _, request := range b.double.Requests() {
+			if strings.HasPrefix(request, "POST /images/load") {
+				asked++
+			}
+		}
+		assert.Equal(t, 4, asked)
+	})
+}
+
+// TestAPruneBetweenTwoLoads: dstack runs `docker image prune -af` while a launcher loads, which takes the nameless images that a load
+// builds on.
+func TestAPruneBetweenTwoLoads(t *testing.T) {
+	t.Parallel()
+	for store, options := range stores() {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, options)
+			v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Uncompressed}, []uint64{1, 2, 3}, 9*mega, 9*mega, 9*mega)
+			pruned := make(chan struct{})
+			go func() {
+				defer close(pruned)
+				for b.images() == 0 {
+					time.Sleep(time.Millisecond)
+				}
+				_, err := b.double.Call("POST", `/images/prune?filters={"dangling":["false"]}`, nil)
+				assert.NoError(t, err)
+			}()
+			loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+			require.NoError(t, err)
+			<-pruned
+			assert.False(t, loaded.ID.IsZero())
+			assert.Equal(t, 1, b.images())
+		})
+	}
+}
+
+// TestALoadLeavesTheImagesOfAnotherOneAlone: two pulls at once, of different images, on one engine.
+func TestALoadLeavesTheImagesOfAnotherOneAlone(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	first := b.push(launchtest.ImageOptions{Compression: launchtest.Uncompressed}, []uint64{1, 2}, 9*mega, 1000)
+	second := b.push(launchtest.ImageOptions{Compression: launchtest.Uncompressed}, []uint64{3, 4}, 9*mega, 1000)
+	// The first one stops after its first layer.
+	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Skip: 1, Load: launchtest.LoadDiskFull})
+	b.registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: 503, On: launchtest.RequestBlob, Digest: first.Layers()[1].Digest, Times: -1})
+	_, err := b.engine.Load(t.Context(), first, docker.LoadOptions{})
+	require.Error(t, err)
+	b.double.Heal()
+	require.Equal(t, 1, b.images(), "what the engine has of it stays for the next try")
+	_, err = b.engine.Load(t.Context(), second, docker.LoadOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, 2, b.images())
+	b.registry.Heal()
+	loaded, err := b.engine.Load(t.Context(), first, docker.LoadOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, first.Layers()[0].Size, loaded.Reused)
+	assert.Equal(t, 2, b.images())
+}
+
+func TestAnImageThatCannotBeInspectedIsNoHindrance(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	_, err := b.engine.Load(t.Context(), b.push(launchtest.ImageOptions{}, []uint64{8}, 1000), docker.LoadOptions{})
+	require.NoError(t, err)
+	b.double.Fail(launchtest.EngineFault{Match: "GET /images/*/json", Status: 500, Message: "layer does not exist"})
+	_, err = b.engine.Load(t.Context(), b.push(launchtest.ImageOptions{}, []uint64{9}, 1000), docker.LoadOptions{})
+	assert.NoError(t, err)
+}
+
+// TestAnEnginesRefusalIsToldAtOnce, and not what the registry did meanwhile.
+func TestAnEnginesRefusalIsToldAtOnce(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	v := b.push(launchtest.ImageOptions{Compression: launchtest.Uncompressed}, []uint64{1}, 9*mega)
+	b.registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStall, On: launchtest.RequestBlob, Digest: v.Layers()[0].Digest, Skip: 2, Times: -1})
+	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Status: 500, Message: "no space left on device"})
+	begin := time.Now()
+	_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+	assert.Equal(t, exit.Engine, exit.Of(err), "%v", err)
+	require.Error(t, err)
+	assert.Contains(t, err.Error(), "no space left on device")
+	assert.Less(t, time.Since(begin), 8*time.Second)
+}
+
+func TestAFullDiskLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Uncompressed}, []uint64{1, 2, 3}, 9*mega, 9*mega, 1000)
+	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Skip: 1, Times: -1, Load: launchtest.LoadDiskFull, LoadBytes: mega})
+	_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+	assert.Equal(t, exit.Engine, exit.Of(err))
+	require.Error(t, err)
+	assert.Contains(t, err.Error(), "no space left on device")
+	assert.Zero(t, b.images())
+}
+
+func TestZstdIsSentPlainWhereTheEngineIsTooOld(t *testing.T) {
+	t.Parallel()
+	for store, options := range stores() {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, options)
+			v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Zstd}, []uint64{1, 2}, 50_000, 1000)
+			loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+			require.NoError(t, err)
+			assert.Equal(t, inspect.ID(storeOf(options), v).String(), loaded.ID.String())
+		})
+	}
+}
+
+// TestALayerThatClaimsAnotherSize: gzip's own size is only that of its last member.
+func TestALayerThatClaimsAnotherSize(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	first, err := launchtest.RandomLayer(1, 9*mega)
+	require.NoError(t, err)
+	second, err := launchtest.RandomLayer(2, 20*mega)
+	require.NoError(t, err)
+	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64", RootFS: v1.RootFS{Type: "layers"}})
+	require.NoError(t, err)
+	img, err = mutate.AppendLayers(img, gzipped(t, first), gzipped(t, second[:5*mega], second[5*mega:]))
+	require.NoError(t, err)
+	_, err = b.engine.Load(t.Context(), b.pushed(img), docker.LoadOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, 1, b.images())
+}
+
+// gzipped makes a layer of several gzip members.
+func gzipped(t *testing.T, members ...[]byte) v1.Layer {
+	t.Helper()
+	var blob bytes.Buffer
+	for _, member := range members {
+		w, err := gzip.NewWriterLevel(&blob, gzip.BestSpeed)
+		require.NoError(t, err)
+		_, err = w.Write(member)
+		require.NoError(t, err)
+		require.NoError(t, w.Close())
+	}
+	layer, err := partial.CompressedToLayer(compressed(blob.Bytes()))
+	require.NoError(t, err)
+	return layer
+}
+
+func TestTooLittleSpaceIsSaidBeforeAnythingIsFetched(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	v := b.resolve()
+	before := b.registry.BlobBytes()
+	_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{Space: func(info inspect.Info, missing int64) error {
+		return inspect.CheckSpace(info, missing, missing)
+	}})
+	var space *inspect.SpaceError
+	require.ErrorAs(t, err, &space)
+	assert.Equal(t, exit.Engine, exit.Of(err))
+	assert.NotEmpty(t, exit.Hints(err))
+	assert.Equal(t, before, b.registry.BlobBytes())
+	assert.Zero(t, b.double.Loads())
+	assert.False(t, errors.Is(err, inspect.ErrNoImage))
+}
+
+// compressed is the bytes of a gzip layer.
+type compressed []byte
+
+func (l compressed) Digest() (v1.Hash, error) {
+	h, _, err := v1.SHA256(bytes.NewReader(l))
+	return h, err
+}
+
+func (l compressed) Compressed() (io.ReadCloser, error)  { return io.NopCloser(bytes.NewReader(l)), nil }
+func (l compressed) Size() (int64, error)                { return int64(len(l)), nil }
+func (l compressed) MediaType() (types.MediaType, error) { return types.DockerLayer, nil }

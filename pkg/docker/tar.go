@@ -1,0 +1,262 @@
+package docker
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/image"
+)
+
+// archive describes the one form of tar that every image store takes: an OCI layout whose blobs a docker-save manifest points into as
+// well. Blobs come first and the JSON entries that give them names last, so that nothing has a name before all of it
+// was proved.
+type archive struct {
+	layers     []string // paths, of all layers from the lowest on
+	config     []byte
+	manifest   []byte
+	index      []byte // nil: none
+	tag        string // empty: the image stays without a name
+	annotation string // the name in a containerd store; empty likewise
+	mediaType  types.MediaType
+}
+
+// entries returns what comes after the layers, in order.
+func (a archive) entries() ([]entry, error) {
+	root := v1.Descriptor{MediaType: a.mediaType, Digest: digest.Of(a.manifest), Size: int64(len(a.manifest))}
+	entries := []entry{
+		{blobPath(digest.Of(a.config)), a.config},
+		{blobPath(root.Digest), a.manifest},
+	}
+	if a.index != nil {
+		root.Digest, root.Size = digest.Of(a.index), int64(len(a.index))
+		entries = append(entries, entry{blobPath(root.Digest), a.index})
+	}
+	saved := struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}{Config: blobPath(digest.Of(a.config)), Layers: a.layers}
+	if a.tag != "" {
+		saved.RepoTags = []string{a.tag}
+	}
+	if a.annotation != "" {
+		root.Annotations = map[string]string{"io.containerd.image.name": a.annotation}
+	}
+	for _, document := range []struct {
+		path  string
+		value any
+	}{
+		{"manifest.json", []any{saved}},
+		{"oci-layout", map[string]string{"imageLayoutVersion": "1.0.0"}},
+		{"index.json", v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{root}}},
+	} {
+		data, err := json.Marshal(document.value)
+		if err != nil {
+			return nil, fmt.Errorf("writing %s: %w", document.path, err)
+		}
+		entries = append(entries, entry{document.path, data})
+	}
+	return entries, nil
+}
+
+// entry is a small file of an archive.
+type entry struct {
+	path string
+	data []byte
+}
+
+func (e entry) write(t *tar.Writer) error {
+	if err := t.WriteHeader(header(e.path, int64(len(e.data)))); err != nil {
+		return err
+	}
+	_, err := t.Write(e.data)
+	return err
+}
+
+// whole is the archive of the image itself.
+func whole(v *image.Verified, path func(image.Layer) string) archive {
+	repository, tag := names(v.Reference(), v.Digest())
+	a := archive{
+		config: v.Config(), manifest: v.Manifest(), index: v.Index(), mediaType: v.MediaType(),
+		tag: repository + ":" + tag, annotation: repository + "@" + v.Digest().String(),
+	}
+	if a.index != nil {
+		a.mediaType = v.IndexMediaType()
+	}
+	for _, l := range v.Layers() {
+		a.layers = append(a.layers, path(l))
+	}
+	return a
+}
+
+// prefixLabel marks an image of our own making that holds the first layers of another one for as long as that one is being loaded.
+const prefixLabel = "tee-launcher.prefix-of"
+
+// prefix is the archive of an image of the first n layers. It has no name, and nothing that could be run.
+func prefix(v *image.Verified, n int, path func(image.Layer) string) (archive, error) {
+	base, layers := v.ConfigFile(), v.Layers()[:n]
+	config := v1.ConfigFile{
+		OS: base.OS, Architecture: base.Architecture, Variant: base.Variant, RootFS: v1.RootFS{Type: "layers"},
+		Config: v1.Config{Labels: map[string]string{prefixLabel: v.Digest().String()}},
+	}
+	manifest := v1.Manifest{SchemaVersion: 2, MediaType: v.MediaType()}
+	a := archive{mediaType: v.MediaType()}
+	for _, l := range layers {
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.DiffID)
+		manifest.Layers = append(manifest.Layers, v1.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size})
+		a.layers = append(a.layers, path(l))
+	}
+	var err error
+	if a.config, err = json.Marshal(config); err != nil {
+		return a, err
+	}
+	manifest.Config = v1.Descriptor{MediaType: types.DockerConfigJSON, Digest: digest.Of(a.config), Size: int64(len(a.config))}
+	if v.MediaType() == types.OCIManifestSchema1 {
+		manifest.Config.MediaType = types.OCIConfigJSON
+	}
+	a.manifest, err = json.Marshal(manifest)
+	return a, err
+}
+
+// errClaim is a layer whose uncompressed tar isn't as large as it claims.
+var errClaim = errors.New("the layer's tar is not as large as it claims")
+
+// writeLayer copies the stream's next layer into the archive, straight from the proof.
+func (l *loading) writeLayer(t *tar.Writer, layer image.Layer) (err error) {
+	next, size := l.stream.Next, layer.Size
+	plain, uncompressed := l.plain[layer.DiffID]
+	if uncompressed {
+		next, size = l.stream.NextPlain, plain
+	}
+	r, err := next()
+	if err != nil {
+		return err
+	}
+	// Close proves the layer once more; its error counts even where every byte was handed out.
+	defer func() {
+		if closed := r.Close(); err == nil {
+			err = closed
+		}
+	}()
+	if err := t.WriteHeader(header(l.path(layer), size)); err != nil {
+		return err
+	}
+	n, err := io.Copy(t, &scaled{Reader: r, progress: l.progress.Sent, of: size, to: layer.Size})
+	if errors.Is(err, tar.ErrWriteTooLong) || err == nil && n != size {
+		return errClaim
+	}
+	return err
+}
+
+// path is where a layer's bytes are in the archive: under the digest of the form in which they are sent.
+func (l *loading) path(layer image.Layer) string {
+	if _, ok := l.plain[layer.DiffID]; ok {
+		return blobPath(layer.DiffID)
+	}
+	return blobPath(layer.Digest)
+}
+
+// plainSizes chooses the layers that are sent uncompressed, and finds their sizes: a tar says a file's size before its bytes.
+//
+// A classic store keeps no compressed bytes, so it can be spared the work: gunzip in this process goes on beside the engine's unpacking
+// of the load before, which the first load doesn't have. The size is what the layer claims. An engine that can't unpack zstd needs such a
+// layer so; nobody claims its size, so it is fetched twice.
+func (l *loading) plainSizes(ctx context.Context, groups []group) (map[v1.Hash]int64, error) {
+	if l.info.Store != inspect.Classic {
+		return nil, nil
+	}
+	layers := l.image.Layers()
+	sizes := map[v1.Hash]int64{}
+	var mu sync.Mutex
+	var questions sync.WaitGroup
+	defer questions.Wait()
+	for n, g := range groups {
+		for _, i := range g.send {
+			switch {
+			case strings.HasSuffix(string(layers[i].MediaType), "zstd") && !l.info.APIAtLeast(45): // engines before 26 can't be relied on for zstd
+				size, err := l.measure(ctx, i)
+				if err != nil {
+					return nil, fmt.Errorf("layer %d: %w", i+1, err)
+				}
+				mu.Lock()
+				sizes[layers[i].DiffID] = size
+				mu.Unlock()
+			case n > 0 && !l.distrustClaims && layers[i].Size >= minGroup:
+				questions.Go(func() {
+					if size, ok := l.image.PlainSize(ctx, i); ok {
+						mu.Lock()
+						defer mu.Unlock()
+						sizes[layers[i].DiffID] = size
+					}
+				})
+			}
+		}
+	}
+	questions.Wait()
+	return sizes, nil
+}
+
+// measure fetches a layer to see how large its tar is.
+func (l *loading) measure(ctx context.Context, layer int) (int64, error) {
+	stream := l.image.Open(ctx, []int{layer})
+	r, err := stream.NextPlain()
+	if err != nil {
+		return 0, closeAfter(err, stream)
+	}
+	size, err := io.Copy(io.Discard, r)
+	return size, closeAfter(errors.Join(err, r.Close()), stream)
+}
+
+func header(path string, size int64) *tar.Header {
+	return &tar.Header{Typeflag: tar.TypeReg, Name: path, Size: size, Mode: 0o644}
+}
+
+func blobPath(h v1.Hash) string { return "blobs/" + h.Algorithm + "/" + h.Hex }
+
+// names returns the repository as engines spell it and the tag under which a classic store keeps the image: without a name it
+// would be dangling, and pruned. The tag is the digest, so it can't be mistaken for a version.
+func names(ref name.Digest, digest v1.Hash) (repository, tag string) {
+	registry := ref.Context().RegistryStr()
+	if registry == name.DefaultRegistry {
+		registry = "docker.io"
+	}
+	return registry + "/" + ref.Context().RepositoryStr(), digest.Algorithm + "-" + digest.Hex
+}
+
+// scaled reports how far the engine has taken what is read: of bytes in all, counted as to.
+type scaled struct {
+	io.Reader
+	progress       func(int64)
+	of, to         int64
+	read, reported int64
+}
+
+func (s *scaled) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	s.read += int64(n)
+	if done := scale(s.read, s.of, s.to); done > s.reported {
+		s.progress(done - s.reported)
+		s.reported = done
+	}
+	return n, err
+}
+
+// scale turns n of so many bytes into as large a part of to.
+func scale(n, of, to int64) int64 {
+	if of <= 0 {
+		return 0
+	}
+	return int64(float64(min(n, of)) / float64(of) * float64(to))
+}
