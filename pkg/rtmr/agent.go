@@ -1,0 +1,304 @@
+package rtmr
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/unixhttp"
+)
+
+// Agent is the client of dstack's guest agent. Every request has a connection of its own: the agent closes idle ones just
+// when it likes, and an emit that went out on one of those could be neither trusted nor repeated.
+type Agent struct {
+	Socket      string                                     // path of the unix socket
+	Timeout     time.Duration                              // of one EmitEvent; 0: 10 s
+	InfoTimeout time.Duration                              // of one Info, which makes a hardware quote; 0: 15 s
+	Patience    time.Duration                              // how long a log that is still unclear is read again; 0: 30 s
+	Logger      *slog.Logger                               // nil: discard
+	Now         func() time.Time                           // nil: time.Now
+	Sleep       func(context.Context, time.Duration) error // nil: sleep, or end early with the context's error
+}
+
+// Info is what the agent says about this boot.
+type Info struct {
+	Log        Log
+	AppCompose string // the measured app-compose, as text
+}
+
+// Fault says how a call failed, and so what may have happened.
+type Fault string
+
+const (
+	Unreachable Fault = "unreachable"    // no connection: the request was never sent
+	Lost        Fault = "no answer"      // sent, and no complete answer: it may have been done, or may be done later
+	Refused     Fault = "refused"        // the agent answered with an error
+	Missing     Fault = "method missing" // the agent answered that it has no such method
+	Malformed   Fault = "malformed"      // an answer that the agent doesn't give: nothing is known
+)
+
+// AgentError is a failed call.
+type AgentError struct {
+	Socket  string
+	Method  string
+	Fault   Fault
+	Status  int    // of the answer; 0 where there was none
+	Message string // the agent's own words, or ours about what it said; may be empty
+	Err     error  // may be nil
+}
+
+func (e *AgentError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "agent at %s: %s: %s", e.Socket, e.Method, e.Fault)
+	if e.Status != 0 {
+		fmt.Fprintf(&b, ": status %d", e.Status)
+	}
+	if e.Message != "" {
+		fmt.Fprintf(&b, ": %.300q", e.Message)
+	}
+	if e.Err != nil {
+		fmt.Fprintf(&b, ": %v", e.Err)
+	}
+	return b.String()
+}
+
+func (e *AgentError) Unwrap() error { return e.Err }
+
+// ExitCode is Measurement, whatever the cause.
+func (e *AgentError) ExitCode() exit.Code { return exit.Measurement }
+
+// Hints says what helps.
+func (e *AgentError) Hints() []string {
+	switch e.Fault {
+	case Unreachable:
+		return []string{"TEE mode needs dstack's guest agent: is its socket mounted at " + e.Socket + "?"}
+	case Missing:
+		return []string{"this agent can't measure an event: dstack 0.5.0 to 0.5.11 have EmitEvent, 0.6 removed it"}
+	case Malformed:
+		return []string{"is it dstack's guest agent that listens at " + e.Socket + "?"}
+	}
+	return []string{"try again; if the agent stays that way, reboot the CVM"}
+}
+
+const (
+	methodInfo = "Info"
+	methodEmit = "EmitEvent"
+
+	// An error's text and the answer to an emit need no more.
+	maxAnswer = 64 << 10
+)
+
+type emitRequest struct {
+	Event   string `json:"event"`
+	Payload string `json:"payload"`
+}
+
+// CanEmit asks without effect whether the agent can emit: a payload that isn't hex fails while the agent decodes the
+// arguments, so nothing is logged or measured; an agent without the method says that instead.
+func (a *Agent) CanEmit(ctx context.Context) error {
+	body, err := a.call(ctx, methodEmit, a.timeout(), maxAnswer, emitRequest{ProbeName, "not hex"})
+	var failed *AgentError
+	switch {
+	case err == nil:
+		// Whatever takes this as an event isn't the agent that we know, and would take the real one as lightly.
+		return a.malformed(methodEmit, http.StatusOK, "accepts an event whose payload isn't hex", body)
+	case errors.As(err, &failed) && failed.Fault == Refused:
+		return nil
+	}
+	return err
+}
+
+// Log returns the event log with its register. It is read again, for a bounded time, where the agent answers that it could
+// not make the quote; an error never means that nothing is measured.
+func (a *Agent) Log(ctx context.Context) (Log, error) {
+	info, err := a.Info(ctx)
+	return info.Log, err
+}
+
+// Await reads the log until it holds an image event and replays to its register, or patience is used up, and returns the last
+// reading. It is for whoever has reason to think that an emit is under way.
+func (a *Agent) Await(ctx context.Context) (Log, error) {
+	info, err := a.poll(ctx, func(info Info, err error) bool {
+		return err == nil && len(info.Log.Images()) > 0 && info.Log.Verify() == nil
+	})
+	return info.Log, err
+}
+
+// Info returns Log, and what comes with it.
+func (a *Agent) Info(ctx context.Context) (Info, error) {
+	return a.poll(ctx, func(_ Info, err error) bool {
+		var failed *AgentError
+		return !errors.As(err, &failed) || failed.Fault != Refused && failed.Fault != Lost
+	})
+}
+
+// poll reads the log until enough says that it is, or patience is used up, and returns the last reading either way. Each
+// reading costs a hardware quote, so there are few, and ever fewer.
+func (a *Agent) poll(ctx context.Context, enough func(Info, error) bool) (Info, error) {
+	deadline := a.now().Add(a.patience())
+	for delay := time.Second; ; delay = min(2*delay, 8*time.Second) {
+		info, err := a.readInfo(ctx)
+		left := deadline.Sub(a.now())
+		if ctx.Err() != nil || enough(info, err) || left <= 0 {
+			return info, err
+		}
+		a.logger().Warn("the event log is unclear, reading it again", "error", err)
+		if err := a.sleep(ctx, min(delay, left)); err != nil {
+			return Info{}, err
+		}
+	}
+}
+
+func (a *Agent) readInfo(ctx context.Context) (Info, error) {
+	body, err := a.call(ctx, methodInfo, a.infoTimeout(), MaxSize, struct{}{})
+	if err != nil {
+		return Info{}, err
+	}
+	if err = bounded(body); err == nil {
+		var members map[string]json.RawMessage
+		if members, err = object(body, "tcb_info"); err == nil {
+			var info Info
+			if info, err = parseInfo(members); err == nil {
+				return info, nil
+			}
+		}
+	}
+	fault := Malformed
+	if errors.Is(err, ErrUnknown) {
+		fault = Refused // in the way of the releases up to 0.5.8; later ones say 400
+	}
+	return Info{}, &AgentError{Socket: a.Socket, Method: methodInfo, Fault: fault, Status: http.StatusOK, Err: err}
+}
+
+// emit asks the agent, once, to log and measure the event. Neither nil nor an error says whether it did: the log does.
+func (a *Agent) emit(ctx context.Context, name string, payload []byte) error {
+	body, err := a.call(ctx, methodEmit, a.timeout(), maxAnswer, emitRequest{name, hex.EncodeToString(payload)})
+	if err != nil {
+		return err
+	}
+	switch string(bytes.TrimSpace(body)) {
+	case "", "null", "{}":
+		return nil
+	}
+	return a.malformed(methodEmit, http.StatusOK, "not the answer to an emit", body)
+}
+
+// call posts request and returns the complete body of a 200. All other ends are an AgentError, or the context's error where
+// it is the caller who gave up.
+func (a *Agent) call(ctx context.Context, method string, timeout time.Duration, limit int64, request any) ([]byte, error) {
+	payload, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	var connected atomic.Bool
+	bounded, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	traced := httptrace.WithClientTrace(bounded, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	})
+	req, err := http.NewRequestWithContext(traced, http.MethodPost, "http://localhost/"+method, bytes.NewReader(payload))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json") // anything else is read as protobuf
+	lost := func(err error) error {
+		if ctx.Err() != nil {
+			return fmt.Errorf("agent at %s: %s: %w", a.Socket, method, context.Cause(ctx))
+		}
+		fault := Lost
+		if !connected.Load() {
+			fault = Unreachable
+		}
+		return &AgentError{Socket: a.Socket, Method: method, Fault: fault, Err: err}
+	}
+	resp, err := unixhttp.Client(a.Socket, false).Do(req)
+	if err != nil {
+		return nil, lost(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		limit = maxAnswer
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, lost(err)
+	}
+	if int64(len(body)) > limit {
+		return nil, a.malformed(method, resp.StatusCode, fmt.Sprintf("more than %d bytes", limit), nil)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return body, nil
+	}
+	return nil, a.refusal(method, resp.StatusCode, body)
+}
+
+// refusal reads the one form in which the agent says no. Other statuses, and other texts, come from elsewhere: a server that
+// gave up or isn't the agent, and so they say nothing about what was done.
+func (a *Agent) refusal(method string, status int, body []byte) error {
+	var answer struct{ Error string }
+	if status != http.StatusBadRequest || json.Unmarshal(body, &answer) != nil || answer.Error == "" {
+		return a.malformed(method, status, "", body)
+	}
+	fault := Refused
+	if strings.HasPrefix(answer.Error, "Service not found") {
+		fault = Missing
+	}
+	return &AgentError{Socket: a.Socket, Method: method, Fault: fault, Status: status, Message: answer.Error}
+}
+
+func (a *Agent) malformed(method string, status int, message string, body []byte) error {
+	if len(body) > 0 {
+		message = strings.TrimPrefix(fmt.Sprintf("%s: %.100s", message, body), ": ")
+	}
+	return &AgentError{Socket: a.Socket, Method: method, Fault: Malformed, Status: status, Message: message}
+}
+
+func (a *Agent) timeout() time.Duration     { return orDefault(a.Timeout, 10*time.Second) }
+func (a *Agent) infoTimeout() time.Duration { return orDefault(a.InfoTimeout, 15*time.Second) }
+func (a *Agent) patience() time.Duration    { return orDefault(a.Patience, 30*time.Second) }
+
+func orDefault(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}
+
+func (a *Agent) logger() *slog.Logger {
+	if a.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return a.Logger
+}
+
+func (a *Agent) now() time.Time {
+	if a.Now == nil {
+		return time.Now()
+	}
+	return a.Now()
+}
+
+func (a *Agent) sleep(ctx context.Context, d time.Duration) error {
+	if a.Sleep != nil {
+		return a.Sleep(ctx, d)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

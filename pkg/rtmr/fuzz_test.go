@@ -1,0 +1,100 @@
+package rtmr_test
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/rtmr"
+)
+
+// Whatever Parse takes has one reading, and whatever Check accepts is what the verifier's rules say, told here once more and
+// from the events alone.
+func FuzzParse(f *testing.F) {
+	f.Add(readFile(f, tcbInfoFile))
+	f.Add(readFile(f, getQuoteFile))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		log, err := rtmr.Parse(b)
+		if err != nil {
+			var format *rtmr.FormatError
+			require.ErrorAs(t, err, &format)
+			require.Zero(t, log, "an error comes with nothing")
+			return
+		}
+		require.LessOrEqual(t, len(log.Events()), rtmr.MaxEvents)
+
+		var replay, version1 rtmr.Register
+		var payloads [][]byte
+		proper := true
+		for _, e := range log.Events() {
+			d := rtmr.DigestV1(e.Name, e.Payload)
+			replay = rtmr.Extend(replay, e.Measured())
+			version1 = rtmr.Extend(version1, d)
+			proper = proper && e.Type == rtmr.EventType && e.Version == 1
+			if e.Name == rtmr.EventName {
+				payloads = append(payloads, e.Payload)
+			}
+		}
+		require.Equal(t, replay, log.Replay())
+
+		again, err := rtmr.Parse(written(t, log))
+		require.NoError(t, err, "what was read can be written and read")
+		require.Equal(t, log.Events(), again.Events())
+
+		if log.Check() != nil {
+			return
+		}
+		require.True(t, proper, "every event has dstack's type and a digest of version 1")
+		require.Equal(t, version1, log.Replay())
+		require.Len(t, payloads, 1, "exactly one image event")
+		require.Len(t, payloads[0], 32)
+		for _, register := range []func() (rtmr.Register, bool){log.Reported, log.Quoted} {
+			if r, ok := register(); ok {
+				require.Equal(t, version1, r)
+			}
+		}
+		measured, err := digest.Parse("sha256:" + hex.EncodeToString(payloads[0]))
+		require.NoError(t, err)
+		require.NoError(t, log.Expect(measured))
+		if state, err := log.State(measured); err == nil {
+			require.Equal(t, rtmr.This, state)
+		}
+	})
+}
+
+func written(t *testing.T, log rtmr.Log) []byte {
+	t.Helper()
+	entries := []map[string]any{}
+	for _, e := range log.Events() {
+		entry := map[string]any{
+			"imr": 3, "event_type": e.Type, "event": e.Name, "event_payload": hex.EncodeToString(e.Payload), "version": e.Version, "digest": "",
+		}
+		if e.Digest != nil {
+			entry["digest"] = e.Digest.String()
+		}
+		entries = append(entries, entry)
+	}
+	b, err := json.Marshal(entries)
+	require.NoError(t, err)
+	return b
+}
+
+func TestFuzzSeeds(t *testing.T) {
+	t.Parallel()
+	files, err := os.ReadDir("testdata/fuzz/FuzzParse")
+	require.NoError(t, err)
+	var names []string
+	for _, f := range files {
+		names = append(names, f.Name())
+		assert.Contains(t, string(readFile(t, filepath.Join("testdata/fuzz/FuzzParse", f.Name()))), "go test fuzz v1\n", f.Name())
+	}
+	assert.Equal(t, []string{
+		"array", "array-two-keys", "getquote", "info", "info-empty", "tcb_info", "tcb_info-ambiguous", "tcb_info-twice", "tcb_info-version-2",
+	}, names)
+}
