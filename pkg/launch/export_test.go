@@ -1,0 +1,4 @@
+package launch
+
+// Reaches is for the table of its test.
+func Reaches(source, socket string) bool { return reaches(source, socket) }

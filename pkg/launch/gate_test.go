@@ -1,0 +1,373 @@
+package launch_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/launchtest"
+)
+
+// stranger is a container that somebody else made.
+type stranger struct {
+	name    string
+	project string   // of Compose; empty: none
+	policy  string   // empty: no
+	mounts  []string // as `docker run -v` takes them
+	state   string   // running (also if empty), paused, created
+}
+
+func (w *world) make(s stranger) string {
+	w.t.Helper()
+	labels := map[string]string{}
+	if s.project != "" {
+		labels["com.docker.compose.project"] = s.project
+	}
+	if s.policy == "" {
+		s.policy = "no"
+	}
+	_, err := w.Engine.Call("POST", "/containers/create?name="+s.name, map[string]any{
+		"Image": w.workloadImage, "Cmd": []string{"/app/mpc-node"}, "Labels": labels,
+		"HostConfig": map[string]any{"RestartPolicy": map[string]any{"Name": s.policy}, "Binds": s.mounts},
+	})
+	require.NoError(w.t, err)
+	if s.state != "created" {
+		w.does("POST", "/containers/"+s.name+"/start")
+	}
+	if s.state == "paused" {
+		w.does("POST", "/containers/"+s.name+"/pause")
+	}
+	for _, c := range w.Engine.Containers() {
+		if c.Name == s.name {
+			return c.ID
+		}
+	}
+	require.Fail(w.t, "no such container")
+	return ""
+}
+
+// loaded is a world in a new boot with an image that containers can be made of, and no container.
+func loaded(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t, options{})
+	require.NoError(t, w.watch().terminate())
+	w.workloadImage = w.workload().Image
+	w.does("DELETE", "/containers/mpc-node")
+	w.reboot()
+	return w
+}
+
+func (w *world) statusOf(name string) string {
+	for _, c := range w.Engine.Containers() {
+		if c.Name == name {
+			return c.Status
+		}
+	}
+	return "gone"
+}
+
+// TestOldWorkloadsEnd: in whatever state and under whatever name and project, and nothing else does.
+func TestOldWorkloadsEnd(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]stranger{
+		"of no project":             {name: "mpc-node", policy: "on-failure"},
+		"of another project":        {name: "mpc-node", project: "tee-launcher", policy: "always"},
+		"of another name":           {name: "mpc-node-mpc-node-1", project: "mpc-node", policy: "unless-stopped"},
+		"of a recreation cut short": {name: "0123456789ab_mpc-node", project: "mpc-node"},
+		"paused":                    {name: "mpc-node", project: "mpc-node", state: "paused"},
+		"created":                   {name: "mpc-node", project: "mpc-node", state: "created"},
+		"with the agent's socket":   {name: "mpc-node", mounts: []string{"/var/run/dstack.sock:/var/run/dstack.sock", "mpc-data:/data"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := loaded(t)
+			id := w.make(s)
+			bystander := w.make(stranger{name: "bystander", project: "other", policy: "always", mounts: []string{"/srv:/srv", "mpc-node-things:/x"}})
+			before := len(w.seen())
+			w.mustBoot()
+			w.accepted(w.Digests[0])
+			assert.NotEqual(t, id, w.workload().ID)
+			assert.Equal(t, "running", w.statusOf("bystander"), "%s", bystander)
+			effects := w.seen()[before:]
+			assert.NotContains(t, strings.Join(effects, "\n"), "bystander")
+			s.name = strings.Replace(s.name, "0123456789ab", "<id>", 1)
+			stop := slices.Index(effects, "stop "+s.name)
+			if s.state == "created" {
+				assert.Equal(t, -1, stop)
+				return
+			}
+			require.GreaterOrEqual(t, stop, 1, "%q", effects)
+			assert.Equal(t, "update "+s.name+" restart=no", effects[stop-1], "the policy first")
+			assert.Less(t, stop, slices.Index(effects, "create mpc-node"), "early")
+		})
+	}
+}
+
+// TestARestartingWorkloadEnds: there is no process at the moment, but soon there is.
+func TestARestartingWorkloadEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+		OnStart: func(c launchtest.ContainerInfo) (int, bool) { return 1, c.RestartPolicy == "no" },
+	}}})
+	l := w.watch()
+	w.workloadImage = w.workload().Image
+	require.NoError(t, l.terminate())
+	w.does("DELETE", "/containers/mpc-node")
+	w.reboot()
+	w.make(stranger{name: "mpc-node", policy: "always"})
+	require.Equal(t, "restarting", w.status())
+	w.mustBoot()
+	w.accepted(w.Digests[0])
+	assert.Equal(t, "running", w.status())
+}
+
+// TestAWorkloadThatStartsDuringTheRunEnds: the gate is passed once more right before the emit.
+func TestAWorkloadThatStartsDuringTheRunEnds(t *testing.T) {
+	t.Parallel()
+	w := loaded(t)
+	made := false
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/create", Skip: 1, Edit: func(body []byte) []byte { // Compose's
+		if !made {
+			w.make(stranger{name: "late", project: "mpc-node"})
+			made = true
+		}
+		return body
+	}})
+	w.mustBoot()
+	require.True(t, made)
+	effects := w.seen()
+	assert.Equal(t, []string{"update late restart=no", "stop late", "emit mpc-image-digest", "start mpc-node"}, effects[len(effects)-4:])
+	assert.Equal(t, "exited", w.statusOf("late"))
+}
+
+func TestReaches(t *testing.T) {
+	t.Parallel()
+	const socket = "/var/run/dstack.sock"
+	for _, source := range []string{
+		"/var/run/dstack.sock", "/run/dstack.sock", "/run", "/var/run", "/var/run/", "/var/../run/.", "//run", "/var", "/",
+	} {
+		assert.True(t, launch.Reaches(source, socket), "%s", source)
+		assert.True(t, launch.Reaches(source, "/run/dstack.sock"), "%s", source)
+	}
+	for _, source := range []string{
+		"", "/var/run/docker.sock", "/run/dstack", "/run/dstack.sock.d", "/var/lib", "/var/runs", "/srv", "run", "some-volume",
+	} {
+		assert.False(t, launch.Reaches(source, socket), "%s", source)
+		assert.False(t, launch.Reaches(source, "/run/dstack.sock"), "%s", source)
+	}
+}
+
+// TestHoldersOfTheAgentsSocket: whoever has it can measure in our name. They are no victims, but a refusal.
+func TestHoldersOfTheAgentsSocket(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		source  func(w *world) string
+		volume  func(w *world) string // what the local driver mounts as the volume "some"
+		holder  stranger
+		refused bool
+	}{
+		"the socket":    {source: func(w *world) string { return w.AgentSocket }, refused: true},
+		"its directory": {source: func(w *world) string { return filepath.Dir(w.AgentSocket) }, refused: true},
+		"everything":    {source: func(*world) string { return "/" }, refused: true},
+		"paused":        {source: func(*world) string { return "/" }, holder: stranger{state: "paused"}, refused: true},
+		"a link to its directory": {source: func(w *world) string {
+			link := filepath.Join(w.t.TempDir(), "link")
+			require.NoError(w.t, os.Symlink(filepath.Dir(w.AgentSocket), link))
+			return link
+		}, refused: true},
+		"a volume that is its directory": {
+			source: func(*world) string { return "some" }, volume: func(w *world) string { return filepath.Dir(w.AgentSocket) }, refused: true,
+		},
+		"a volume":                     {source: func(*world) string { return "some" }, volume: func(*world) string { return "" }},
+		"a volume of another place":    {source: func(*world) string { return "some" }, volume: func(*world) string { return "/srv" }},
+		"something beside it":          {source: func(w *world) string { return w.SharedDir }},
+		"one that isn't live":          {source: func(*world) string { return "/" }, holder: stranger{state: "created"}},
+		"of the launcher's project":    {source: func(*world) string { return "/" }, holder: stranger{project: "launcher"}},
+		"of no project, as ourselves":  {source: func(*world) string { return "/" }, holder: stranger{project: "-"}, refused: true},
+		"of the launcher's, by a name": {source: func(*world) string { return "/" }, holder: stranger{name: "launcher-2"}, refused: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := loaded(t)
+			// The launcher's own container holds the socket, of course.
+			self := stranger{name: "launcher", project: "launcher", mounts: []string{w.AgentSocket + ":/var/run/dstack.sock"}}
+			switch c.holder.project {
+			case "":
+				c.holder.project = "monitoring"
+			case "-":
+				self.project, c.holder.project = "", ""
+			}
+			w.selfID = w.make(self)
+			if c.volume != nil {
+				device := c.volume(w)
+				w.Engine.Fail(launchtest.EngineFault{Match: "GET /volumes/some", Times: -1, Edit: func([]byte) []byte {
+					return fmt.Appendf(nil, `{"Name":"some","Mountpoint":"/x","Options":{"type":"none","o":"bind","device":%q}}`, device)
+				}})
+			}
+			if c.holder.name == "" {
+				c.holder.name = "holder"
+			}
+			c.holder.policy, c.holder.mounts = "always", []string{c.source(w) + ":/x"}
+			w.make(c.holder)
+			emits := w.Agent.Emits()
+			if !c.refused {
+				w.mustBoot()
+				w.accepted(w.Digests[0])
+				return
+			}
+			assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+			assert.Contains(t, w.stderr, "container "+c.holder.name+" ")
+			assert.Contains(t, w.stderr, "hint: ")
+			assert.Equal(t, launch.Status("failed"), w.stepStatus("gate"))
+			assert.Contains(t, []string{"running", "paused"}, w.statusOf(c.holder.name), "it is left alone")
+			assert.Equal(t, emits, w.Agent.Emits())
+
+			w.does("DELETE", "/containers/"+c.holder.name+"?force=1")
+			w.mustBoot()
+			w.accepted(w.Digests[0])
+		})
+	}
+}
+
+// TestAHolderThatComesLate is there when the gate is passed again.
+func TestAHolderThatComesLate(t *testing.T) {
+	t.Parallel()
+	w := loaded(t)
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/create", Skip: 1, Edit: func(body []byte) []byte { // Compose's
+		w.make(stranger{name: "holder", mounts: []string{"/:/x"}})
+		return body
+	}})
+	emits := w.Agent.Emits()
+	assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+	assert.Equal(t, launch.Status("failed"), w.stepStatus("measure"))
+	assert.Equal(t, emits, w.Agent.Emits())
+	assert.Equal(t, "created", w.status(), "not started")
+}
+
+// TestTheLauncherStopsItselfNever: not even where its project has the workload's name.
+func TestTheLauncherStopsItselfNever(t *testing.T) {
+	t.Parallel()
+	for _, platform := range []config.Platform{config.TEE, config.NONTEE} {
+		w := loaded(t)
+		w.settings.Platform = platform
+		w.selfID = w.make(stranger{name: "launcher", project: "mpc-node", policy: "always", mounts: []string{"/var/run:/var/run"}})
+		w.mustBoot()
+		assert.Equal(t, "running", w.statusOf("launcher"))
+		assert.Equal(t, "running", w.status())
+	}
+}
+
+// TestAnEventThatMayBeTheWorkloadsOwn: where the engine restarts a workload by itself, what is measured may be its doing.
+func TestAnEventThatMayBeTheWorkloadsOwn(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []string{"on-failure", "always", "unless-stopped"} {
+		for _, s := range []stranger{{name: "mpc-node", policy: policy}, {name: "left", project: "mpc-node", policy: policy, state: "created"}} {
+			w := loaded(t)
+			w.emitAsSomebody(0)
+			require.NoError(t, os.RemoveAll(w.Shared("launcher")))
+			w.make(s)
+			before := w.seen()
+			for _, supervise := range []launch.Supervise{launch.SuperviseAuto, launch.SuperviseOn, launch.SuperviseOff} {
+				w.settings.Supervise = supervise
+				assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+				assert.Contains(t, w.stderr, "may have done that")
+			}
+			assert.Equal(t, before, w.seen(), "whatever runs is left alone")
+		}
+	}
+
+	// Without supervision the launcher's own workload is such a one. Its record of this boot decides.
+	w := newWorld(t, options{})
+	w.settings.Supervise = launch.SuperviseOff
+	w.mustBoot()
+	before := w.seen()
+	w.mustBoot()
+	assert.Equal(t, before, w.seen())
+	w.bootID += "-next" // and only of this boot
+	assert.Equal(t, exit.Measurement, w.boot())
+	assert.Equal(t, before, w.seen())
+}
+
+// TestAContainerOfAnEarlierBootIsNotTakenForThisOnes: the gate of a run that was killed has set its policy to "no", it has measured itself,
+// and it has removed the record. Only that it isn't of this boot gives it away.
+func TestAContainerOfAnEarlierBootIsNotTakenForThisOnes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	require.NoError(t, w.watch().terminate())
+	w.reboot()
+	w.bootID += "-next"
+	w.does("POST", "/containers/mpc-node/start")
+	w.emitAsSomebody(0)
+	require.NoError(t, os.RemoveAll(w.Shared("launcher")))
+	before := w.seen()
+	for _, supervise := range []launch.Supervise{launch.SuperviseAuto, launch.SuperviseOff} {
+		w.settings.Supervise = supervise
+		assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+		assert.Contains(t, w.stderr, "no launcher of this boot created")
+	}
+	assert.Equal(t, before, w.seen(), "whatever runs is left alone")
+
+	// Stopped by somebody, it is replaced by a container of this boot.
+	w.does("POST", "/containers/mpc-node/stop")
+	w.settings.Supervise = launch.SuperviseAuto
+	old := w.workload().ID
+	w.mustBoot()
+	assert.NotEqual(t, old, w.workload().ID)
+}
+
+// TestAForeignHolderOfTheSocketMayHaveMeasured where an event stands that no record of ours claims.
+func TestAForeignHolderOfTheSocketMayHaveMeasured(t *testing.T) {
+	t.Parallel()
+	w := loaded(t)
+	w.make(stranger{name: "holder", policy: "always", mounts: []string{"/:/x"}})
+	w.emitAsSomebody(0)
+	require.NoError(t, os.RemoveAll(w.Shared("launcher")))
+	assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+	assert.Contains(t, w.stderr, "holds the guest agent's socket")
+}
+
+// TestWhatStartsNeverRanBefore: labels and names prove nothing, and neither does the right image: a container keeps what its processes
+// wrote.
+func TestWhatStartsNeverRanBefore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	require.NoError(t, w.watch().terminate())
+	w.reboot()
+	// Started between creation and the emit, by whomever.
+	w.Engine.Fail(launchtest.EngineFault{Match: "DELETE /containers/*", Skip: 1, Edit: func(body []byte) []byte {
+		w.does("POST", "/containers/mpc-node/start")
+		w.does("POST", "/containers/mpc-node/kill")
+		return body
+	}})
+	emits := w.Agent.Emits()
+	assert.Equal(t, exit.Workload, w.boot(), "%s", w.stderr)
+	assert.Contains(t, w.stderr, "never started")
+	assert.Equal(t, emits, w.Agent.Emits())
+	w.mustBoot()
+	w.accepted(w.Digests[0])
+	assert.Equal(t, 1, w.workload().Starts)
+}
+
+// TestTheEndOfTheOldLogIsKept, and no more than that.
+func TestTheEndOfTheOldLogIsKept(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	l := w.watch()
+	require.NoError(t, w.Engine.Log("mpc-node", strings.Repeat(strings.Repeat("x", 1000)+"\n", 2000)+"the last words\n", ""))
+	require.NoError(t, l.terminate())
+	w.reboot()
+	w.mustBoot()
+	log, err := os.ReadFile(w.Shared("launcher/previous.log"))
+	require.NoError(t, err)
+	assert.True(t, strings.HasSuffix(string(log), "\nthe last words\n"))
+	assert.LessOrEqual(t, len(log), 256<<10)
+}

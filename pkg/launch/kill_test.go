@@ -1,0 +1,288 @@
+package launch_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/rtmr"
+)
+
+// judge looks at each start of a workload, at the moment when it happens, as a verifier would: is exactly its image measured?
+type judge struct {
+	mu    sync.Mutex
+	agent *launchtest.Agent
+	blind bool
+	wrong []string
+}
+
+func (j *judge) look(yes bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.blind = !yes
+}
+
+func (j *judge) start(c launchtest.ContainerInfo) (int, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.blind {
+		return 0, true
+	}
+	if c.Name != "mpc-node" {
+		j.wrong = append(j.wrong, "somebody started "+c.Name)
+		return 0, true
+	}
+	digest := v1.Hash{Algorithm: "sha256", Hex: strings.TrimPrefix(c.Labels["tee-launcher.manifest-digest"], "sha256:")}
+	log, err := rtmr.Parse([]byte(j.agent.TCBInfo()))
+	if err == nil {
+		err = log.Expect(digest)
+	}
+	if err != nil {
+		j.wrong = append(j.wrong, fmt.Sprintf("started %d times and unmeasured: %v", c.Starts, err))
+	}
+	return 0, true
+}
+
+func (j *judge) verdict() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return append([]string(nil), j.wrong...)
+}
+
+// judgedWorld is a world in which every start is judged.
+func judgedWorld(t *testing.T) (*world, *judge) {
+	t.Helper()
+	j := &judge{}
+	w := newWorld(t, options{machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{OnStart: j.start}}})
+	j.mu.Lock()
+	j.agent = w.Agent
+	j.mu.Unlock()
+	return w, j
+}
+
+// sound checks what has to hold whatever happened: no start was unmeasured, no event is there twice.
+func (w *world) sound(j *judge) {
+	w.t.Helper()
+	assert.Empty(w.t, j.verdict())
+	images := 0
+	for _, e := range w.Agent.Events() {
+		if e.Name == rtmr.EventName {
+			images++
+		}
+	}
+	assert.LessOrEqual(w.t, images, 1, "a duplicate event")
+	volumes := w.Engine.Volumes()
+	if len(volumes) > 0 {
+		w.does("POST", "/volumes/prune")
+		assert.Equal(w.t, volumes, w.Engine.Volumes(), "the data volume could be pruned")
+	}
+}
+
+// runsOrRefuses boots once more and requires that it runs, or, where that is allowed, that it is a clear refusal.
+func (w *world) runsOrRefuses(j *judge, refusal bool) {
+	w.t.Helper()
+	code := w.boot()
+	w.sound(j)
+	if refusal && code == exit.Measurement {
+		assert.Contains(w.t, w.stderr, "hint: reboot the CVM")
+		for _, c := range w.Engine.Containers() {
+			assert.NotEqual(w.t, "running", c.Status, "refused, and runs")
+		}
+		return
+	}
+	require.Equal(w.t, exit.OK, code, "%s", w.stderr)
+	assert.Equal(w.t, "running", w.status())
+	w.accepted(w.Digests[1])
+	assert.Equal(w.t, w.report().Image.ConfigDigest, w.workload().Image, "another image than the measured one")
+}
+
+// aftermath is what a killed launcher leaves, and what its successors make of it: in the same boot and then in the next, or in the
+// next at once.
+func (w *world) aftermath(j *judge, sameBoot, refusal bool) {
+	w.t.Helper()
+	w.sound(j)
+	if sameBoot {
+		w.runsOrRefuses(j, refusal)
+	}
+	w.rebootJudged(j)
+	w.sound(j)
+	w.runsOrRefuses(j, false)
+}
+
+// older brings a world into the worst state in which a boot can find it: the workload of the boot before is another image, the
+// engine has started it again by itself, and the image to run now isn't there.
+func (w *world) older(j *judge) {
+	w.t.Helper()
+	w.settings.Supervise = launch.SuperviseOff
+	require.NoError(w.t, w.watch().end())
+	w.settings.Supervise = launch.SuperviseAuto
+	w.approve(w.Digests[1], w.Digests[0])
+	w.rebootJudged(j)
+	require.Equal(w.t, "running", w.status())
+}
+
+// rebootJudged is reboot without a judgement on what the engine starts by itself: that is what the gate is for.
+func (w *world) rebootJudged(j *judge) {
+	w.t.Helper()
+	j.look(false)
+	w.reboot()
+	j.look(true)
+}
+
+// each runs the case in both kinds of aftermath.
+func each(t *testing.T, name string, f func(t *testing.T, sameBoot bool)) {
+	for _, sameBoot := range []bool{true, false} {
+		t.Run(fmt.Sprintf("%s, same boot %v", name, sameBoot), func(t *testing.T) {
+			t.Parallel()
+			f(t, sameBoot)
+		})
+	}
+}
+
+// TestKilledAtEveryStep kills the launcher after each line that it logs, which it does before and after each step and right before
+// the emit.
+func TestKilledAtEveryStep(t *testing.T) {
+	t.Parallel()
+	reference, j := judgedWorld(t)
+	reference.older(j)
+	p := reference.start(0)
+	require.True(t, p.supervises(), "%s", &p.stderr)
+	lines := p.messages()
+	p.kill()
+	reference.sound(j)
+	require.Greater(t, len(lines), 18, "%q", lines)
+
+	for i := 0; i < len(lines); i += stride {
+		line := lines[i]
+		each(t, fmt.Sprintf("%d %s", i+1, line), func(t *testing.T, sameBoot bool) {
+			w, j := judgedWorld(t)
+			w.older(j)
+			p := w.start(i + 1)
+			require.True(t, p.until(func() bool { return len(p.messages()) > i }), "%s", &p.stderr)
+			p.kill()
+			// Between the intent and the emit nobody can tell whether it was sent.
+			w.aftermath(j, sameBoot, line == "emitting")
+		})
+	}
+}
+
+// TestKilledAtEveryRequestToTheEngine kills the launcher, and the Compose that it runs, when a request was sent and nothing of it was
+// done, and when all of it was done and the answer is still to come.
+func TestKilledAtEveryRequestToTheEngine(t *testing.T) {
+	t.Parallel()
+	reference, j := judgedWorld(t)
+	reference.older(j)
+	before := len(reference.Engine.Requests())
+	p := reference.start(0)
+	require.True(t, p.until(func() bool {
+		return slices.ContainsFunc(reference.Engine.Requests()[before:], func(r string) bool { return strings.HasPrefix(r, "GET /events") })
+	}))
+	p.kill()
+	reference.sound(j)
+	requests := reference.Engine.Requests()[before:]
+	for _, effect := range []string{"POST /containers/", "DELETE /containers/", "POST /images/load", "POST /containers/create", "GET /events"} {
+		assert.True(t, slices.ContainsFunc(requests, func(r string) bool { return strings.HasPrefix(r, effect) }), "%s", effect)
+	}
+
+	for i := 0; i < len(requests); i += stride {
+		request := requests[i]
+		killed := func(t *testing.T, done, sameBoot bool) {
+			w, j := judgedWorld(t)
+			w.older(j)
+			before := len(w.Engine.Requests())
+			w.Engine.Fail(launchtest.EngineFault{Match: "*", Skip: i, Times: -1, After: done, Hang: true})
+			p := w.start(0)
+			require.True(t, p.until(func() bool { return len(w.Engine.Requests()) > before+i }), "%s", &p.stderr)
+			if done {
+				time.Sleep(20 * time.Millisecond) // to do it
+			}
+			p.kill()
+			w.Engine.Heal()
+			w.aftermath(j, sameBoot, false)
+		}
+		name := fmt.Sprintf("%d %.60s", i+1, request)
+		if strings.HasPrefix(request, "GET ") {
+			// What only reads leaves what the request before it left.
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				killed(t, false, true)
+			})
+			continue
+		}
+		t.Run(name+", not done", func(t *testing.T) {
+			t.Parallel()
+			killed(t, false, true)
+		})
+		each(t, name+", done", func(t *testing.T, sameBoot bool) { killed(t, true, sameBoot) })
+	}
+}
+
+// TestKilledAtEveryRequestToTheAgent does the same there.
+func TestKilledAtEveryRequestToTheAgent(t *testing.T) {
+	t.Parallel()
+	requests := []string{"Info", "EmitEvent launcher-probe", "Info", "EmitEvent mpc-image-digest", "Info"}
+	reference, j := judgedWorld(t)
+	reference.older(j)
+	before := len(reference.Agent.Requests())
+	reference.mustBoot()
+	reference.sound(j)
+	require.Equal(t, requests, reference.Agent.Requests()[before:])
+
+	cases := 0
+	for i, request := range requests {
+		for _, kind := range []launchtest.AgentFaultKind{launchtest.AgentHangs, launchtest.AgentHangsDone, launchtest.EmitLate, launchtest.EmitSettles, launchtest.EmitPoisons} {
+			emits := request == "EmitEvent mpc-image-digest"
+			if !emits && kind != launchtest.AgentHangs || request == "EmitEvent launcher-probe" {
+				continue // a request that only reads, or is refused as it is read
+			}
+			if cases++; cases%stride != 0 {
+				continue
+			}
+			each(t, fmt.Sprintf("%d %s %s", i+1, request, kind), func(t *testing.T, sameBoot bool) {
+				w, j := judgedWorld(t)
+				w.older(j)
+				before := len(w.Agent.Requests())
+				skip := 0
+				for _, r := range requests[:i] {
+					if r == request {
+						skip++
+					}
+				}
+				w.Agent.Fail(launchtest.AgentFault{Kind: kind, Match: request, Skip: skip})
+				p := w.start(0)
+				require.True(t, p.until(func() bool { return len(w.Agent.Requests()) > before+i }), "%s", &p.stderr)
+				time.Sleep(20 * time.Millisecond) // to do it
+				p.kill()
+				w.Agent.Heal()
+				switch kind {
+				case launchtest.EmitLate, launchtest.EmitSettles:
+					if sameBoot {
+						// The next run is there before the agent is done.
+						w.patience = 5 * time.Second
+						time.AfterFunc(300*time.Millisecond, w.Agent.Release)
+					}
+				case launchtest.EmitPoisons:
+					// No quote of this boot can be verified.
+					if sameBoot {
+						assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+						w.sound(j)
+					}
+					w.rebootJudged(j)
+					w.runsOrRefuses(j, false)
+					return
+				}
+				w.aftermath(j, sameBoot, emits && kind == launchtest.AgentHangs)
+			})
+		}
+	}
+}

@@ -1,0 +1,341 @@
+package launch_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/rtmr"
+)
+
+// world is a machine made of doubles, and the settings of a launcher on it.
+type world struct {
+	*launchtest.Machine
+	t        *testing.T
+	settings launch.Settings
+	patience time.Duration
+	bootID   string
+	selfID   string
+	stderr   string // of the last boot that ended by itself
+
+	workloadImage string
+}
+
+type options struct {
+	platform config.Platform // empty: TEE
+	machine  launchtest.MachineOptions
+}
+
+func newWorld(t *testing.T, o options) *world {
+	t.Helper()
+	m, err := launchtest.NewMachine(o.machine)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		assert.Empty(t, m.Unexpected(), "requests that a double doesn't know")
+		assert.NoError(t, m.Close())
+	})
+	if o.platform == "" {
+		o.platform = config.TEE
+	}
+	return &world{Machine: m, t: t, patience: 100 * time.Millisecond, bootID: "boot-1", settings: launch.Settings{
+		Platform: o.platform, DefaultDigest: m.Digests[0], ConfigFile: m.ConfigFile, SharedDir: m.SharedDir,
+		AgentSocket: m.AgentSocket, DockerHost: m.Engine.Host(), Compose: os.Args[0] + " compose-double",
+	}}
+}
+
+func (w *world) configure(launcherKeys string) {
+	require.NoError(w.t, w.Configure(launcherKeys, `home_dir = "/data"`))
+}
+
+func (w *world) approve(digests ...v1.Hash) { require.NoError(w.t, w.Approve(digests...)) }
+
+// reboot is a power loss and a new boot.
+func (w *world) reboot() {
+	w.t.Helper()
+	require.NoError(w.t, w.Reboot())
+	w.bootID += "-next"
+}
+
+func (w *world) readReport() ([]byte, error) { return os.ReadFile(w.Shared("launcher/report.json")) }
+
+func (w *world) report() launch.Report {
+	w.t.Helper()
+	data, err := w.readReport()
+	require.NoError(w.t, err)
+	var report launch.Report
+	require.NoError(w.t, json.Unmarshal(data, &report), "%s", data)
+	return report
+}
+
+// seen returns the effects so far without what differs from run to run.
+func (w *world) seen() []string {
+	var effects []string
+	for _, e := range w.Effects.Effects() {
+		effects = append(effects, regexp.MustCompile(`holder-[0-9.]+`).ReplaceAllString(e, "holder"))
+	}
+	return effects
+}
+
+// accepted requires that a verifier accepts the agent's log for exactly this digest.
+func (w *world) accepted(digest v1.Hash) {
+	w.t.Helper()
+	log, err := rtmr.Parse([]byte(w.Agent.TCBInfo()))
+	require.NoError(w.t, err)
+	assert.NoError(w.t, log.Expect(digest))
+}
+
+func TestEffectsInOrder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.mustBoot()
+	w.accepted(w.Digests[0])
+	assert.Equal(t, []string{
+		"load",
+		"volume-create shared-volume", "volume-create mpc-data", "create mpc-node-holder",
+		"network-create mpc-node_default", "create mpc-node",
+		"remove mpc-node-holder",
+		"emit mpc-image-digest",
+		"start mpc-node",
+	}, w.seen())
+}
+
+// TestAFailureEndsTheSequence injects a failure into every step and looks at all that happened.
+func TestAFailureEndsTheSequence(t *testing.T) {
+	t.Parallel()
+	created := []string{
+		"load", "volume-create shared-volume", "volume-create mpc-data", "create mpc-node-holder",
+		"network-create mpc-node_default", "create mpc-node", "remove mpc-node-holder",
+	}
+	for _, c := range []struct {
+		name    string
+		options options
+		arrange func(w *world)
+		step    string
+		code    exit.Code
+		effects []string
+	}{
+		{
+			name: "no shared directory", step: "", code: exit.Config,
+			arrange: func(w *world) { w.settings.SharedDir += "-missing" },
+		},
+		{
+			name: "no agent", step: "probe", code: exit.Measurement,
+			arrange: func(w *world) { w.settings.AgentSocket += ".none" },
+		},
+		{
+			name: "an agent that can't emit", step: "probe", code: exit.Measurement,
+			options: options{machine: launchtest.MachineOptions{Agent: launchtest.AgentOptions{Release: "0.6.0"}}},
+		},
+		{
+			name: "no engine", step: "gate", code: exit.Engine,
+			arrange: func(w *world) { w.settings.DockerHost += ".none" },
+		},
+		{
+			name: "no user config", step: "config", code: exit.Config,
+			arrange: func(w *world) { require.NoError(w.t, os.Remove(w.settings.ConfigFile)) },
+		},
+		{
+			name: "a broken approved list", step: "config", code: exit.Config,
+			arrange: func(w *world) { require.NoError(w.t, os.WriteFile(w.Shared(launch.ApprovedList), []byte(`{}`), 0o600)) },
+		},
+		{
+			name: "an override that nobody approved", step: "config", code: exit.Config,
+			arrange: func(w *world) {
+				w.approve(w.Digests[0])
+				w.configure(fmt.Sprintf("mpc_hash_override = %q", w.Digests[1]))
+			},
+		},
+		{
+			name: "a digest that the registry doesn't have", step: "pull", code: exit.Refused,
+			arrange: func(w *world) { w.approve(v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)}) },
+		},
+		{
+			name: "an engine that can't load", step: "load", code: exit.Engine, effects: nil,
+			arrange: func(w *world) {
+				w.Engine.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Load: launchtest.LoadErrorLine})
+			},
+		},
+		{
+			name: "an engine that lies about a load", step: "load", code: exit.Engine, effects: []string{"load"},
+			arrange: func(w *world) {
+				w.Engine.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Load: launchtest.LoadVanishes})
+			},
+		},
+		{
+			// The holder stays: without it nothing would keep the data volume, and its keys, from being pruned.
+			name: "a compose that fails", step: "create", code: exit.Workload, effects: created[:4],
+			arrange: func(w *world) { w.settings.Compose = os.Args[0] + " compose-double --fail=create" },
+		},
+		{
+			name: "a compose that does nothing and says it did", step: "create", code: exit.Workload, effects: created[:4],
+			arrange: func(w *world) { w.settings.Compose = os.Args[0] + " compose-double --fail=silent" },
+		},
+		{
+			name: "a compose that creates something else", step: "create", code: exit.Workload, effects: created[:6],
+			arrange: func(w *world) { w.settings.Compose = os.Args[0] + " compose-double --fail=tamper" },
+		},
+		{
+			name: "a compose of version 1", step: "create", code: exit.Workload, effects: created[:4],
+			arrange: func(w *world) { w.settings.Compose = os.Args[0] + " compose-double --fail=old" },
+		},
+		{
+			name: "a node config that can't be written", step: "create", code: exit.Config, effects: []string{"load"},
+			arrange: func(w *world) { require.NoError(w.t, os.MkdirAll(w.Shared("mpc-config.toml/x"), 0o755)) },
+		},
+		{
+			name: "an agent that refuses to emit", step: "measure", code: exit.Measurement, effects: created,
+			arrange: func(w *world) {
+				w.Agent.Fail(launchtest.AgentFault{Kind: launchtest.AgentRefuses, Match: "EmitEvent mpc", Times: -1})
+			},
+		},
+		{
+			name: "a container that doesn't start", step: "start", code: exit.Workload, effects: append(created[:len(created):len(created)], "emit mpc-image-digest"),
+			arrange: func(w *world) {
+				w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/start", Status: 500, Message: "port is already allocated"})
+			},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, c.options)
+			if c.arrange != nil {
+				c.arrange(w)
+			}
+			assert.Equal(t, c.code, w.boot(), "%s", w.stderr)
+			assert.Equal(t, c.effects, slices.Compact(w.seen()), "the effects")
+			if c.step == "" {
+				return
+			}
+			report := w.report()
+			for _, s := range report.Steps {
+				if s.Status == "failed" {
+					assert.Equal(t, c.step, s.Name)
+				}
+			}
+			require.NotNil(t, report.ExitCode)
+			assert.Equal(t, c.code, *report.ExitCode)
+			require.NotNil(t, report.Error)
+			assert.True(t, strings.HasPrefix(*report.Error, c.step+": "), "%s", *report.Error)
+			assert.NotContains(t, *report.Error, "\n", "one line")
+		})
+	}
+}
+
+func TestOneLauncherAtATime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	inside := make(chan struct{})
+	w.Engine.Fail(launchtest.EngineFault{Match: "GET /info", Delay: 500 * time.Millisecond})
+	go func() {
+		defer close(inside)
+		assert.Equal(t, exit.OK, w.boot())
+	}()
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(w.Shared("launcher/report.json"))
+		return err == nil
+	}, 5*time.Second, time.Millisecond)
+	// The workload may remove whatever it likes below its volume.
+	require.Eventually(t, func() bool { return os.RemoveAll(w.Shared("launcher")) == nil }, 5*time.Second, time.Millisecond)
+
+	second := launch.Launcher{Settings: w.settings}
+	err := second.Run(t.Context())
+	assert.Equal(t, exit.Busy, exit.Of(err), "%v", err)
+	<-inside
+	assert.Equal(t, 1, w.Agent.Emits())
+}
+
+func TestAgainInTheSameBoot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.mustBoot()
+	before := w.seen()
+	require.NoError(t, w.Registry.Stop()) // and no network
+	w.mustBoot()
+	assert.Equal(t, before, w.seen(), "something was done twice")
+	w.accepted(w.Digests[0])
+}
+
+func TestANewBootAndAnUpgrade(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.mustBoot()
+	w.reboot()
+	before := len(w.seen())
+	w.mustBoot()
+	w.accepted(w.Digests[0])
+	assert.Equal(t, []string{
+		"create mpc-node-holder", "remove mpc-node", "create mpc-node", "remove mpc-node-holder", "emit mpc-image-digest", "start mpc-node",
+	}, w.seen()[before:])
+
+	w.reboot()
+	w.approve(w.Digests[1], w.Digests[0])
+	w.mustBoot()
+	w.accepted(w.Digests[1])
+	assert.Equal(t, "newest approved", w.report().Image.Reason)
+}
+
+func TestOutsideACVM(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{platform: config.NONTEE})
+	w.mustBoot()
+	w.mustBoot()
+	assert.Empty(t, w.Agent.Requests())
+	assert.Equal(t, []string{
+		"load", "volume-create shared-volume", "volume-create mpc-data", "create mpc-node-holder",
+		"network-create mpc-node_default", "create mpc-node", "remove mpc-node-holder", "start mpc-node",
+		"create mpc-node-holder", "remove mpc-node-holder",
+	}, w.seen())
+}
+
+func TestAWorkloadThatDoesNotStay(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		exitCode int
+		want     exit.Code
+	}{{0, exit.OK}, {3, exit.Workload}} {
+		t.Run(fmt.Sprint(c.exitCode), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{platform: config.NONTEE, machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+				OnStart: func(launchtest.ContainerInfo) (int, bool) { return c.exitCode, false },
+			}}})
+			require.NoError(t, w.Configure("", ""))
+			assert.Equal(t, c.want, w.boot())
+			report := w.report()
+			require.NotNil(t, report.Workload.LastExitCode)
+			assert.Equal(t, c.exitCode, *report.Workload.LastExitCode)
+		})
+	}
+}
+
+func TestASignalBeforeTheStartEndsTheRun(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /images/load", Hang: true, Times: -1})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	go func() {
+		for len(w.Engine.Requests()) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(50 * time.Millisecond)
+		cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
+	}()
+	l := launch.Launcher{Settings: w.settings}
+	err := l.Run(ctx)
+	assert.Equal(t, exit.Terminated, exit.Of(err), "%v", err)
+	assert.Zero(t, w.Agent.Emits())
+}

@@ -1,0 +1,235 @@
+package launch
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/docker"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/files"
+)
+
+// ReportVersion is the version of the report's schema.
+const ReportVersion = 1
+
+// Report is the launch report: what was done, how far it came and how it ended. It holds no secret, and nothing that
+// Compose or the workload printed.
+type Report struct {
+	Version     int                `json:"version"`
+	BootID      string             `json:"boot_id"`
+	StartedAt   time.Time          `json:"started_at"`
+	FinishedAt  *time.Time         `json:"finished_at"` // null while it runs
+	Platform    config.Platform    `json:"platform"`
+	Image       *ImageReport       `json:"image"` // null until it is known
+	Steps       []StepReport       `json:"steps"`
+	Pull        *PullReport        `json:"pull"`
+	Measurement *MeasurementReport `json:"measurement"`
+	Workload    *WorkloadReport    `json:"workload"`
+	ExitCode    *exit.Code         `json:"exit_code"` // null while it runs
+	Error       *string            `json:"error"`
+}
+
+// ImageReport says which image was chosen, and why.
+type ImageReport struct {
+	Reference    string  `json:"reference"`
+	Digest       v1.Hash `json:"digest"` // of the manifest, as approved
+	Reason       string  `json:"reason,omitempty"`
+	ConfigDigest string  `json:"config_digest"` // empty until the manifest is proved
+	ImageID      string  `json:"image_id"`      // the engine's; empty until the image is proved there
+	SizeBytes    int64   `json:"size_bytes"`    // of all layers as they are in the registry
+	Layers       int     `json:"layers"`
+}
+
+// Status is how far a step came.
+type Status string
+
+const (
+	pending Status = "pending"
+	running Status = "running"
+	done    Status = "done"
+	skipped Status = "skipped"
+	failed  Status = "failed"
+)
+
+// StepReport is one step of the sequence.
+type StepReport struct {
+	Name       string     `json:"name"`
+	Status     Status     `json:"status"`
+	StartedAt  *time.Time `json:"started_at"` // null while pending
+	DurationMS int64      `json:"duration_ms"`
+	Detail     string     `json:"detail"`
+}
+
+// PullReport says what was moved over the network.
+type PullReport struct {
+	BytesFetched int64  `json:"bytes_fetched"`
+	BytesReused  int64  `json:"bytes_reused"`
+	Requests     int    `json:"requests"`
+	Resumes      int    `json:"resumes"`
+	Source       string `json:"source"` // registry or engine
+}
+
+// MeasurementReport says what stands in the register.
+type MeasurementReport struct {
+	Event          string  `json:"event"`
+	Digest         v1.Hash `json:"digest"`
+	RTMR3          string  `json:"rtmr3"` // 96 hex digits
+	AlreadyPresent bool    `json:"already_present"`
+}
+
+// WorkloadReport says what became of the container.
+type WorkloadReport struct {
+	ContainerID  string `json:"container_id"`
+	Status       string `json:"status"`
+	Restarts     int    `json:"restarts"`
+	LastExitCode *int   `json:"last_exit_code"` // null if it never ended
+}
+
+// report keeps the document and the place it is written to.
+type report struct {
+	Report
+	log *slog.Logger
+	to  func(data []byte) error // nil: not written
+}
+
+// open chooses where the report goes: to path, or, where that is empty, to our own directory. A report that can't be written is a
+// warning.
+func (r *report) open(path string, own own) {
+	switch path {
+	case NoReport:
+	case "":
+		r.to = func(data []byte) error { return own.write("report.json", data) }
+	default:
+		r.to = func(data []byte) error { return writeAt(path, own.shared, data) }
+	}
+}
+
+// writeAt replaces the file at path. On the way from the shared directory on no link is followed: the workload may have planted one.
+func writeAt(path string, shared *files.Dir, data []byte) error {
+	folder := filepath.Dir(path)
+	below, err := filepath.Rel(shared.Path(), folder)
+	if err != nil || below == ".." || strings.HasPrefix(below, "../") {
+		below = "."
+	} else {
+		folder = shared.Path()
+	}
+	dir, err := files.OpenDir(folder)
+	if err != nil {
+		return err
+	}
+	for name := range strings.SplitSeq(below, "/") {
+		if name == "." {
+			continue
+		}
+		next, err := dir.Open(name)
+		dir.Close()
+		if err != nil {
+			return err
+		}
+		dir = next
+	}
+	defer dir.Close()
+	return dir.Write(filepath.Base(path), data, 0o644)
+}
+
+func (r *report) plan(steps []step) {
+	for _, s := range steps {
+		r.Steps = append(r.Steps, StepReport{Name: s.name, Status: pending})
+	}
+}
+
+func (r *report) begin(i int) {
+	now := now()
+	r.Steps[i].Status, r.Steps[i].StartedAt = running, &now
+	r.write()
+}
+
+func (r *report) end(i int, found *run, outcome Status, detail string) {
+	s := &r.Steps[i]
+	s.Status, s.Detail, s.DurationMS = outcome, detail, time.Since(*s.StartedAt).Milliseconds()
+	if found.image != nil && r.Image != nil {
+		r.Image.ConfigDigest = found.image.ConfigDigest().String()
+		r.Image.ImageID = found.id.String()
+		r.Image.SizeBytes = found.image.Size()
+		r.Image.Layers = len(found.image.Layers())
+	}
+	if found.proved.ID != "" {
+		r.note(found.proved)
+	}
+	r.write()
+}
+
+// note takes over how a container is, and tells whether that is news.
+func (r *report) note(c docker.Container) bool {
+	before := WorkloadReport{}
+	if r.Workload != nil {
+		before = *r.Workload
+	}
+	now := before
+	now.ContainerID, now.Status = c.ID, c.Status
+	// While it runs the engine tells 0, which says nothing.
+	ended := c.Status != "running" && c.Status != "paused" && !c.FinishedAt.IsZero()
+	if ended && (now.LastExitCode == nil || *now.LastExitCode != c.ExitCode) {
+		now.LastExitCode = &c.ExitCode
+	}
+	r.Workload = &now
+	return now != before
+}
+
+// observe is what the supervision sees of the workload.
+func (r *report) observe(c docker.Container) {
+	if r.note(c) {
+		r.write()
+	}
+}
+
+// restarted counts a restart by the supervision.
+func (r *report) restarted() {
+	r.Workload.Restarts++
+	r.write()
+}
+
+func (r *report) restarts() int { return r.Workload.Restarts }
+
+func (r *report) finish(err error) {
+	now, code := now(), exit.Of(err)
+	r.FinishedAt, r.ExitCode = &now, &code
+	if err != nil {
+		text := withoutOutput(err)
+		r.Error = &text
+	}
+	r.write()
+}
+
+// withoutOutput is an error's text for the report: what Compose printed is for the console alone.
+func withoutOutput(err error) string {
+	var c *compose.Error
+	if errors.As(err, &c) {
+		return strings.ReplaceAll(err.Error(), c.Error(), c.Summary())
+	}
+	return err.Error()
+}
+
+func (r *report) write() {
+	if r.to == nil {
+		return
+	}
+	data, err := json.MarshalIndent(r.Report, "", "  ")
+	if err == nil {
+		err = r.to(append(data, '\n'))
+	}
+	if err != nil {
+		r.log.Warn("the report can't be written", "error", err)
+	}
+}
+
+// now is the time as the report writes it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }

@@ -1,0 +1,303 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"tee-launcher/pkg/docker"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+)
+
+const (
+	// firstDelay is how long the first restart waits. Each further one waits twice as long as the one before, lastDelay at most.
+	firstDelay = time.Second
+	lastDelay  = time.Minute
+	// goodRun is how long a workload must have run for the next restart to count as the first.
+	goodRun = 10 * time.Minute
+	// lookAgain is how often the workload is looked at where nothing seems to happen: an engine under load drops events.
+	lookAgain = time.Minute
+	// reconnect is how long an engine that is away is left alone.
+	reconnect = time.Second
+	// lastStop bounds the orderly stop, because Docker kills whom it stops, us included, after ten seconds. Of these the workload
+	// gets lastGrace to end by itself.
+	lastStop  = 8 * time.Second
+	lastGrace = 5 * time.Second
+	lastStart = 2 * time.Second // what a start that is under way still gets
+)
+
+// supervise looks after the workload until it ends with 0 or a signal comes. The container's restart policy is "no": an
+// engine that restarts it does so at its own start too, before anything was measured.
+func (r *run) supervise(ctx context.Context) (string, error) {
+	if !r.Settings.supervised() {
+		return "the engine looks after the workload", errSkipped
+	}
+	s := &supervisor{run: r, base: r.image.ConfigFile().Config}
+	// What waits for months should be small.
+	r.image, r.config, r.agent = nil, nil, nil
+	debug.FreeOSMemory()
+	r.Log.Info("supervising", "container", s.proved.Name, "id", s.proved.ShortID())
+	return s.watch(ctx)
+}
+
+// supervisor looks after the one container that was proved, and takes no other one for it.
+type supervisor struct {
+	*run
+	base     v1.Config     // of the proved image
+	delay    time.Duration // before the latest restart
+	forgiven time.Time     // when the run began for which the delay was last forgotten
+	stopped  bool          // somebody stopped the workload on purpose, so it stays so until somebody starts it
+	away     bool          // the engine was away since the workload was last seen to run, so the engine ended it
+}
+
+// awayError is an engine that doesn't answer, or that says nothing sensible.
+type awayError struct{ err error }
+
+func (e *awayError) Error() string { return "the engine is away: " + e.err.Error() }
+func (e *awayError) Unwrap() error { return e.err }
+
+// watch follows the workload, with as many connections to the engine as that takes.
+func (s *supervisor) watch(ctx context.Context) (string, error) {
+	for {
+		detail, err := s.follow(ctx)
+		var away *awayError
+		switch {
+		case ctx.Err() != nil:
+			return s.stop(ctx)
+		case !errors.As(err, &away):
+			return detail, err
+		case refused(err):
+			s.Log.Warn("the engine refuses to say how the workload is, asking again", "error", away.err)
+		case !s.away:
+			s.away = true
+			s.Log.Warn("the engine is away, waiting for it", "error", away.err)
+		}
+		if s.sleep(ctx, reconnect) != nil {
+			return s.stop(ctx)
+		}
+	}
+}
+
+// follow looks at the workload whenever something happens to it, until it ends for good, the engine goes away or ctx ends.
+func (s *supervisor) follow(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	engine, err := s.connect()
+	if err != nil {
+		return "", err
+	}
+	happened, err := engine.Watch(ctx, s.proved.ID)
+	if err != nil {
+		return "", &awayError{err}
+	}
+	for {
+		if detail, err := s.look(ctx); err != nil || detail != "" {
+			return detail, err
+		}
+		select {
+		case _, open := <-happened:
+			if !open {
+				return "", &awayError{errors.New("it ended the stream of events")}
+			}
+		case <-time.After(lookAgain):
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
+	}
+}
+
+// connect returns the engine by way of a new connection. An engine that is about to end takes no new ones any more, while it still
+// answers on old ones and stops our workload: that must not look like somebody's purpose.
+func (s *supervisor) connect() (*docker.Engine, error) { return docker.New(s.Settings.DockerHost) }
+
+// look finds out how the workload is and does what has to be done. A detail says that it ended well.
+func (s *supervisor) look(ctx context.Context) (detail string, err error) {
+	for {
+		c, err := s.inspect(ctx)
+		switch {
+		case err != nil:
+			return "", err
+		case c.Live():
+			if s.stopped || s.away {
+				s.Log.Info("the workload runs", "status", c.Status)
+			}
+			s.stopped, s.away = false, false
+			return "", nil
+		case s.stopped:
+			return "", nil
+		case s.away:
+			s.Log.Warn("the workload ended with its engine")
+		default:
+			if purpose, err := s.purpose(ctx, c); err != nil || purpose {
+				return "", err
+			}
+			if c.ExitCode == 0 {
+				return "the workload ended with 0", nil
+			}
+		}
+		if err := s.restart(ctx, c); err != nil {
+			return "", err
+		}
+	}
+}
+
+// restart starts the workload again after a while, if it is still as it was proved and nobody wants it otherwise by then.
+func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
+	if c.FinishedAt.Sub(c.StartedAt) >= goodRun && !c.StartedAt.Equal(s.forgiven) { // once: a start that is refused leaves the times as they are
+		s.delay, s.forgiven = 0, c.StartedAt
+	}
+	s.delay = min(max(2*s.delay, firstDelay), lastDelay)
+	s.Log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "in", s.delay.String(), "restarts", s.report.restarts())
+	if err := s.sleep(ctx, s.delay); err != nil {
+		return err
+	}
+	c, err := s.inspect(ctx)
+	if err != nil || c.Live() {
+		return err
+	}
+	if !s.away {
+		if purpose, err := s.purpose(ctx, c); err != nil || purpose {
+			return err
+		}
+	}
+	if err := s.workload.Check(c, s.id, s.base); err != nil {
+		return err
+	}
+	engine, err := s.connect()
+	if err != nil {
+		return err
+	}
+	// Not to be interrupted: a start that may still happen can't be stopped.
+	starting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastStart, cancel) })()
+	err = engine.Start(starting, c.ID)
+	switch {
+	case err == nil:
+		s.report.restarted()
+	case refused(err):
+		s.Log.Warn("the workload can't be started", "error", err) // and so it has ended again
+		return nil
+	default:
+		return &awayError{err}
+	}
+	return nil
+}
+
+// inspect returns the container as it is, and notes that for the report. That it is gone is the end.
+func (s *supervisor) inspect(ctx context.Context) (docker.Container, error) {
+	engine, err := s.connect()
+	if err != nil {
+		return docker.Container{}, err
+	}
+	c, err := engine.Container(ctx, s.proved.ID)
+	switch {
+	case inspect.NotFound(err):
+		// Without it nothing references the volume with the keys, which the prune of the next boot would take.
+		if _, err := s.holder(ctx); err != nil {
+			s.Log.Warn("no container references the data volume", "error", err)
+		}
+		return c, &exit.Error{Code: exit.Workload, Err: fmt.Errorf("container %s (%s) was removed", s.proved.Name, s.proved.ShortID()),
+			Hint: []string{"start the launcher again: it makes a new one, with the same volumes"}}
+	case err != nil:
+		return c, &awayError{err}
+	}
+	s.proved = c
+	s.report.observe(c)
+	return c, nil
+}
+
+// purpose tells whether somebody stopped or killed the workload since it was started, and remembers that.
+func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, error) {
+	engine, err := s.connect()
+	if err != nil {
+		return false, err
+	}
+	events, err := engine.Events(ctx, c.ID, c.StartedAt, "kill", "stop")
+	if err != nil {
+		return false, &awayError{err}
+	}
+	for _, e := range events {
+		if e.Action == "stop" || ends(e.Signal, c.StopSignal) {
+			s.stopped = true
+			s.Log.Info("the workload was stopped on purpose, waiting until it is started", "exit_code", c.ExitCode)
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// ends tells whether a signal that somebody sent was meant to end the workload: others have it reload its configuration, and
+// say nothing about an end that comes later. Own is the signal by which its image wants to be stopped.
+func ends(signal, own string) bool {
+	number, err := strconv.Atoi(signal)
+	if err != nil {
+		return false
+	}
+	s := syscall.Signal(number)
+	switch s {
+	case unix.SIGKILL, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT:
+		return true
+	}
+	return own == signal || s == unix.SignalNum("SIG"+strings.TrimPrefix(strings.ToUpper(own), "SIG"))
+}
+
+// refused tells an engine that said no from one that didn't answer.
+func refused(err error) bool {
+	var e *docker.Error
+	return errors.As(err, &e) && e.Status != 0
+}
+
+// stop ends the workload because a signal told us to end.
+func (s *supervisor) stop(ctx context.Context) (string, error) {
+	s.Log.Info("stopping the workload", "because", context.Cause(ctx))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastStop)
+	defer cancel()
+	engine, err := s.connect()
+	if err != nil {
+		return "", err
+	}
+	err = engine.Stop(ctx, s.proved.ID, lastGrace)
+	switch {
+	case err == nil:
+		if c, err := engine.Container(ctx, s.proved.ID); err == nil {
+			s.report.observe(c)
+		}
+	case inspect.NotFound(err):
+	case refused(err):
+		return "", err
+	default:
+		// The answer is lost, or there was none: an engine that ends, as in a shutdown, stops the workload. One that is gone can't.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		c, again := engine.Container(ctx, s.proved.ID)
+		if again == nil {
+			s.report.observe(c)
+		}
+		if again != nil || c.Live() {
+			s.Log.Warn("the engine is away, the workload is left to it", "error", err)
+		}
+	}
+	return "ended by a signal", nil
+}
+
+func (r *run) sleep(ctx context.Context, d time.Duration) error {
+	if r.Sleep != nil {
+		return r.Sleep(ctx, d)
+	}
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,385 @@
+package launch_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/launchtest"
+)
+
+// watched is a launcher that runs in this process, so that its clock can be moved.
+type watched struct {
+	w      *world
+	cancel context.CancelCauseFunc
+	ended  chan struct{}
+	err    error // once it ended
+
+	mu     sync.Mutex
+	sleeps []time.Duration
+}
+
+// watch boots and waits until the workload is supervised.
+func (w *world) watch() *watched {
+	w.t.Helper()
+	ctx, cancel := context.WithCancelCause(w.t.Context())
+	l := &watched{w: w, cancel: cancel, ended: make(chan struct{})}
+	w.t.Cleanup(func() { cancel(nil); <-l.ended })
+	begin := time.Now().Truncate(time.Millisecond)
+	launcher := launch.Launcher{Settings: w.settings, Grace: time.Millisecond, BootID: w.bootID, Sleep: l.sleep}
+	go func() {
+		defer close(l.ended)
+		l.err = launcher.Run(ctx)
+	}()
+	w.eventually("the launcher supervises", func() bool {
+		select {
+		case <-l.ended:
+			return true
+		default:
+			return w.stepStatus("supervise") == "running" && !w.report().StartedAt.Before(begin)
+		}
+	})
+	return l
+}
+
+// sleep doesn't, but for a moment.
+func (l *watched) sleep(ctx context.Context, d time.Duration) error {
+	l.mu.Lock()
+	l.sleeps = append(l.sleeps, d)
+	l.mu.Unlock()
+	select {
+	case <-time.After(20 * time.Millisecond):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (l *watched) slept() []time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.sleeps)
+}
+
+// end waits for the launcher's own end.
+func (l *watched) end() error {
+	l.w.t.Helper()
+	select {
+	case <-l.ended:
+		return l.err
+	case <-time.After(20 * time.Second):
+		require.Fail(l.w.t, "the launcher doesn't end")
+		return nil
+	}
+}
+
+func (l *watched) terminate() error {
+	l.w.t.Helper()
+	l.cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
+	return l.end()
+}
+
+func (w *world) eventually(what string, holds func() bool) {
+	w.t.Helper()
+	require.Eventually(w.t, holds, 20*time.Second, 5*time.Millisecond, "%s", what)
+}
+
+func (w *world) stepStatus(step string) launch.Status {
+	data, err := w.readReport()
+	if err != nil {
+		return ""
+	}
+	var report launch.Report
+	if json.Unmarshal(data, &report) != nil {
+		return ""
+	}
+	for _, s := range report.Steps {
+		if s.Name == step {
+			return s.Status
+		}
+	}
+	return ""
+}
+
+// does has somebody else call the engine, as docker does.
+func (w *world) does(method, target string) {
+	w.t.Helper()
+	_, err := w.Engine.Call(method, target, nil)
+	require.NoError(w.t, err)
+}
+
+func (w *world) status() string { return w.workload().Status }
+
+func TestAWorkloadThatFailsIsStartedAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+		OnStart: func(c launchtest.ContainerInfo) (int, bool) { return 3, c.Starts > 9 },
+	}}})
+	l := w.watch()
+	w.eventually("it runs", func() bool { return w.workload().Starts == 10 && w.report().Workload.Status == "running" })
+	const s = time.Second
+	assert.Equal(t, []time.Duration{s, 2 * s, 4 * s, 8 * s, 16 * s, 32 * s, 60 * s, 60 * s, 60 * s}, l.slept())
+
+	report := w.report()
+	assert.Equal(t, 9, report.Workload.Restarts)
+	require.NotNil(t, report.Workload.LastExitCode)
+	assert.Equal(t, 3, *report.Workload.LastExitCode)
+	assert.Nil(t, report.FinishedAt, "it runs")
+	assert.Nil(t, report.ExitCode)
+	assert.Len(t, report.Steps, 10)
+	assert.Equal(t, launch.Status("running"), w.stepStatus("supervise"))
+	w.accepted(w.Digests[0])
+
+	// Ten good minutes, and the next restart is as quick as the first.
+	w.Engine.Fail(launchtest.EngineFault{Match: "GET /containers/*/json", Times: -1, Edit: func(body []byte) []byte {
+		var c map[string]any
+		if json.Unmarshal(body, &c) != nil {
+			return body
+		}
+		c["State"].(map[string]any)["StartedAt"] = time.Now().Add(-10*time.Minute - time.Second).UTC().Format(time.RFC3339Nano)
+		body, _ = json.Marshal(c)
+		return body
+	}})
+	require.NoError(t, w.Engine.Exit("mpc-node", 1))
+	w.eventually("it was started again", func() bool { return w.workload().Starts == 11 })
+	assert.Equal(t, s, l.slept()[9])
+	w.eventually("that is counted", func() bool { return w.report().Workload.Restarts == 10 })
+
+	assert.NoError(t, l.terminate(), "an orderly end")
+	assert.Equal(t, "exited", w.status())
+	report = w.report()
+	require.NotNil(t, report.ExitCode)
+	assert.Equal(t, exit.OK, *report.ExitCode)
+	assert.NotNil(t, report.FinishedAt)
+	assert.Equal(t, launch.Status("done"), w.stepStatus("supervise"))
+	assert.Equal(t, 1, w.Agent.Emits())
+}
+
+func TestAStopOnPurposeIsRespected(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		how string
+		end int // its exit code
+	}{
+		"docker stop":                   {"/containers/mpc-node/stop", 143},
+		"docker stop, and it ends well": {"/containers/mpc-node/stop", 0},
+		"docker stop, and it is killed": {"/containers/mpc-node/stop", 137},
+		"docker kill":                   {"/containers/mpc-node/kill", 137},
+		"docker kill -s TERM":           {"/containers/mpc-node/kill?signal=SIGTERM", 143},
+		"docker kill -s INT":            {"/containers/mpc-node/kill?signal=2", 130},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+				OnStop: func(launchtest.ContainerInfo) int { return c.end },
+			}}})
+			l := w.watch()
+			w.does("POST", c.how)
+			w.eventually("the end is seen", func() bool { return w.report().Workload.Status == "exited" })
+			time.Sleep(50 * time.Millisecond)
+			assert.Equal(t, 1, w.workload().Starts)
+			assert.Empty(t, l.slept())
+			assert.Nil(t, w.report().FinishedAt)
+
+			w.does("POST", "/containers/mpc-node/start")
+			w.eventually("the start is seen", func() bool { return w.report().Workload.Status == "running" })
+			require.NoError(t, w.Engine.Exit("mpc-node", 5))
+			w.eventually("it is looked after again", func() bool { return w.workload().Starts == 3 })
+			w.eventually("that was the launcher", func() bool { return w.report().Workload.Restarts == 1 })
+
+			w.does("POST", "/containers/mpc-node/restart")
+			w.eventually("that was somebody else", func() bool { return w.workload().Starts == 4 && w.report().Workload.Status == "running" })
+			assert.NoError(t, l.terminate())
+		})
+	}
+}
+
+// TestASignalToTheWorkloadIsNoStop: many take SIGHUP as the word to read their configuration again.
+func TestASignalToTheWorkloadIsNoStop(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.watch()
+	w.does("POST", "/containers/mpc-node/kill?signal=HUP")
+	w.does("POST", "/containers/mpc-node/pause")
+	w.eventually("that is seen", func() bool { return w.report().Workload.Status == "paused" })
+	w.does("POST", "/containers/mpc-node/unpause")
+	require.NoError(t, w.Engine.Exit("mpc-node", 1))
+	w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
+}
+
+func TestAWorkloadThatEndsWellEndsTheLauncher(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	l := w.watch()
+	require.NoError(t, w.Engine.Exit("mpc-node", 0))
+	assert.NoError(t, l.end())
+	assert.Equal(t, 1, w.workload().Starts)
+	report := w.report()
+	assert.Equal(t, exit.OK, *report.ExitCode)
+	assert.Equal(t, "exited", report.Workload.Status)
+	assert.Equal(t, launch.Status("done"), w.stepStatus("supervise"))
+}
+
+// TestAnEngineThatEndsIsWaitedFor: whatever an ending engine did to the workload was nobody's purpose.
+func TestAnEngineThatEndsIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		orderly bool
+		code    int
+	}{"a crash": {}, "an orderly end": {true, 143}, "an orderly end, and the workload ends well": {true, 0}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+				OnStop: func(launchtest.ContainerInfo) int { return c.code },
+			}}})
+			l := w.watch()
+			require.NoError(t, w.Engine.Stop(c.orderly))
+			time.Sleep(100 * time.Millisecond)
+			require.NoError(t, w.Engine.Start())
+			assert.Equal(t, 1, w.workload().Starts, "the engine itself starts nothing")
+			w.eventually("it is started again", func() bool { return w.workload().Starts == 2 && w.report().Workload.Status == "running" })
+
+			// What was stopped before the engine went away stays so.
+			w.does("POST", "/containers/mpc-node/stop")
+			w.eventually("the stop is seen", func() bool { return w.report().Workload.Status == "exited" })
+			time.Sleep(100 * time.Millisecond)
+			require.NoError(t, w.Engine.Restart(false))
+			time.Sleep(150 * time.Millisecond)
+			assert.Equal(t, 2, w.workload().Starts)
+			assert.NoError(t, l.terminate())
+			w.accepted(w.Digests[0])
+		})
+	}
+}
+
+func TestWhatChangedIsNotStartedAgain(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(*world)
+		want   string
+	}{
+		"another name": {change: func(w *world) { w.does("POST", "/containers/mpc-node/rename?name=other") }, want: "name"},
+		"gone":         {change: func(w *world) { w.does("DELETE", "/containers/mpc-node?force=1") }, want: "was removed"},
+		"another container of that name": {change: func(w *world) {
+			w.does("DELETE", "/containers/mpc-node?force=1")
+			_, err := w.Engine.Call("POST", "/containers/create?name=mpc-node", map[string]any{"Image": w.workloadImage, "Cmd": []string{"/evil"}})
+			require.NoError(w.t, err)
+			w.does("POST", "/containers/mpc-node/start")
+		}, want: "was removed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{})
+			l := w.watch()
+			w.workloadImage = w.workload().Image
+			id := w.workload().ID
+			c.change(w)
+			for _, other := range w.Engine.Containers() {
+				if other.ID == id && other.Status == "running" {
+					require.NoError(t, w.Engine.Exit(id, 1))
+				}
+			}
+			err := l.end()
+			assert.Equal(t, exit.Workload, exit.Of(err), "%v", err)
+			require.Error(t, err)
+			assert.Contains(t, err.Error(), c.want)
+			assert.Equal(t, 1, strings.Count(strings.Join(w.seen(), "\n"), "start mpc-node"))
+			held := slices.ContainsFunc(w.Engine.Containers(), func(c launchtest.ContainerInfo) bool {
+				return slices.ContainsFunc(c.Mounts, func(m launchtest.ContainerMount) bool { return m.Name == "mpc-data" })
+			})
+			assert.True(t, held, "nothing references the data volume")
+		})
+	}
+}
+
+func TestASignalWhileSupervising(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		arrange func(*world)
+		status  string
+		code    exit.Code
+	}{
+		"it runs":            {arrange: func(*world) {}, status: "exited"},
+		"it was stopped":     {arrange: func(w *world) { w.does("POST", "/containers/mpc-node/stop") }, status: "exited"},
+		"it is paused":       {arrange: func(w *world) { w.does("POST", "/containers/mpc-node/pause") }, status: "exited"},
+		"the engine is away": {arrange: func(w *world) { require.NoError(w.t, w.Engine.Stop(true)) }, status: "exited"},
+		"it can't be stopped": {arrange: func(w *world) {
+			w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/stop", Status: 500, Message: "no"})
+		}, status: "running", code: exit.Engine},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{})
+			p := w.start(0)
+			require.True(t, p.supervises(), "%s", &p.stderr)
+			c.arrange(w)
+			begin := time.Now()
+			assert.Equal(t, c.code, p.terminate(), "%s", &p.stderr)
+			assert.Less(t, time.Since(begin), 8*time.Second)
+			assert.Equal(t, c.status, w.status())
+			report := w.report()
+			require.NotNil(t, report.ExitCode)
+			assert.Equal(t, c.code, *report.ExitCode)
+			assert.NotNil(t, report.FinishedAt)
+		})
+	}
+}
+
+// TestTheNextRunTakesOver: a launcher that was killed left a workload that runs.
+func TestTheNextRunTakesOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.mustBoot()
+	before := w.seen()
+	l := w.watch()
+	assert.Equal(t, before, w.seen(), "something was done twice")
+	assert.Equal(t, launch.Status("skipped"), w.stepStatus("start"))
+	require.NoError(t, w.Engine.Exit("mpc-node", 1))
+	w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
+	assert.Equal(t, exit.Busy, exit.Of((&launch.Launcher{Settings: w.settings}).Run(t.Context())), "the lock is held")
+	assert.NoError(t, l.terminate())
+}
+
+func TestWithoutSupervision(t *testing.T) {
+	t.Parallel()
+	for _, platform := range []config.Platform{config.TEE, config.NONTEE} {
+		w := newWorld(t, options{platform: platform})
+		w.settings.Supervise = launch.SuperviseOff
+		l := w.watch()
+		require.NoError(t, l.end())
+		assert.Equal(t, launch.Status("skipped"), w.stepStatus("supervise"))
+		assert.Equal(t, "on-failure", w.workload().RestartPolicy)
+		assert.Equal(t, "running", w.status())
+		assert.Equal(t, exit.OK, *w.report().ExitCode)
+	}
+}
+
+// TestSignalsAndTheCommitPoint: once the intent is written a signal waits until the log was read back, and what is measured then
+// isn't started.
+func TestSignalsAndTheCommitPoint(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.patience = 20 * time.Second
+	w.Agent.Fail(launchtest.AgentFault{Kind: launchtest.EmitSettles, Match: "EmitEvent mpc", Delay: 500 * time.Millisecond})
+	p := w.start(0)
+	require.True(t, p.until(func() bool { return w.Agent.Emits() == 1 }))
+	assert.Equal(t, exit.Terminated, p.terminate(), "%s", &p.stderr)
+	w.accepted(w.Digests[0])
+	assert.Equal(t, "created", w.status(), "not started")
+	assert.Equal(t, launch.Status("done"), w.stepStatus("measure"))
+
+	w.mustBoot()
+	assert.Equal(t, "running", w.status())
+	w.accepted(w.Digests[0])
+}

@@ -1,0 +1,188 @@
+package launch_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
+)
+
+// TestATamperedSharedDirectory plants below the shared directory what a workload could leave there for the next boot. It runs
+// measured, exactly once, or it is a clear refusal before anything is emitted; and nothing outside is touched.
+func TestATamperedSharedDirectory(t *testing.T) {
+	t.Parallel()
+	const bait = "not ours to write"
+	type plant func(w *world, path, outside string)
+	link := func(w *world, path, outside string) { require.NoError(w.t, os.Symlink(outside, path)) }
+	hanging := func(w *world, path, _ string) { require.NoError(w.t, os.Symlink("/nonexistent/target", path)) }
+	pipe := func(w *world, path, _ string) { require.NoError(w.t, unix.Mkfifo(path, 0o666)) }
+	socket := func(w *world, path, _ string) {
+		require.NoError(w.t, unix.Mknod(path, unix.S_IFSOCK|0o666, 0))
+	}
+	huge := func(w *world, path, _ string) {
+		require.NoError(w.t, os.WriteFile(path, nil, 0o600))
+		require.NoError(w.t, os.Truncate(path, 1<<40))
+	}
+	directory := func(w *world, path, _ string) { require.NoError(w.t, os.MkdirAll(path+"/full", 0o755)) }
+	file := func(w *world, path, _ string) { require.NoError(w.t, os.WriteFile(path, []byte("x"), 0)) }
+	hard := func(w *world, path, outside string) { require.NoError(w.t, os.Link(outside, path)) }
+	kinds := map[string]plant{
+		"a link": link, "a hanging link": hanging, "a pipe": pipe, "a socket": socket, "a huge file": huge, "a directory": directory,
+		"a file": file, "a hard link": hard,
+	}
+	// What becomes of each kind at each place; OK where nothing is said.
+	places := map[string]map[string]exit.Code{
+		"launcher": { // somebody else's directory must not become ours
+			"a link": exit.Config, "a hanging link": exit.Config, "a pipe": exit.Config, "a socket": exit.Config, "a huge file": exit.Config,
+			"a file": exit.Config, "a hard link": exit.Config,
+		},
+		"launcher/measurement.json":      {"a directory": exit.Config}, // whoever can't record must not act
+		"launcher/.measurement.json.tmp": {"a directory": exit.Config},
+		"launcher/report.json":           {},
+		"launcher/.report.json.tmp":      {},
+		"launcher/previous.log":          {},
+		"launcher/image-KEPT.json":       {},
+		"launcher/image-zzz.json":        {},
+		"mpc-config.toml":                {"a directory": exit.Config},
+		".mpc-config.toml.tmp":           {"a directory": exit.Config},
+		"image-digest.bin": { // there and unreadable is never the default
+			"a link": exit.Config, "a hanging link": exit.Config, "a pipe": exit.Config, "a socket": exit.Config, "a huge file": exit.Config,
+			"a directory": exit.Config, "a file": exit.Config, "a hard link": exit.Config,
+		},
+		"something else": {},
+	}
+	cases := 0
+	for _, place := range slices.Sorted(maps.Keys(places)) {
+		for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+			if cases++; cases%stride != 0 {
+				continue
+			}
+			codes, do := places[place], kinds[kind]
+			t.Run(place+" is "+kind, func(t *testing.T) {
+				t.Parallel()
+				w, j := judgedWorld(t)
+				dir := t.TempDir()
+				outside := filepath.Join(dir, "outside")
+				require.NoError(t, os.WriteFile(outside, []byte(bait), 0o640))
+				path := w.Shared(strings.Replace(place, "KEPT", strings.TrimPrefix(w.Digests[0].String(), "sha256:"), 1))
+				require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+				do(w, path, outside)
+
+				code := w.boot()
+				assert.Equal(t, codes[kind], code, "%s", w.stderr)
+				w.sound(j)
+				if code == exit.OK {
+					w.accepted(w.Digests[0])
+					assert.Equal(t, "running", w.status())
+				} else {
+					assert.Zero(t, w.Agent.Emits())
+					assert.NotContains(t, strings.Join(w.seen(), "\n"), "start mpc-node")
+					assert.Contains(t, w.stderr, "error: ")
+				}
+				data, err := os.ReadFile(outside)
+				require.NoError(t, err)
+				assert.Equal(t, bait, string(data), "something outside was written to")
+				info, err := os.Stat(outside)
+				require.NoError(t, err)
+				assert.Equal(t, os.FileMode(0o640), info.Mode())
+				left, err := os.ReadDir(dir)
+				require.NoError(t, err)
+				assert.Len(t, left, 1)
+			})
+		}
+	}
+}
+
+// TestForgedManifestsProveThemselvesOrAreOfNoUse: what is kept for a boot without network comes from where the workload can write.
+func TestForgedManifestsProveThemselvesOrAreOfNoUse(t *testing.T) {
+	t.Parallel()
+	for name, forge := range map[string]func(kept map[string]any, other map[string]any) any{
+		"another image's":         func(_, other map[string]any) any { return other },
+		"another image's config":  func(kept, other map[string]any) any { kept["Config"] = other["Config"]; return kept },
+		"nothing":                 func(map[string]any, map[string]any) any { return map[string]any{} },
+		"no object":               func(map[string]any, map[string]any) any { return []string{"x"} },
+		"fields of another kind":  func(map[string]any, map[string]any) any { return map[string]any{"Manifest": 1, "Config": true} },
+		"a manifest that is none": func(kept, _ map[string]any) any { kept["Manifest"] = "e30="; return kept },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, j := judgedWorld(t)
+			kept := make([]map[string]any, 2)
+			for i := range w.Digests {
+				w.approve(w.Digests[i])
+				require.NoError(t, w.watch().terminate())
+				w.reboot()
+				data, err := os.ReadFile(w.kept(i))
+				require.NoError(t, err)
+				require.NoError(t, json.Unmarshal(data, &kept[i]))
+			}
+			data, err := json.Marshal(forge(kept[0], kept[1]))
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(w.kept(0), data, 0o600))
+			w.approve(w.Digests[0])
+			w.mustBoot()
+			w.accepted(w.Digests[0])
+			w.sound(j)
+			assert.Equal(t, w.report().Image.ConfigDigest, w.workload().Image)
+		})
+	}
+}
+
+func (w *world) kept(image int) string {
+	return w.Shared("launcher/image-" + strings.TrimPrefix(w.Digests[image].String(), "sha256:") + ".json")
+}
+
+// TestATamperedBoot has the shared directory changed while the launcher is at work, between any two steps.
+func TestATamperedBoot(t *testing.T) {
+	t.Parallel()
+	cases := 0
+	for name, tamper := range map[string]func(w *world){
+		"our directory is removed": func(w *world) { require.NoError(w.t, os.RemoveAll(w.Shared("launcher"))) },
+		"our directory is another": func(w *world) {
+			require.NoError(w.t, os.Rename(w.Shared("launcher"), w.Shared("was")))
+			require.NoError(w.t, os.Mkdir(w.Shared("launcher"), 0o700))
+		},
+		"our directory is a link": func(w *world) {
+			require.NoError(w.t, os.Rename(w.Shared("launcher"), w.Shared("was")))
+			require.NoError(w.t, os.Symlink("was", w.Shared("launcher")))
+		},
+		"the record says it is done": func(w *world) {
+			w.forge(fmt.Sprintf(`{"boot_id":%q,"digest":%q,"intent":"2026-01-01T00:00:00Z","done":true}`, w.bootID, w.Digests[0]))
+		},
+		"the list names another": func(w *world) { w.approve(w.Digests[1]) },
+	} {
+		for _, step := range []string{"gate", "config", "pull", "load", "create", "measure", "start", "supervise"} {
+			if cases++; cases%stride != 0 {
+				continue
+			}
+			t.Run(name+" before "+step, func(t *testing.T) {
+				t.Parallel()
+				w, j := judgedWorld(t)
+				w.approve(w.Digests[0])
+				p := w.startWith(0, step)
+				require.True(t, p.until(func() bool { return slices.Contains(p.messages(), "step started "+step) }), "%s", &p.stderr)
+				tamper(w)
+				// Unlinked or not, nobody else gets to work beside it.
+				assert.Equal(t, exit.Busy, exit.Of((&launch.Launcher{Settings: w.settings}).Run(t.Context())))
+				require.NoError(t, p.cmd.Process.Signal(syscall.SIGUSR1))
+				if !p.supervises() {
+					assert.Contains(t, []exit.Code{exit.Config, exit.Measurement}, p.end(), "%s", &p.stderr)
+					assert.NotContains(t, strings.Join(w.seen(), "\n"), "start mpc-node")
+				}
+				w.sound(j)
+			})
+		}
+	}
+}
