@@ -1,0 +1,39 @@
+package preflight_test
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/preflight"
+)
+
+func TestTheLockIsSeenAndNotTaken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, launchtest.MachineOptions{})
+	assert.Equal(t, "free", result(t, w.run(), "lock").Detail)
+	info, err := os.Stat(w.SharedDir)
+	require.NoError(t, err)
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	require.True(t, ok)
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	w.write("proc/locks", "1: POSIX  ADVISORY  WRITE 1 "+file+" 0 EOF\n2: FLOCK  ADVISORY  WRITE 1 00:00:1 0 EOF\n")
+	assert.Equal(t, "free", result(t, w.run(), "lock").Detail)
+	w.write("proc/locks", "2: FLOCK  ADVISORY  WRITE 1234 "+file+" 0 EOF\n")
+	report := w.run()
+	assert.True(t, noted(report, preflight.AnotherLauncher), "%+v", result(t, report, "lock"))
+	assert.Equal(t, exit.OK, report.ExitCode, "the next boot is what is asked about")
+
+	dir, err := files.OpenDir(w.SharedDir)
+	require.NoError(t, err)
+	defer dir.Close()
+	assert.NoError(t, dir.Lock(), "nobody else took it")
+}

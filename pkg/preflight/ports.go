@@ -1,0 +1,130 @@
+package preflight
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/internal/unixhttp"
+)
+
+// maxSockets bounds the kernel's lists of sockets, and maxPublished the engine's list of containers.
+const (
+	maxSockets   = 32 << 20
+	maxPublished = 32 << 20
+)
+
+// checkPorts looks whether the workload's host ports are free: by what the engine publishes, and on the host itself by who listens.
+func checkPorts(ctx context.Context, f *facts) outcome {
+	if len(f.config.Ports) == 0 {
+		return outcome{skipped: "none is mapped"}
+	}
+	published, err := f.published(ctx)
+	if err != nil {
+		return fail(EngineContradicts, err)
+	}
+	listening := map[uint16]bool{}
+	if f.self.ID == "" { // in a container we see only its own sockets
+		for _, name := range []string{"net/tcp", "net/tcp6"} {
+			if data, err := files.ReadFile(f.proc(name), maxSockets); err == nil {
+				readListeners(string(data), listening)
+			}
+		}
+	}
+	var found []Finding
+	for _, p := range f.config.Ports {
+		if p.Host < 1024 {
+			found = append(found, warning(PortPrivileged,
+				fmt.Sprintf("host port %d is below 1024: a rootless engine can't open it, and a service of the host may want it", p.Host)))
+		}
+		by, isPublished := published[p.Host]
+		switch {
+		case isPublished && by == compose.Name:
+		case isPublished:
+			found = append(found, ending(PortTaken, exit.Workload, fmt.Errorf("host port %d is published by container %s", p.Host, by),
+				"docker stop "+by, "or map another port in port_mappings of the user config"))
+		case listening[p.Host] && f.engine == nil:
+			found = append(found, warning(PortTaken, fmt.Sprintf("somebody listens on host port %d; without the engine it isn't known who", p.Host)))
+		case listening[p.Host]:
+			found = append(found, ending(PortTaken, exit.Workload, fmt.Errorf("somebody listens on host port %d", p.Host),
+				fmt.Sprintf("see who: ss -ltnp 'sport = :%d'", p.Host), "or map another port in port_mappings of the user config"))
+		}
+	}
+	return ok(fmt.Sprintf("%d mapped", len(f.config.Ports)), found...)
+}
+
+// published returns the host ports that the engine publishes, and for which container; the workload's are under its own name.
+func (f *facts) published(ctx context.Context) (map[uint16]string, error) {
+	ports := map[uint16]string{}
+	if f.engine == nil {
+		return ports, nil
+	}
+	const op = "listing published ports"
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/json", nil)
+	if err != nil {
+		return nil, err
+	}
+	fault := func(err error) error { return &exit.Error{Code: exit.Engine, Err: fmt.Errorf("%s: %w", op, err)} }
+	response, err := unixhttp.Client(f.engine.Socket(), false).Do(request)
+	if err != nil {
+		return nil, fault(err)
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(response.Body, maxPublished+1))
+	if err != nil {
+		return nil, fault(err)
+	}
+	if response.StatusCode != http.StatusOK || len(data) > maxPublished {
+		return nil, fault(fmt.Errorf("HTTP %d with %d bytes", response.StatusCode, len(data)))
+	}
+	var containers []struct {
+		Names  []string
+		Labels map[string]string
+		Ports  []struct {
+			PublicPort uint16
+			Type       string
+		}
+	}
+	if err := json.Unmarshal(data, &containers); err != nil {
+		return nil, fault(fmt.Errorf("answer: %w", err))
+	}
+	for _, c := range containers {
+		name := "?"
+		if len(c.Names) > 0 {
+			name = strings.TrimPrefix(c.Names[0], "/")
+		}
+		if c.Labels[compose.ProjectLabel] == compose.Name {
+			name = compose.Name // replaced or taken over, with its ports
+		}
+		for _, p := range c.Ports {
+			if p.PublicPort != 0 && p.Type == "tcp" {
+				ports[p.PublicPort] = name
+			}
+		}
+	}
+	return ports, nil
+}
+
+// readListeners reads the kernel's list of TCP sockets: "0: 0100007F:0035 00000000:0000 0A …", where 0A is listening.
+func readListeners(table string, into map[uint16]bool) {
+	for line := range strings.Lines(table) {
+		fields := strings.Fields(line)
+		if len(fields) < 4 || fields[3] != "0A" {
+			continue
+		}
+		_, port, _ := strings.Cut(fields[1], ":")
+		if n, err := strconv.ParseUint(port, 16, 16); err == nil {
+			into[uint16(n)] = true
+		}
+	}
+}

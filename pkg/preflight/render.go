@@ -1,0 +1,73 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+)
+
+// Rendered is what a boot would give to Compose and to the workload.
+type Rendered struct {
+	Compose    string `json:"compose"`
+	NodeConfig string `json:"node_config"` // holds the node's secrets
+}
+
+// Render makes the Compose file and the node config of a boot. Without an engine, or where it doesn't answer, the image in the Compose file is the
+// digest of its config.
+func Render(ctx context.Context, settings Settings) (*Rendered, error) {
+	f := newFacts(settings)
+	defer f.close()
+	for _, question := range []func(context.Context, *facts) outcome{checkSharedDir, checkUserConfig, checkApproved, checkSelection, checkKept} {
+		if err := first(question(ctx, f)); err != nil {
+			return nil, err
+		}
+	}
+	if !f.kept.Valid() {
+		v, err := f.puller().Resolve(ctx, f.config.Image.At(f.decision.Digest))
+		if err != nil {
+			return nil, err
+		}
+		f.image = v
+	}
+	id := f.verified().ConfigDigest()
+	if o := checkEngine(ctx, f); f.engine != nil {
+		id = inspect.ID(f.info.Store, f.verified())
+	} else {
+		f.log.Warn("no engine: the image is named by the digest of its config", "cause", first(o))
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	compose, err := f.workload().Render(id.String())
+	if err != nil {
+		return nil, fmt.Errorf("rendering the compose file: %w", err)
+	}
+	node, err := f.config.NodeConfig(settings.Platform, f.decision.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return &Rendered{Compose: string(compose), NodeConfig: string(node)}, nil
+}
+
+// first returns the errors of an outcome as one, with the exit code of the first.
+func first(o outcome) error {
+	var errs []error
+	var code exit.Code
+	var fix []string
+	for _, f := range o.findings {
+		if f.Severity != Error {
+			continue
+		}
+		if len(errs) == 0 {
+			code, fix = f.ExitCode, f.Fix
+		}
+		errs = append(errs, errors.New(f.Found))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return &exit.Error{Code: code, Err: errors.Join(errs...), Hint: fix}
+}

@@ -1,0 +1,258 @@
+package preflight
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/rtmr"
+)
+
+// ReportVersion is that of the report's schema.
+const ReportVersion = 1
+
+// Severity says what a finding means for a boot.
+type Severity string
+
+// The severities.
+const (
+	Error   Severity = "error"   // the boot would end there
+	Warning Severity = "warning" // it would go on; look at it nevertheless
+	Note    Severity = "note"    // good to know
+)
+
+// Finding is one thing that was found.
+type Finding struct {
+	Code     Code      `json:"code"`
+	Severity Severity  `json:"severity"`
+	ExitCode exit.Code `json:"exit_code"` // of the boot that ends at an error; 0 for the others
+	Found    string    `json:"found"`
+	Fix      []string  `json:"fix"` // what helps, one line each; may be empty
+}
+
+// Status is how a check ended.
+type Status string
+
+// The statuses.
+const (
+	OK        Status = "ok"        // checked, and no error was found
+	Failed    Status = "failed"    // an error was found
+	Skipped   Status = "skipped"   // left out, or nothing to check here
+	Unchecked Status = "unchecked" // it needs what a failed check would have found out
+)
+
+// Result is what one check came to.
+type Result struct {
+	Check      string    `json:"check"`
+	Group      Group     `json:"group"`
+	Step       string    `json:"step"` // of the boot that would come across it; empty: none
+	Status     Status    `json:"status"`
+	Detail     string    `json:"detail"`
+	Findings   []Finding `json:"findings"`
+	DurationMS int64     `json:"duration_ms"`
+}
+
+// Event is what would be measured.
+type Event struct {
+	Name    string `json:"name"`
+	Payload string `json:"payload"` // hex
+	Digest  string `json:"digest"`  // hex; what RTMR3 is extended with
+}
+
+// WouldRun is what the boot would run. What couldn't be found out is null.
+type WouldRun struct {
+	Reference      string   `json:"reference"`
+	Digest         v1.Hash  `json:"digest"`
+	Reason         string   `json:"reason"`
+	ManifestDigest *v1.Hash `json:"manifest_digest"` // of the image itself, where Digest is that of an index
+	ConfigDigest   *v1.Hash `json:"config_digest"`
+	ImageID        *v1.Hash `json:"image_id"` // as the engine would show it
+	SizeBytes      *int64   `json:"size_bytes"`
+	Layers         *int     `json:"layers"`
+	BytesLeft      *int64   `json:"bytes_left"` // at most so many are to be downloaded
+	Event          *Event   `json:"event"`      // null outside a CVM
+	RTMR3          *string  `json:"rtmr3"`      // after the event
+}
+
+// Report is all that was found.
+type Report struct {
+	Version    int             `json:"version"`
+	StartedAt  time.Time       `json:"started_at"`
+	DurationMS int64           `json:"duration_ms"`
+	Platform   config.Platform `json:"platform"`
+	ExitCode   exit.Code       `json:"exit_code"`
+	Summary    string          `json:"summary"`
+	Skipped    []Group         `json:"skipped"` // groups that were left out
+	Checks     []Result        `json:"checks"`
+	WouldRun   *WouldRun       `json:"would_run"` // null where no digest was selected
+}
+
+// report puts everything together once all checks have ended.
+func (f *facts) report(results []Result, started time.Time) *Report {
+	r := &Report{
+		Version: ReportVersion, StartedAt: started.UTC().Truncate(time.Millisecond), DurationMS: f.now().Sub(started).Milliseconds(),
+		Platform: f.settings.Platform, Skipped: f.skippedGroups(), Checks: results, WouldRun: f.wouldRun(),
+	}
+	f.demote(r.Checks)
+	first, count := len(steps()), 0
+	var code Code
+	for _, c := range r.Checks {
+		rank := slices.Index(steps(), step(c.Step))
+		for _, finding := range c.Findings {
+			if finding.Severity != Error {
+				continue
+			}
+			count++
+			if rank < first {
+				first, r.ExitCode, code = rank, finding.ExitCode, finding.Code
+			}
+		}
+	}
+	r.Summary = f.summary(r, code, count)
+	return r
+}
+
+// demote takes back what a boot would not come across after all.
+func (f *facts) demote(results []Result) {
+	for i := range results {
+		r := &results[i]
+		// The engine has the image, and an earlier boot kept what proves that.
+		spared := r.Group == GroupRegistry && f.kept.Valid() && !f.id.IsZero()
+		// The workload runs, proved and measured.
+		spared = spared || f.running && (r.Step == string(atCreate) || r.Step == string(atStart))
+		if !spared || r.Status != Failed {
+			continue
+		}
+		r.Status = OK
+		for j := range r.Findings {
+			if r.Findings[j].Severity == Error {
+				r.Findings[j].Severity, r.Findings[j].ExitCode = Warning, exit.OK
+			}
+		}
+	}
+}
+
+func (f *facts) skippedGroups() []Group {
+	skipped := []Group{}
+	for _, g := range Groups() {
+		if f.leaves(g) {
+			skipped = append(skipped, g)
+		}
+	}
+	return skipped
+}
+
+func (f *facts) wouldRun() *WouldRun {
+	if f.decision == nil {
+		return nil
+	}
+	w := &WouldRun{Reference: f.config.Image.String(), Digest: f.decision.Digest, Reason: string(f.decision.Reason)}
+	if v := f.verified(); v != nil {
+		manifest, config, size, layers := v.ManifestDigest(), v.ConfigDigest(), v.Size(), len(v.Layers())
+		w.ManifestDigest, w.ConfigDigest, w.SizeBytes, w.Layers = &manifest, &config, &size, &layers
+		if f.engine != nil {
+			id := inspect.ID(f.info.Store, v)
+			w.ImageID = &id
+		}
+		if f.left != nil {
+			w.BytesLeft = f.left
+		} else {
+			w.BytesLeft = &size
+		}
+	}
+	if f.settings.tee() {
+		w.Event = eventOf(f.decision.Digest)
+	}
+	if f.events != nil {
+		register, err := f.events.Log.Predict(f.decision.Digest)
+		if f.present {
+			register = f.events.Log.Replay()
+		}
+		if err == nil && (f.present || len(f.events.Log.Images()) == 0) {
+			text := register.String()
+			w.RTMR3 = &text
+		}
+	}
+	return w
+}
+
+func eventOf(h v1.Hash) *Event {
+	payload, err := digest.Bytes(h)
+	if err != nil {
+		return nil
+	}
+	return &Event{Name: rtmr.EventName, Payload: hex.EncodeToString(payload[:]), Digest: rtmr.DigestV1(rtmr.EventName, payload[:]).String()}
+}
+
+// verified returns the proved image, from wherever it is known; nil if it isn't.
+func (f *facts) verified() *image.Verified {
+	switch {
+	case f.image.Valid():
+		return f.image
+	case f.kept.Valid():
+		return f.kept
+	}
+	return nil
+}
+
+// summary says in one sentence of one line what a boot would come to.
+func (f *facts) summary(r *Report, code Code, count int) string {
+	left := []string{}
+	for _, g := range r.Skipped {
+		left = append(left, string(g))
+	}
+	switch {
+	case count > 0:
+		name := ""
+		for _, c := range exit.Classes() {
+			if c.Code == r.ExitCode {
+				name = c.Name
+			}
+		}
+		s := fmt.Sprintf("run would end with exit code %d, %s: %s", r.ExitCode, name, code)
+		switch count {
+		case 1:
+			return s + "."
+		case 2:
+			return s + ", and 1 more error."
+		}
+		return fmt.Sprintf("%s, and %d more errors.", s, count-1)
+	case len(left) > 0:
+		return "No error was found; not checked: " + strings.Join(left, ", ") + "."
+	case f.running:
+		return "run would succeed and change nothing: the workload runs already."
+	}
+	s := "run would succeed: "
+	if w := r.WouldRun; w != nil && w.BytesLeft != nil && *w.BytesLeft > 0 {
+		s += "download " + Size(*w.BytesLeft) + ", "
+	}
+	switch {
+	case !f.settings.tee():
+		return s + "start the workload, unmeasured."
+	case f.present:
+		return s + "start the workload, which is measured already."
+	}
+	return s + "measure the image, start the workload."
+}
+
+// Size prints bytes for people, in decimal units as registries describe them.
+func Size(n int64) string {
+	for _, unit := range []struct {
+		bytes int64
+		name  string
+	}{{1e9, "GB"}, {1e6, "MB"}, {1e3, "kB"}} {
+		if n >= unit.bytes {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(unit.bytes), unit.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}

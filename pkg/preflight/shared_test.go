@@ -1,0 +1,5 @@
+package preflight_test
+
+import "testing"
+
+func TestSeedsSharedDirectory(t *testing.T) { testSeeds(t, "shared directory") }

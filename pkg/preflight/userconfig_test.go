@@ -1,0 +1,5 @@
+package preflight_test
+
+import "testing"
+
+func TestSeedsUserConfig(t *testing.T) { testSeeds(t, "user config") }
