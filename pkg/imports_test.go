@@ -1,0 +1,101 @@
+// Package pkg_test holds the layout to its rules: boundaries follow trust, and imports flow one way.
+package pkg_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const module = "tee-launcher/"
+
+// allowed says which packages of this module each package may import directly. The table of exit codes, digests and what is
+// below pkg/internal are open to all.
+func allowed() map[string][]string {
+	return map[string][]string{
+		"pkg/exit":   {},
+		"pkg/digest": {},
+		// The leaves know each other only for the proof values that they consume.
+		"pkg/config":         {},
+		"pkg/approval":       {},
+		"pkg/image":          {},
+		"pkg/rtmr":           {},
+		"pkg/docker/inspect": {"pkg/image", "pkg/docker/internal/api"},
+		"pkg/docker":         {"pkg/image", "pkg/docker/inspect", "pkg/docker/internal/api"},
+		"pkg/compose":        {"pkg/docker/inspect"},
+		// What runs without effects can't reach what has them.
+		"pkg/preflight": {"pkg/config", "pkg/approval", "pkg/image", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose"},
+		// Everything meets where effects are ordered.
+		"pkg/launch":   {"pkg/config", "pkg/approval", "pkg/image", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose"},
+		"cmd/launcher": {"pkg/config", "pkg/approval", "pkg/image", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight"},
+		// The doubles model what is outside, so they know nothing of what is inside.
+		"pkg/launchtest": {},
+	}
+}
+
+func TestImportsFlowOneWay(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", module+"...").Output()
+	require.NoError(t, err)
+	seen := map[string]bool{}
+	for dec := json.NewDecoder(strings.NewReader(string(out))); dec.More(); {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		require.NoError(t, dec.Decode(&p))
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if name == "pkg" || strings.HasPrefix(name, "hack/") || strings.HasPrefix(name, "pkg/launchtest/") || strings.Contains(name, "internal/") {
+			continue
+		}
+		permitted, known := allowed()[name]
+		require.True(t, known, "package %s has no place in the layout: add it to this test and to the README", name)
+		seen[name] = true
+		for _, i := range p.Imports {
+			i, ours := strings.CutPrefix(i, module)
+			if ours && !strings.HasPrefix(i, "pkg/internal/") && i != "pkg/exit" && i != "pkg/digest" {
+				assert.Contains(t, permitted, i, "%s imports %s", name, i)
+			}
+			assert.False(t, ours && strings.HasPrefix(i, "pkg/launchtest"), "%s imports a double", name)
+		}
+	}
+	for name := range allowed() {
+		assert.True(t, seen[name], "package %s is gone", name)
+	}
+}
+
+// TestOnlyMainTouchesTheProcess: who ends the process or writes to its streams anywhere else can't be tested or composed.
+func TestOnlyMainTouchesTheProcess(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Dir,GoFiles", module+"pkg/...", module+"cmd/...").Output()
+	require.NoError(t, err)
+	checked := 0
+	for dec := json.NewDecoder(strings.NewReader(string(out))); dec.More(); {
+		var p struct {
+			ImportPath, Dir string
+			GoFiles         []string
+		}
+		require.NoError(t, dec.Decode(&p))
+		if strings.HasPrefix(p.ImportPath, module+"pkg/launchtest") {
+			continue
+		}
+		for _, file := range p.GoFiles {
+			if file == "main.go" {
+				continue
+			}
+			checked++
+			text, err := os.ReadFile(filepath.Join(p.Dir, file))
+			require.NoError(t, err)
+			for _, forbidden := range []string{"os.Exit(", "os.Stdout", "os.Stderr", "log.Fatal", "func init()"} {
+				assert.False(t, strings.Contains(string(text), forbidden), "%s/%s: %s", p.ImportPath, file, forbidden)
+			}
+		}
+	}
+	assert.Positive(t, checked)
+}

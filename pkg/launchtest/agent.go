@@ -1,0 +1,498 @@
+package launchtest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// AgentOptions configures an Agent.
+type AgentOptions struct {
+	// Release is the dstack release that is played: "0.5.0", "0.5.8" (which is also what empty means), "0.5.11" or
+	// "0.6.0".
+	Release string
+	// AppCompose is the measured app-compose. Empty: one that the NEAR verifier accepts.
+	AppCompose string
+	// Recorder receives "emit <event>" when an event that was asked for over the socket is logged. Nil: nothing is
+	// recorded.
+	Recorder *Recorder
+}
+
+// Agent is a double of dstack's guest agent: an HTTP server on a unix socket that keeps an event log and a register as
+// the real one does on hardware, in its order: the log first, then the register, without a lock around both. The
+// published simulators never extend anything, so nothing can be learned from them.
+//
+// What it signs nobody can verify: the quote has the right form and no signature.
+type Agent struct {
+	socket string
+	o      AgentOptions
+	minor  int // of the release 0.minor.patch
+	patch  int
+
+	mu         sync.Mutex
+	server     *http.Server // nil while the agent is down
+	listener   net.Listener
+	down       chan struct{}
+	boot       []agentEvent // of the registers 0 to 2
+	runtime    []agentEvent
+	registers  [4][48]byte
+	boots      int
+	late       []func() // effects that wait, in order
+	faults     []*AgentFault
+	hits       map[AgentFaultKind]int
+	requests   []string
+	unexpected []string
+	emits      int
+}
+
+// AgentEvent is an event in RTMR3's log.
+type AgentEvent struct {
+	Name    string
+	Payload []byte
+}
+
+type agentEvent struct {
+	IMR     int    `json:"imr"`
+	Type    uint32 `json:"event_type"`
+	Digest  string `json:"digest"`
+	Name    string `json:"event"`
+	Payload string `json:"event_payload"`
+}
+
+const agentEventType = 0x08000001
+
+// NewAgent starts an agent that listens on socket, in a CVM that has just booted.
+func NewAgent(socket string, o AgentOptions) (*Agent, error) {
+	if o.Release == "" {
+		o.Release = "0.5.8"
+	}
+	if !slices.Contains([]string{"0.5.0", "0.5.8", "0.5.11", "0.6.0"}, o.Release) {
+		return nil, fmt.Errorf("there is no agent of release %q", o.Release)
+	}
+	if o.AppCompose == "" {
+		o.AppCompose = `{"manifest_version":2,"name":"mpc","runner":"docker-compose","docker_compose_file":"services: {}\n",` +
+			`"kms_enabled":false,"gateway_enabled":false,"local_key_provider_enabled":true,"key_provider_id":"",` +
+			`"public_logs":true,"public_sysinfo":true,"allowed_envs":[],"no_instance_id":true,"secure_time":false}`
+	}
+	a := &Agent{socket: socket, o: o, hits: map[AgentFaultKind]int{}}
+	if _, err := fmt.Sscanf(o.Release, "0.%d.%d", &a.minor, &a.patch); err != nil {
+		return nil, err
+	}
+	a.Reboot()
+	if err := a.Start(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// since reports whether the played release is 0.minor.patch or later.
+func (a *Agent) since(minor, patch int) bool {
+	return a.minor > minor || a.minor == minor && a.patch >= patch
+}
+
+// Socket returns the path of the socket.
+func (a *Agent) Socket() string { return a.socket }
+
+// Start brings up an agent that was stopped. Log and register are as they were.
+func (a *Agent) Start() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.server != nil {
+		return errors.New("the agent runs already")
+	}
+	if err := os.Remove(a.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: a.socket, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	listener.SetUnlinkOnClose(false)
+	if err := os.Chmod(a.socket, 0o777); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	a.server = &http.Server{Handler: http.HandlerFunc(a.serve), IdleTimeout: 10 * time.Second}
+	a.listener, a.down = listener, make(chan struct{})
+	go a.server.Serve(listener)
+	return nil
+}
+
+// Stop ends the agent; the socket stays where it was, and refuses connections.
+func (a *Agent) Stop() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.server == nil {
+		return nil
+	}
+	close(a.down)
+	// The listener by itself, because a server that doesn't serve yet knows none; closed twice is no error then.
+	err := a.listener.Close()
+	if closed := a.server.Close(); !errors.Is(closed, net.ErrClosed) {
+		err = errors.Join(err, closed)
+	}
+	a.server = nil
+	return err
+}
+
+// Close ends the agent and removes its socket.
+func (a *Agent) Close() error {
+	err := a.Stop()
+	if removed := os.Remove(a.socket); !errors.Is(removed, os.ErrNotExist) {
+		err = errors.Join(err, removed)
+	}
+	return err
+}
+
+// Reboot is a boot of the CVM: log and register are empty, and then hold what dstack measures before any container runs.
+// What an emit of the last boot had still to do is never done.
+func (a *Agent) Reboot() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.boots++
+	a.boot, a.runtime, a.registers, a.late = nil, nil, [4][48]byte{}, nil
+	for imr := range 3 {
+		for i := range 2 {
+			digest := sha512.Sum384(fmt.Appendf(nil, "firmware event %d of register %d", i, imr))
+			a.boot = append(a.boot, agentEvent{imr, 0x80000001, hex.EncodeToString(digest[:]), "", "00000000"})
+			a.extend(imr, digest)
+		}
+	}
+	compose := sha256.Sum256([]byte(a.o.AppCompose))
+	events := []AgentEvent{
+		{"system-preparing", nil}, {"app-id", compose[:20]}, {"compose-hash", compose[:]}, {"instance-id", nil}, {"boot-mr-done", nil},
+		{"key-provider", []byte(`{"name":"local-sgx","id":"0000000000000000000000000000000000000000000000000000000000000000"}`)},
+	}
+	if a.since(5, 5) {
+		events = append(events, AgentEvent{"storage-fs", []byte("zfs")})
+	}
+	for _, e := range append(events, AgentEvent{"system-ready", nil}) {
+		a.extend(3, a.log(e))
+	}
+}
+
+// Emit is another container's emit: it takes the agent's way but not the socket, so that it is neither counted nor recorded
+// nor disturbed by a fault.
+func (a *Agent) Emit(name string, payload []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.extend(3, a.log(AgentEvent{name, payload}))
+}
+
+// Release does now, in order, what late faults have put off.
+func (a *Agent) Release() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	late := a.late
+	a.late = nil
+	for _, effect := range late {
+		effect()
+	}
+}
+
+// Events returns RTMR3's log of this boot.
+func (a *Agent) Events() []AgentEvent {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var events []AgentEvent
+	for _, e := range a.runtime {
+		payload, _ := hex.DecodeString(e.Payload) // the agent encoded it itself
+		events = append(events, AgentEvent{e.Name, payload})
+	}
+	return events
+}
+
+// RTMR3 returns the register, in hex.
+func (a *Agent) RTMR3() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return hex.EncodeToString(a.registers[3][:])
+}
+
+// TCBInfo returns the document that Info would hold.
+func (a *Agent) TCBInfo() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.tcbInfo()
+}
+
+// Emits returns how many events were logged over the socket, in all boots.
+func (a *Agent) Emits() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.emits
+}
+
+// Requests returns the requests so far by their method, and EmitEvent's with the name of the event.
+func (a *Agent) Requests() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.requests)
+}
+
+// Unexpected returns the requests that nobody who knows the agent makes, with the reason.
+func (a *Agent) Unexpected() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.unexpected)
+}
+
+// log appends to the log and returns the digest that is to be extended.
+func (a *Agent) log(e AgentEvent) [48]byte {
+	preimage := binary.LittleEndian.AppendUint32(nil, agentEventType)
+	preimage = fmt.Appendf(preimage, ":%s:%s", e.Name, e.Payload)
+	digest := sha512.Sum384(preimage)
+	a.runtime = append(a.runtime, agentEvent{3, agentEventType, hex.EncodeToString(digest[:]), e.Name, hex.EncodeToString(e.Payload)})
+	return digest
+}
+
+func (a *Agent) extend(imr int, digest [48]byte) {
+	a.registers[imr] = sha512.Sum384(append(a.registers[imr][:], digest[:]...))
+}
+
+// putOff keeps an effect for Release, or does it after delay.
+func (a *Agent) putOff(delay time.Duration, effect func()) {
+	if delay == 0 {
+		a.late = append(a.late, effect)
+		return
+	}
+	boot := a.boots
+	time.AfterFunc(delay, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.boots == boot {
+			effect()
+		}
+	})
+}
+
+// agentRefusal is an error of a handler: 400 and the text.
+type agentRefusal string
+
+func (e agentRefusal) Error() string { return string(e) }
+
+func (a *Agent) serve(w http.ResponseWriter, r *http.Request) {
+	method := strings.TrimPrefix(r.URL.Path, "/")
+	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	inJSON := mediaType == "application/json"
+	body, err := io.ReadAll(io.LimitReader(r.Body, 10<<20+1))
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	var answer any
+	switch {
+	case r.Method != http.MethodPost || strings.Contains(method, "/"):
+		a.note(r.Method+" "+r.URL.Path, "not a call")
+		http.NotFound(w, r)
+		return
+	case len(body) > 10<<20:
+		a.note(method, "body over 10 MiB")
+		err = agentRefusal("payload too large")
+	case !inJSON:
+		a.note(method, "Content-Type is not application/json")
+		err = agentRefusal("failed to decode Protobuf message: invalid wire type value: 7")
+	default:
+		answer, err = a.call(r, method, body)
+	}
+	if errors.Is(err, errAgentBreaks) {
+		http.Error(w, "<h1>"+err.Error()+"</h1>", http.StatusInternalServerError)
+		return
+	}
+	status := http.StatusOK
+	if err != nil {
+		status, answer = http.StatusBadRequest, map[string]string{"error": err.Error()}
+	}
+	if garbage, ok := answer.(io.Reader); ok {
+		io.Copy(w, garbage)
+		return
+	}
+	if !inJSON {
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.WriteHeader(status)
+		w.Write(binary.AppendUvarint([]byte{0x0a}, uint64(len(err.Error())))) // the error's first field in protobuf
+		io.WriteString(w, err.Error())
+		return
+	}
+	document, err := json.MarshalIndent(answer, "", "  ")
+	if err != nil {
+		panic(err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	w.Write(document)
+}
+
+// note keeps a request that nobody should make.
+func (a *Agent) note(request, reason string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.requests = append(a.requests, request)
+	a.unexpected = append(a.unexpected, request+": "+reason)
+}
+
+// call decodes the arguments, which comes before anything a method does, and hands over to what is to happen.
+func (a *Agent) call(r *http.Request, method string, body []byte) (any, error) {
+	var arguments map[string]json.RawMessage
+	invalid := json.Unmarshal(body, &arguments)
+	name := ""
+	request := method
+	if method == "EmitEvent" {
+		name, _ = argument[string](arguments, "event")
+		request += " " + name
+	}
+	a.mu.Lock()
+	a.requests = append(a.requests, request)
+	down := a.down
+	a.mu.Unlock()
+
+	handle, err := a.decode(method, name, arguments, invalid)
+	if err != nil {
+		return nil, err
+	}
+	return a.disturb(r.Context().Done(), down, request, handle)
+}
+
+// decode returns what a method does, with its arguments decoded. That is called with the lock held.
+func (a *Agent) decode(method, name string, arguments map[string]json.RawMessage, invalid error) (agentMethod, error) {
+	unexpected := func(reason string) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.unexpected = append(a.unexpected, method+" "+name+": "+reason)
+	}
+	known := map[string]bool{"EmitEvent": a.minor < 6, "Info": true, "GetQuote": true, "Version": a.since(5, 7)}
+	exists, ours := known[method]
+	if !ours {
+		unexpected("no such method")
+	}
+	if !exists {
+		return agentMethod{}, agentRefusal("Service not found: " + method)
+	}
+	if invalid != nil {
+		unexpected("not a JSON object")
+		return agentMethod{}, agentRefusal("Failed to decode request: " + invalid.Error())
+	}
+	switch method {
+	case "EmitEvent":
+		if name != "mpc-image-digest" && name != "launcher-probe" {
+			unexpected("no event of the launcher's")
+		}
+		payload, err := hexArgument(arguments, "payload")
+		if err != nil {
+			if name != "launcher-probe" {
+				unexpected(err.Error())
+			}
+			return agentMethod{}, err
+		}
+		return agentMethod{emits: &AgentEvent{name, payload}}, nil
+	case "Info":
+		return agentMethod{quotes: true, answer: a.info}, nil
+	case "GetQuote":
+		data, err := hexArgument(arguments, "report_data")
+		if err != nil {
+			return agentMethod{}, err
+		}
+		if len(data) > 64 {
+			return agentMethod{}, agentRefusal("Report data is too long")
+		}
+		return agentMethod{quotes: true, answer: func() any { return a.quote(data) }}, nil
+	default:
+		return agentMethod{answer: func() any { return map[string]string{"version": a.o.Release, "rev": "0000000"} }}, nil
+	}
+}
+
+// argument is serde's reading: a missing member is the zero value, one of another type an error.
+func argument[T any](arguments map[string]json.RawMessage, name string) (value T, err error) {
+	if raw, ok := arguments[name]; ok {
+		if err := json.Unmarshal(raw, &value); err != nil || bytes.Equal(raw, []byte("null")) {
+			return value, agentRefusal("Failed to decode request: invalid type of " + name)
+		}
+	}
+	return value, nil
+}
+
+func hexArgument(arguments map[string]json.RawMessage, name string) ([]byte, error) {
+	s, err := argument[string](arguments, name)
+	if err != nil {
+		return nil, err
+	}
+	b, err := hex.DecodeString(strings.TrimPrefix(s, "0x"))
+	if err != nil {
+		return nil, agentRefusal("Failed to decode request: " + err.Error())
+	}
+	return b, nil
+}
+
+// info is Info's answer to a quote that was made.
+func (a *Agent) info() any { return a.infoWith(a.tcbInfo()) }
+
+func (a *Agent) infoWith(tcbInfo string) any {
+	compose := sha256.Sum256([]byte(a.o.AppCompose))
+	return map[string]string{
+		"app_id": hex.EncodeToString(compose[:20]), "instance_id": "", "device_id": agentDeviceID(), "app_name": "mpc",
+		"app_cert": "", "compose_hash": hex.EncodeToString(compose[:]), "os_image_hash": agentImageHash(), "mr_aggregated": "",
+		"key_provider_info": `{"name":"local-sgx","id":""}`, "vm_config": "{}", "tcb_info": tcbInfo,
+	}
+}
+
+func (a *Agent) tcbInfo() string {
+	compose := sha256.Sum256([]byte(a.o.AppCompose))
+	register := func(i int) string { return hex.EncodeToString(a.registers[i][:]) }
+	document, err := json.MarshalIndent(map[string]any{
+		"mrtd": strings.Repeat("0d", 48), "rtmr0": register(0), "rtmr1": register(1), "rtmr2": register(2), "rtmr3": register(3),
+		"os_image_hash": agentImageHash(), "compose_hash": hex.EncodeToString(compose[:]), "device_id": agentDeviceID(),
+		"app_compose": a.o.AppCompose, "event_log": slices.Concat(a.boot, a.runtime),
+	}, "", "  ")
+	if err != nil {
+		panic(err) // strings and numbers always marshal
+	}
+	return string(document)
+}
+
+func agentDeviceID() string  { return strings.Repeat("de", 32) }
+func agentImageHash() string { return strings.Repeat("05", 32) }
+
+// quote is GetQuote's answer: a TDX quote of version 4 up to its signature, and the log, without most of its bytes from
+// 0.5.6 on.
+func (a *Agent) quote(reportData []byte) any {
+	quote := make([]byte, 48+584)
+	binary.LittleEndian.PutUint16(quote, 4)        // version
+	binary.LittleEndian.PutUint16(quote[2:], 2)    // ECDSA on P-256
+	binary.LittleEndian.PutUint32(quote[4:], 0x81) // TDX
+	for i, r := range a.registers {
+		copy(quote[376+48*i:], r[:])
+	}
+	copy(quote[568:], reportData)
+	quote = binary.LittleEndian.AppendUint32(quote, 64)
+	quote = append(quote, make([]byte, 64)...)
+
+	events := slices.Concat(a.boot, a.runtime)
+	if a.since(5, 6) {
+		for i := range events {
+			if events[i].IMR == 3 {
+				events[i].Digest = ""
+			} else {
+				events[i].Payload = ""
+			}
+		}
+	}
+	log, err := json.Marshal(events)
+	if err != nil {
+		panic(err)
+	}
+	return map[string]string{
+		"quote": hex.EncodeToString(quote), "event_log": string(log), "report_data": hex.EncodeToString(quote[568:632]), "vm_config": "{}",
+	}
+}

@@ -1,0 +1,686 @@
+package launchtest
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/zstd"
+
+	"tee-launcher/pkg/digest"
+)
+
+// imageStore is one of the engine's two ways of keeping images. Its methods are called with the engine's lock held.
+type imageStore interface {
+	// load takes in what readTar found, all or nothing but for what the real store leaves behind.
+	load(r *engineRequest, archive *archive, say *loadAnswer) error
+	// aborted is told of a tar that never arrived whole.
+	aborted(archive *archive)
+	// resolve returns the ID behind a reference, or a refusal with status 404.
+	resolve(ref string) (string, error)
+	// config returns what a container of the image runs with.
+	config(id string) (*v1.ConfigFile, error)
+	inspect(r *engineRequest, ref string) (map[string]any, error)
+	list(r *engineRequest, filters map[string][]string) []map[string]any
+	tag(id string, ref imageRef) error
+	remove(r *engineRequest, ref string) ([]map[string]string, error)
+	// prune removes what nothing uses: dangling images, or with all every image without a container.
+	prune(all bool) []map[string]string
+	// breakImage makes an image unusable without removing it.
+	breakImage(id string)
+	all() []ImageInfo
+	count() int
+}
+
+// ImageInfo is what an Engine tells of an image.
+type ImageInfo struct {
+	ID     string   // the digest of the config in the classic store, of manifest or index in the containerd store
+	Names  []string // as RepoTags shows them
+	Layers []string // diffIDs; nil if the image is broken
+}
+
+// Images returns the images, dangling ones included, in the order of their IDs.
+func (e *Engine) Images() []ImageInfo {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := e.images.all()
+	slices.SortFunc(all, func(a, b ImageInfo) int { return strings.Compare(a.ID, b.ID) })
+	return all
+}
+
+// AddImage puts an image into the engine as somebody else's load does, under a name such as "other:latest" (none if
+// empty), and returns its ID.
+func (e *Engine) AddImage(img v1.Image, name string) (string, error) {
+	var buf bytes.Buffer
+	if err := WriteLoadTar(&buf, img, name); err != nil {
+		return "", err
+	}
+	answer, err := e.call(http.MethodPost, "/images/load", buf.Bytes())
+	if err != nil {
+		return "", err
+	}
+	manifest, err := img.Digest()
+	if err != nil {
+		return "", err
+	}
+	config, err := img.ConfigName()
+	if err != nil {
+		return "", err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, id := range []string{manifest.String(), config.String()} {
+		if _, err := e.images.resolve(id); err == nil {
+			return id, nil
+		}
+	}
+	return "", fmt.Errorf("the image was not loaded: %s", answer)
+}
+
+// WriteLoadTar writes an image in the one form that all engines load under its own digests: an OCI layout that is at
+// the same time a docker-save archive.
+func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
+	manifest, err := img.RawManifest()
+	if err != nil {
+		return err
+	}
+	config, err := img.RawConfigFile()
+	if err != nil {
+		return err
+	}
+	mediaType, err := img.MediaType()
+	if err != nil {
+		return err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	t := tar.NewWriter(w)
+	var paths []string
+	for _, layer := range layers {
+		hash, err := layer.Digest()
+		if err != nil {
+			return err
+		}
+		content, err := layer.Compressed()
+		if err != nil {
+			return err
+		}
+		data, err := io.ReadAll(content)
+		if err := errors.Join(err, content.Close()); err != nil {
+			return err
+		}
+		paths = append(paths, blobPath(hash.String()))
+		if err := writeEntry(t, blobPath(hash.String()), data); err != nil {
+			return err
+		}
+	}
+	descriptor := v1.Descriptor{MediaType: mediaType, Digest: digest.Of(manifest), Size: int64(len(manifest))}
+	item := map[string]any{"Config": blobPath(digestOf(config)), "Layers": paths}
+	if name != "" {
+		ref, err := parseImageRef(name)
+		if err != nil {
+			return err
+		}
+		descriptor.Annotations = map[string]string{"io.containerd.image.name": ref.String()}
+		item["RepoTags"] = []string{ref.String()}
+	}
+	docs := []struct {
+		name string
+		doc  any
+	}{
+		{"manifest.json", []any{item}},
+		{"oci-layout", map[string]string{"imageLayoutVersion": "1.0.0"}},
+		{"index.json", v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{descriptor}}},
+	}
+	for _, data := range [][]byte{config, manifest} {
+		if err := writeEntry(t, blobPath(digestOf(data)), data); err != nil {
+			return err
+		}
+	}
+	for _, d := range docs {
+		data, err := json.Marshal(d.doc)
+		if err != nil {
+			return err
+		}
+		if err := writeEntry(t, d.name, data); err != nil {
+			return err
+		}
+	}
+	return t.Close()
+}
+
+func writeEntry(t *tar.Writer, name string, data []byte) error {
+	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(data)), Mode: 0o644}); err != nil {
+		return err
+	}
+	_, err := t.Write(data)
+	return err
+}
+
+func blobPath(hash string) string { return "blobs/" + strings.Replace(hash, ":", "/", 1) }
+
+func digestOf(b []byte) string { return digest.Of(b).String() }
+
+func (e *Engine) serveImages(w http.ResponseWriter, r *engineRequest, parts []string) error {
+	if len(parts) == 0 {
+		return errUnknown
+	}
+	last := parts[len(parts)-1]
+	name := strings.Join(parts[:len(parts)-1], "/")
+	if r.method == http.MethodPost && len(parts) == 1 && last == "load" {
+		return e.loadImage(w, r)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case r.method == http.MethodGet && len(parts) == 1 && last == "json":
+		filters, err := r.filters("dangling", "label", "reference", "before", "since", "until")
+		if err != nil {
+			return err
+		}
+		writeJSON(w, http.StatusOK, e.images.list(r, filters))
+		return nil
+	case r.method == http.MethodGet && len(parts) > 1 && last == "json":
+		doc, err := e.images.inspect(r, name)
+		var refused *engineRefusal
+		if errors.As(err, &refused) && !e.api.atLeast(42) {
+			return refusal(refused.status, "no such image: %s: %s", name, refused.message)
+		}
+		if err != nil {
+			return err
+		}
+		writeJSON(w, http.StatusOK, doc)
+		return nil
+	case r.method == http.MethodPost && len(parts) == 1 && last == "prune":
+		filters, err := r.filters("dangling", "label", "label!", "until")
+		if err != nil {
+			return err
+		}
+		dangling := filters["dangling"]
+		deleted := e.images.prune(len(dangling) > 0 && (dangling[0] == "false" || dangling[0] == "0"))
+		for _, d := range deleted {
+			if id := d["Deleted"]; id != "" {
+				e.record(r, "delete-image %s", id)
+			}
+		}
+		writeJSON(w, http.StatusOK, map[string]any{"ImagesDeleted": deleted, "SpaceReclaimed": 0})
+		return nil
+	case r.method == http.MethodPost && len(parts) > 1 && last == "tag":
+		id, err := e.images.resolve(name)
+		if err != nil {
+			return err
+		}
+		target := r.query.Get("repo")
+		if tag := r.query.Get("tag"); tag != "" {
+			target += ":" + tag
+		}
+		ref, err := parseImageRef(target)
+		if err != nil {
+			return err
+		}
+		if err := e.images.tag(id, ref); err != nil {
+			return err
+		}
+		e.emit("image", "tag", id, map[string]string{"name": ref.familiar()})
+		e.record(r, "tag %s", ref.familiar())
+		w.WriteHeader(http.StatusCreated)
+		return nil
+	case r.method == http.MethodDelete:
+		name = strings.Join(parts, "/")
+		deleted, err := e.images.remove(r, name)
+		if err != nil {
+			return err
+		}
+		for _, d := range deleted {
+			action, ref := "delete", d["Deleted"]
+			if untagged := d["Untagged"]; untagged != "" {
+				action, ref = "untag", untagged
+			}
+			e.emit("image", action, ref, map[string]string{"name": ref})
+		}
+		e.record(r, "delete-image %s", name)
+		writeJSON(w, http.StatusOK, deleted)
+		return nil
+	}
+	return errUnknown
+}
+
+// loadAnswer is the stream of JSON lines that answers a load. Nothing is sent before its end: the real engines say
+// nothing either before the whole tar is read.
+type loadAnswer struct {
+	lines  bytes.Buffer
+	quiet  bool
+	loaded []string // IDs
+}
+
+func (a *loadAnswer) line(doc any) {
+	text, err := json.Marshal(doc)
+	if err != nil {
+		text = []byte("{}")
+	}
+	a.lines.Write(text)
+	a.lines.WriteString("\r\n")
+}
+
+func (a *loadAnswer) stream(format string, args ...any) {
+	a.line(map[string]string{"stream": fmt.Sprintf(format, args...)})
+}
+
+func (a *loadAnswer) progress(id string, total int) {
+	for _, current := range []int{min(total, 32<<10), total} {
+		if !a.quiet {
+			a.line(map[string]any{"status": "Loading layer", "progressDetail": map[string]int{"current": current, "total": total}, "id": id})
+		}
+	}
+}
+
+func (a *loadAnswer) fail(message string, keys ...string) {
+	var fields []string
+	for _, key := range keys {
+		var value any = message
+		if key == "errorDetail" {
+			value = map[string]string{"message": message}
+		}
+		text, err := json.Marshal(value)
+		if err != nil {
+			text = []byte("null")
+		}
+		fields = append(fields, fmt.Sprintf("%q:%s", key, text))
+	}
+	a.line(json.RawMessage("{" + strings.Join(fields, ",") + "}"))
+}
+
+// errorKeys are the keys of an error line in the order in which the engine sends them; both orders are seen.
+func (e *Engine) errorKeys() []string {
+	if e.api.atLeast(52) {
+		return []string{"error", "errorDetail"}
+	}
+	return []string{"errorDetail", "error"}
+}
+
+func (e *Engine) loadImage(w http.ResponseWriter, r *engineRequest) error {
+	if r.api.atLeast(48) && len(r.query["platform"]) > 1 {
+		return refusal(http.StatusBadRequest, "multiple platform parameters not supported")
+	}
+	if _, err := r.platform(48); err != nil {
+		return err
+	}
+	body := &loadBody{r: r.body, engine: e, counted: !r.foreign, limit: -1}
+	if r.load == LoadDiskFull || r.load == LoadCut {
+		body.limit = r.loadCut
+	}
+	if !r.foreign {
+		e.mu.Lock()
+		e.loads++
+		e.mu.Unlock()
+	}
+	answer := &loadAnswer{quiet: !r.query.Has("quiet") || r.flag("quiet")}
+	// An upload that is cut after the tar's end mark: 20.10 notices, later engines have all they need.
+	archive, err := readTar(body, !e.o.Containerd && !e.api.atLeast(42))
+	if errors.Is(err, errLoadLimit) && r.load == LoadDiskFull {
+		// dockerd answers while the client still writes, which the client may take for a broken connection. No test should
+		// depend on who is faster.
+		_, _ = io.Copy(io.Discard, r.body)
+	}
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case r.session.Err() != nil:
+		panic(http.ErrAbortHandler) // the daemon was killed
+	case err != nil:
+		e.images.aborted(archive)
+		if errors.Is(err, errLoadLimit) && r.load == LoadCut {
+			panic(http.ErrAbortHandler)
+		}
+		answer.fail(e.readFailure(archive, err), e.errorKeys()...)
+	case r.load == LoadErrorLine:
+		answer.fail("error processing the image", e.errorKeys()...)
+	case r.load == LoadErrorOnly:
+		answer.fail("error processing the image", "error")
+	case r.load == LoadErrorDetail:
+		answer.fail("error processing the image", "errorDetail")
+	case r.load == LoadSilent:
+	default:
+		if err := e.images.load(r, archive, answer); err != nil {
+			answer.fail(err.Error(), e.errorKeys()...)
+		}
+		if len(answer.loaded) > 0 {
+			e.record(r, "load")
+		}
+		e.afterLoad(r, answer)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	text := answer.lines.Bytes()
+	if r.load == LoadTruncated {
+		text = text[:len(text)-min(len(text), 10)]
+	}
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(text)
+	return nil
+}
+
+// afterLoad does the faults that need an image.
+func (e *Engine) afterLoad(r *engineRequest, answer *loadAnswer) {
+	for _, id := range answer.loaded {
+		e.emit("image", "load", id, map[string]string{"name": id})
+		switch r.load {
+		case LoadVanishes:
+			_, _ = e.images.remove(&engineRequest{query: map[string][]string{"force": {"1"}}, foreign: true}, id)
+		case LoadUnpackLine:
+			e.images.breakImage(id)
+			answer.stream("Error unpacking image %s: failed to extract layer: injected\n", id)
+		}
+	}
+}
+
+// readFailure says in the engine's words why a tar could not be read.
+func (e *Engine) readFailure(a *archive, err error) string {
+	cause := err.Error()
+	if errors.Is(err, errLoadLimit) {
+		cause = fmt.Sprintf("write /%s: no space left on device", a.reading)
+	}
+	switch {
+	case e.o.Containerd && a.reading != "":
+		return fmt.Sprintf("failed to ingest %q: %s", a.reading, cause)
+	case e.o.Containerd:
+		return cause
+	}
+	return e.tarFailure(errors.New(cause))
+}
+
+// tarFailure says in the classic store's words that a tar can't be read.
+func (e *Engine) tarFailure(err error) string {
+	switch {
+	case e.api.atLeast(45):
+		return err.Error()
+	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
+		return fmt.Sprintf("Error processing tar file(%v): ", err)
+	}
+	return fmt.Sprintf("Error processing tar file(exit status 1): %v", err)
+}
+
+// loadBody counts what is read of a load's body and ends it where a fault wants that.
+type loadBody struct {
+	r       io.Reader
+	engine  *Engine
+	counted bool
+	limit   int64 // -1: none
+	read    int64
+}
+
+var errLoadLimit = errors.New("the fault's number of bytes is read")
+
+func (b *loadBody) Read(p []byte) (int, error) {
+	if b.limit >= 0 {
+		if b.read >= b.limit {
+			return 0, errLoadLimit
+		}
+		p = p[:min(int64(len(p)), b.limit-b.read)]
+	}
+	n, err := b.r.Read(p)
+	b.read += int64(n)
+	if b.counted {
+		b.engine.mu.Lock()
+		b.engine.loadBytes += int64(n)
+		b.engine.mu.Unlock()
+	}
+	return n, err
+}
+
+// archive is the content of a tar that was sent to be loaded.
+type archive struct {
+	files   map[string][]byte
+	reading string // the entry that was being read at the end
+}
+
+// readTar reads a tar, which may be compressed. Unless toTheEnd, what comes after the tar's end mark doesn't matter, not
+// even that the client goes away there.
+func readTar(r io.Reader, toTheEnd bool) (*archive, error) {
+	a := &archive{files: map[string][]byte{}}
+	plain, err := decompress(r, true)
+	if err != nil {
+		return a, err
+	}
+	t := tar.NewReader(plain)
+	for {
+		header, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			if _, err := io.Copy(io.Discard, r); err != nil && toTheEnd {
+				return a, err
+			}
+			return a, nil
+		}
+		if err != nil {
+			return a, err
+		}
+		name := path.Clean(header.Name)
+		switch header.Typeflag {
+		case tar.TypeReg:
+			a.reading = name
+			data, err := io.ReadAll(t)
+			if err != nil {
+				return a, err
+			}
+			a.files[name] = data
+			a.reading = ""
+		case tar.TypeSymlink:
+			if data, ok := a.files[path.Join(path.Dir(name), header.Linkname)]; ok {
+				a.files[name] = data
+			}
+		}
+	}
+}
+
+// decompress undoes gzip and, where the engine knows it, zstd; anything else comes through as it is.
+func decompress(r io.Reader, withZstd bool) (io.Reader, error) {
+	buffered := bufio.NewReader(r)
+	magic, err := buffered.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b, 0x08}):
+		return gzip.NewReader(buffered)
+	case withZstd && bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		decoder, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		return decoder.IOReadCloser(), nil
+	}
+	return buffered, nil
+}
+
+// unpackLayer reads a compressed layer as an engine does that extracts it, and returns its diffID.
+func unpackLayer(compressed []byte, withZstd bool) (string, error) {
+	plain, err := decompress(bytes.NewReader(compressed), withZstd)
+	if err != nil {
+		return "", err
+	}
+	var content bytes.Buffer
+	t := tar.NewReader(io.TeeReader(plain, &content))
+	for {
+		if _, err := t.Next(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return "", err
+		}
+		if _, err := io.Copy(io.Discard, t); err != nil {
+			return "", err
+		}
+	}
+	if _, err := io.Copy(&content, plain); err != nil {
+		return "", err
+	}
+	return digestOf(content.Bytes()), nil
+}
+
+// chainIDs returns the IDs under which an engine keeps unpacked layers: each names a layer and all below it.
+func chainIDs(diffIDs []v1.Hash) []string {
+	var chain []string
+	for i, diffID := range diffIDs {
+		if i == 0 {
+			chain = append(chain, diffID.String())
+		} else {
+			chain = append(chain, digestOf([]byte(chain[i-1]+" "+diffID.String())))
+		}
+	}
+	return chain
+}
+
+// platform reads the parameter of that name, which engines know from API version 1.minor on.
+func (r *engineRequest) platform(minor int) (*v1.Platform, error) {
+	text := r.query.Get("platform")
+	if text == "" || !r.api.atLeast(minor) {
+		return nil, nil
+	}
+	var p v1.Platform
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
+		return nil, refusal(http.StatusBadRequest, "failed to parse platform: %v", err)
+	}
+	if p.OS == "" || p.Architecture == "" {
+		return nil, refusal(http.StatusBadRequest, "both OS and Architecture must be provided")
+	}
+	return &p, nil
+}
+
+func hostPlatform() v1.Platform { return v1.Platform{OS: "linux", Architecture: runtime.GOARCH} }
+
+func samePlatform(a, b v1.Platform) bool {
+	return a.OS == b.OS && a.Architecture == b.Architecture && (a.Variant == b.Variant || a.Variant == "" || b.Variant == "")
+}
+
+func formatPlatform(p v1.Platform) string {
+	text := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		text += "/" + p.Variant
+	}
+	return text
+}
+
+// imageRef is a reference in Docker's normal form.
+type imageRef struct {
+	repository string // with domain: docker.io/library/busybox
+	tag        string
+	digest     string
+}
+
+// parseImageRef reads a reference by name; "latest" is added where it has neither tag nor digest.
+func parseImageRef(text string) (imageRef, error) {
+	grammar := regexp.MustCompile(`^([a-z0-9]+(?:(?:[._]|__|-+|[a-z0-9])*[a-z0-9])?(?:/[a-z0-9]+(?:(?:[._]|__|-+|[a-z0-9])*[a-z0-9])?)*)` +
+		`(?::([\w][\w.-]{0,127}))?(?:@(sha256:[0-9a-f]{64}))?$`)
+	domain, rest, slash := strings.Cut(text, "/")
+	if !slash || !strings.ContainsAny(domain, ".:") && domain != "localhost" {
+		domain, rest = "docker.io", text
+	}
+	if domain == "index.docker.io" {
+		domain = "docker.io"
+	}
+	m := grammar.FindStringSubmatch(rest)
+	if m == nil && strings.ToLower(rest) != rest {
+		return imageRef{}, refusal(http.StatusBadRequest, "invalid reference format: repository name must be lowercase")
+	}
+	if m == nil {
+		return imageRef{}, refusal(http.StatusBadRequest, "invalid reference format")
+	}
+	ref := imageRef{repository: domain + "/" + m[1], tag: m[2], digest: m[3]}
+	if domain == "docker.io" && !strings.Contains(m[1], "/") {
+		ref.repository = domain + "/library/" + m[1]
+	}
+	if ref.tag == "" && ref.digest == "" {
+		ref.tag = "latest"
+	}
+	return ref, nil
+}
+
+func (ref imageRef) String() string {
+	text := ref.repository
+	if ref.tag != "" {
+		text += ":" + ref.tag
+	}
+	if ref.digest != "" {
+		text += "@" + ref.digest
+	}
+	return text
+}
+
+// familiar is the short form that Docker shows.
+func (ref imageRef) familiar() string {
+	text, hub := strings.CutPrefix(ref.String(), "docker.io/")
+	if hub {
+		text = strings.TrimPrefix(text, "library/")
+	}
+	return text
+}
+
+// isImageID says whether text is an ID or the beginning of one, and returns its hex digits.
+func isImageID(text string) (string, bool) {
+	hex := strings.TrimPrefix(text, "sha256:")
+	return hex, len(hex) >= 4 && len(hex) <= 64 && strings.Trim(hex, "0123456789abcdef") == ""
+}
+
+func noSuchImage(ref string) error {
+	if parsed, err := parseImageRef(ref); err == nil && !strings.HasPrefix(ref, "sha256:") {
+		ref = parsed.familiar()
+	}
+	return refusal(http.StatusNotFound, "No such image: %s", ref)
+}
+
+// inUse returns the container, running or not as asked, that uses an image. The lock is held.
+func (e *Engine) inUse(id string, running bool) *container {
+	for _, c := range e.containers {
+		if c.image == id && c.live() == running {
+			return c
+		}
+	}
+	return nil
+}
+
+func shortID(id string) string {
+	id = strings.TrimPrefix(id, "sha256:")
+	return id[:min(len(id), 12)]
+}
+
+// describeConfig adds to an inspect document what comes from the image's config.
+func describeConfig(doc map[string]any, config *v1.ConfigFile, raw []byte) {
+	var top struct {
+		Config map[string]any `json:"config"`
+	}
+	_ = json.Unmarshal(raw, &top)
+	for key, value := range configDefaults() {
+		if _, ok := top.Config[key]; !ok {
+			if top.Config == nil {
+				top.Config = map[string]any{}
+			}
+			top.Config[key] = value
+		}
+	}
+	var layers []string
+	for _, diffID := range config.RootFS.DiffIDs {
+		layers = append(layers, diffID.String())
+	}
+	doc["Config"] = top.Config
+	doc["Architecture"], doc["Os"] = config.Architecture, config.OS
+	doc["Created"] = stamp(config.Created.Time)
+	doc["Author"] = config.Author
+	doc["RootFS"] = map[string]any{"Type": "layers", "Layers": layers}
+	if config.Variant != "" {
+		doc["Variant"] = config.Variant
+	}
+}

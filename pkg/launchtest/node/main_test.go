@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// output collects what a program writes while it runs.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+type node struct {
+	out        output
+	terminated chan os.Signal
+	exited     chan int
+}
+
+func start(t *testing.T, data, config string) *node {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "mpc-config.toml")
+	require.NoError(t, os.WriteFile(path, []byte(config), 0o600))
+	n := &node{terminated: make(chan os.Signal, 1), exited: make(chan int, 1)}
+	go func() { n.exited <- run([]string{"start-with-config-file", path}, data, n.terminated, &n.out, &n.out) }()
+	return n
+}
+
+func (n *node) says(t *testing.T, text string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return strings.Contains(n.out.String(), text) }, 10*time.Second, time.Millisecond, "%q", text)
+}
+
+func (n *node) code(t *testing.T) int {
+	t.Helper()
+	select {
+	case code := <-n.exited:
+		return code
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "it still runs", n.out.String())
+		return -1
+	}
+}
+
+const tee = "[tee]\nimage_hash = \"sha256:abc\"\n"
+
+func TestRunsUntilItIsTerminated(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data")
+	for i := range 2 {
+		n := start(t, data, "home_dir = \"/data\"\n"+tee)
+		n.says(t, fmt.Sprintf(`start %d, image_hash = "sha256:abc"`, i+1))
+		n.terminated <- syscall.SIGTERM
+		assert.Zero(t, n.code(t))
+	}
+	starts, err := os.ReadFile(filepath.Join(data, "starts"))
+	require.NoError(t, err)
+	lines := strings.Split(strings.TrimSpace(string(starts)), "\n")
+	require.Len(t, lines, 2, "one line for each start")
+	assert.Regexp(t, `^[0-9a-f-]{36} 20\d\d-`, lines[0], "boot and time")
+}
+
+func TestBehaviours(t *testing.T) {
+	t.Parallel()
+	for config, code := range map[string]int{
+		"exit_code = 3\n":                       3,
+		"exit_after_ms = 20\n":                  0,
+		"exit_code = 4\nexit_after_ms = 20\n":   4,
+		"exit_code = junk\n":                    1,
+		"listen = 70000\n":                      1,
+		"a = [\n  1,\n  2\n]\nexit_code = 5 \n": 5,
+	} {
+		assert.Equal(t, code, start(t, t.TempDir(), config+tee).code(t), config)
+	}
+	assert.Equal(t, 1, start(t, t.TempDir(), "exit_code = 0\n").code(t), "a config without image_hash is none of the launcher's")
+}
+
+func TestIgnoresTermination(t *testing.T) {
+	t.Parallel()
+	n := start(t, t.TempDir(), "ignore_term = true\nexit_code = 6\nexit_after_ms = 300\n"+tee)
+	n.terminated <- syscall.SIGTERM
+	n.says(t, "ignoring SIGTERM")
+	assert.Equal(t, 6, n.code(t))
+}
+
+func TestListens(t *testing.T) {
+	t.Parallel()
+	probe, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	port := probe.Addr().(*net.TCPAddr).Port
+	require.NoError(t, probe.Close())
+	config := fmt.Sprintf("listen = %d\n", port) + tee
+	n := start(t, t.TempDir(), config)
+	n.says(t, "listening")
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+	assert.Equal(t, 1, start(t, t.TempDir(), config).code(t), "a taken port")
+	n.terminated <- syscall.SIGTERM
+	assert.Zero(t, n.code(t))
+}
+
+func TestRefusesOtherCommands(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{nil, {"start"}, {"start-with-config-file"}, {"start-with-config-file", "/nosuch/file"}} {
+		var out output
+		assert.NotZero(t, run(args, t.TempDir(), nil, &out, &out), "%v", args)
+		assert.NotEmpty(t, out.String())
+	}
+}
