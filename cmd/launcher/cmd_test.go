@@ -1,0 +1,243 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	main "tee-launcher/cmd/launcher"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launchtest"
+)
+
+// TestMain lets the test binary play Compose, which the launcher runs as a process.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "compose-double" {
+		syscall.Exit(launchtest.ComposeMain(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+const zeros = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+
+func run(t *testing.T, environ []string, args ...string) (stdout, stderr string, code exit.Code) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = main.Run(t.Context(), args, environ, strings.NewReader(""), &out, &errs)
+	return out.String(), errs.String(), code
+}
+
+// nonTEE is an environment in which every required setting is there, and nothing else exists.
+func nonTEE(t *testing.T) []string {
+	dir := t.TempDir()
+	return []string{
+		"PLATFORM=NONTEE", "DOCKER_CONTENT_TRUST=1", "DEFAULT_IMAGE_DIGEST=" + zeros, "LAUNCHER_CONFIG=" + filepath.Join(dir, "user_config"),
+		"LAUNCHER_SHARED_DIR=" + dir, "DOCKER_HOST=unix://" + dir + "/docker.sock", "LAUNCHER_COMPOSE=/nonexistent/compose",
+	}
+}
+
+func TestMistakesInSettingsAreReportedTogether(t *testing.T) {
+	t.Parallel()
+	for _, command := range [][]string{{}, {"run"}, {"verify"}} {
+		stdout, stderr, code := run(t, []string{"PLATFORM=tee", "DOCKER_HOST=tcp://127.0.0.1:2375", "LOG_LEVEL=loud", "LAUNCHER_CONFIG=relative"}, command...)
+		assert.Equal(t, exit.Usage, code, "%v", command)
+		assert.Equal(t, slices.Contains(command, "verify"), stdout != "", "%v: only verify has a result: what it found", command)
+		for _, name := range []string{"PLATFORM", "DEFAULT_IMAGE_DIGEST", "DOCKER_CONTENT_TRUST", "DOCKER_HOST", "LOG_LEVEL", "LAUNCHER_CONFIG"} {
+			assert.Equal(t, 1, strings.Count(stderr, "error: "+name), "%s once in\n%s", name, stderr)
+		}
+		assert.Contains(t, stderr, "hint: ")
+	}
+}
+
+func TestSettingsTakeExactlyWhatTheContractSays(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		set  string
+		fine bool
+	}{
+		{"PLATFORM=TEE", true}, {"PLATFORM=NONTEE", true}, {"PLATFORM=Tee", false}, {"PLATFORM= TEE", false}, {"PLATFORM=", false},
+		{"DEFAULT_IMAGE_DIGEST=" + zeros, true}, {"DEFAULT_IMAGE_DIGEST=" + strings.ToUpper(zeros), false},
+		{"DEFAULT_IMAGE_DIGEST=" + zeros[:70], false}, {"DEFAULT_IMAGE_DIGEST=" + zeros + "0", false},
+		{"DEFAULT_IMAGE_DIGEST=" + strings.Replace(zeros, "0", "A", 1), false}, {"DEFAULT_IMAGE_DIGEST=sha512:00", false},
+		{"DOCKER_CONTENT_TRUST=1", true}, {"DOCKER_CONTENT_TRUST=0", false}, {"DOCKER_CONTENT_TRUST=true", false},
+		{"LAUNCHER_SUPERVISE=on", true}, {"LAUNCHER_SUPERVISE=yes", false},
+		{"DOCKER_HOST=unix:///run/docker.sock", true}, {"DOCKER_HOST=ssh://host", false}, {"DOCKER_HOST=unix://run/docker.sock", false},
+		{"LAUNCHER_INSECURE_REGISTRIES=a.example:5000,b.example", true}, {"LAUNCHER_INSECURE_REGISTRIES=http://a.example", false},
+		{"LAUNCHER_REPORT=none", true}, {"LAUNCHER_REPORT=report.json", false},
+		{"LOG_FORMAT=json", true}, {"LOG_FORMAT=xml", false}, {"LAUNCHER_PROGRESS=none", true}, {"LAUNCHER_PROGRESS=1", false},
+	} {
+		environ := append(nonTEE(t), c.set) // the last one counts
+		_, stderr, code := run(t, environ, "verify", "--config", "/nonexistent")
+		if c.fine {
+			assert.NotEqual(t, exit.Usage, code, "%s\n%s", c.set, stderr)
+		} else {
+			assert.Equal(t, exit.Usage, code, "%s\n%s", c.set, stderr)
+		}
+	}
+}
+
+func TestAMisspeltVariableIsAWarning(t *testing.T) {
+	t.Parallel()
+	environ := append(nonTEE(t), "LAUNCHER_SHARED_DRI=/x", "LAUNCHER_E=1", "MY_LAUNCHER_CONFIG=1", "LAUNCHER_COMPOSE=/nonexistent")
+	_, stderr, _ := run(t, environ, "run")
+	assert.Equal(t, 2, strings.Count(stderr, "is not a setting and is ignored"), "%s", stderr)
+	assert.Contains(t, stderr, "LAUNCHER_SHARED_DRI is not a setting and is ignored; the nearest one is LAUNCHER_SHARED_DIR")
+}
+
+func TestAFlagGoesBeforeTheEnvironment(t *testing.T) {
+	t.Parallel()
+	_, stderr, code := run(t, nonTEE(t), "run", "--shared-dir", "/nonexistent")
+	assert.Equal(t, exit.Config, code)
+	assert.Contains(t, stderr, "error: settings: shared directory: open /nonexistent: no such file or directory\n")
+	assert.Contains(t, stderr, "hint: ")
+}
+
+func TestUnknownWords(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"lauch"}, {"run", "now"}, {"--no-such-flag"}, {"version", "-o", "yaml"}} {
+		stdout, stderr, code := run(t, nil, args...)
+		assert.Equal(t, exit.Usage, code, "%v: %s", args, stderr)
+		assert.Empty(t, stdout, "%v", args)
+		assert.Equal(t, 1, strings.Count(stderr, "error: "), "%v: %s", args, stderr)
+	}
+}
+
+func TestARefusalIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	environ := nonTEE(t)
+	stdout, stderr, code := run(t, environ, "run", "--log-format", "json")
+	assert.Equal(t, exit.Config, code)
+	assert.Empty(t, stdout, "results only")
+	lines := strings.Split(strings.TrimSpace(stderr), "\n")
+	errorLines, hints := 0, 0
+	for _, line := range lines {
+		switch {
+		case strings.HasPrefix(line, "error: config: user config: "):
+			errorLines++
+		case strings.HasPrefix(line, "hint: "):
+			hints++
+		default:
+			var entry struct{ Level, Msg string }
+			require.NoError(t, json.Unmarshal([]byte(line), &entry), "not JSON: %s", line)
+			assert.NotEqual(t, "ERROR", entry.Level, "logged and returned: %s", line)
+		}
+	}
+	assert.Equal(t, 1, errorLines, "%s", stderr)
+	assert.Equal(t, 1, hints, "%s", stderr)
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	stdout, stderr, code := run(t, nil, "version", "-o", "json")
+	assert.Equal(t, exit.OK, code)
+	assert.Empty(t, stderr)
+	var got map[string]any
+	require.NoError(t, json.Unmarshal([]byte(stdout), &got))
+	assert.Equal(t, "mpc-image-digest", got["event"])
+	assert.EqualValues(t, 1, got["event_version"])
+	stdout, _, _ = run(t, nil, "version")
+	assert.True(t, strings.HasPrefix(stdout, "launcher "), "%s", stdout)
+}
+
+func TestVerifyGoesOnAfterAFailureAndEndsAsRunWould(t *testing.T) {
+	t.Parallel()
+	stdout, stderr, code := run(t, nonTEE(t), "verify")
+	assert.Equal(t, exit.Config, code)
+	assert.Contains(t, stdout, "FAIL  user config")
+	assert.Contains(t, stdout, "FAIL  engine")
+	assert.Contains(t, stderr, "error: run would end with exit code 3\n")
+}
+
+func TestCompletionKnowsTheValues(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"run", "--platform", ""}, []string{"TEE", "NONTEE"}},
+		{[]string{"--supervise", ""}, []string{"auto", "on", "off"}},
+		{[]string{"version", "--output", ""}, []string{"text", "json"}},
+		{[]string{"ver"}, []string{"verify", "version"}},
+	} {
+		stdout, _, code := run(t, nil, append([]string{"__complete"}, c.args...)...)
+		assert.Equal(t, exit.OK, code)
+		for _, want := range c.want {
+			assert.Contains(t, stdout, want+"", "%v", c.args)
+		}
+	}
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		stdout, _, code := run(t, nil, "completion", shell)
+		assert.Equal(t, exit.OK, code)
+		assert.Contains(t, stdout, "launcher")
+	}
+}
+
+func TestEverySettingHasAFlagHelpAndARow(t *testing.T) {
+	t.Parallel()
+	help, _, code := run(t, nil, "run", "--help")
+	assert.Equal(t, exit.OK, code)
+	for _, row := range main.Settings() {
+		assert.Contains(t, help, "--"+row.Flag+" ", "%s", row.Flag)
+		assert.Contains(t, help, "[$"+row.Env, "%s", row.Flag)
+	}
+	assert.Len(t, main.Settings(), 14, "the contract has so many")
+}
+
+func TestAnEndedContext(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(&exit.Error{Code: exit.Terminated, Err: context.Canceled})
+	var out, errs bytes.Buffer
+	code := main.Run(ctx, []string{"run"}, nonTEE(t), strings.NewReader(""), &out, &errs)
+	assert.Equal(t, exit.Terminated, code)
+}
+
+func TestPull(t *testing.T) {
+	t.Parallel()
+	m, err := launchtest.NewMachine(launchtest.MachineOptions{Images: 1})
+	require.NoError(t, err)
+	defer m.Close()
+	ref := m.Registry.Host() + "/" + launchtest.Repository + ":main@" + m.Digests[0].String()
+	environ := []string{"DOCKER_HOST=" + m.Engine.Host(), "LAUNCHER_SHARED_DIR=" + m.SharedDir}
+
+	stdout, stderr, code := run(t, environ, "pull", "-o", "json", ref)
+	require.Equal(t, exit.OK, code, "%s", stderr)
+	var got struct {
+		Image struct {
+			Digest  string `json:"digest"`
+			ImageID string `json:"image_id"`
+			Layers  int    `json:"layers"`
+		} `json:"image"`
+		Pull struct {
+			Source       string `json:"source"`
+			BytesFetched int64  `json:"bytes_fetched"`
+		} `json:"pull"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(stdout), &got), "%s", stdout)
+	assert.Equal(t, m.Digests[0].String(), got.Image.Digest)
+	assert.Equal(t, 3, got.Image.Layers)
+	assert.Equal(t, "registry", got.Pull.Source)
+	assert.Positive(t, got.Pull.BytesFetched)
+	assert.Equal(t, []string{"load"}, m.Effects.Effects())
+
+	require.NoError(t, m.Registry.Stop()) // what was kept is enough now
+	again, stderr, code := run(t, environ, "pull", ref)
+	require.Equal(t, exit.OK, code, "%s", stderr)
+	assert.Equal(t, got.Image.ImageID+"\n", again, "the engine's image ID and nothing else")
+	assert.Equal(t, []string{"load"}, m.Effects.Effects())
+
+	for _, bad := range []string{"", "nearone/mpc-node", "nearone/mpc-node@sha256:00", "a b@" + zeros, "@" + zeros, zeros} {
+		stdout, _, code := run(t, environ, "pull", bad)
+		assert.Equal(t, exit.Usage, code, "%q", bad)
+		assert.Empty(t, stdout)
+	}
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/spf13/cobra"
+
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/rtmr"
+)
+
+type digestOpts struct {
+	program *program
+	output  output
+}
+
+// described is what a reference names.
+type described struct {
+	Reference   string  `json:"reference"`
+	Digest      v1.Hash `json:"digest"` // what to vote for
+	MediaType   string  `json:"media_type"`
+	EventDigest string  `json:"event_digest"` // hex; what RTMR3 is extended with when it is measured
+	// Of the image for this machine; null where an index has none or more than one.
+	Platform     *string  `json:"platform"`
+	ConfigDigest *v1.Hash `json:"config_digest"`
+	SizeBytes    *int64   `json:"size_bytes"`
+	Layers       *int     `json:"layers"`
+
+	Platforms []platformImage `json:"platforms"` // every image that can run somewhere
+}
+
+type platformImage struct {
+	Platform       string  `json:"platform"`
+	ManifestDigest v1.Hash `json:"manifest_digest"`
+	ConfigDigest   v1.Hash `json:"config_digest"`
+	SizeBytes      int64   `json:"size_bytes"`
+	Layers         int     `json:"layers"`
+}
+
+func (p *program) newDigestCmd() *cobra.Command {
+	o := &digestOpts{program: p}
+	cmd := &cobra.Command{
+		Use:   "digest REF…",
+		Short: "What to vote for: resolve a tag or digest to the manifest digest",
+		Long: `Resolves tags and digests, and prints sha256:… for each and nothing else, in their order. What a tag names is the
+registry's word; everything below the digest that is printed was proved.
+
+An index has one digest for several platforms. Approving it approves all of them, so a warning tells if there is more than
+one that can run, or none for this machine.`,
+		Example: `  launcher digest nearone/mpc-node:main
+  launcher digest -o json ghcr.io/nearone/mpc-node:3.9.0 nearone/mpc-node@sha256:…`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageError(cmd, errors.New("at least one reference is needed"))
+			}
+			return nil
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              o.runDigest,
+	}
+	addOutput(cmd, &o.output)
+	return cmd
+}
+
+func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
+	p := o.program
+	s, err := p.read(cmd, false)
+	if err != nil {
+		return err
+	}
+	var refs []name.Reference
+	for _, arg := range args {
+		ref, err := parseReference(arg)
+		if err != nil {
+			return usageError(cmd, fmt.Errorf("%.100q: %w", arg, err))
+		}
+		refs = append(refs, ref)
+	}
+	log := s.log(p.stderr)
+	puller := image.Puller{Insecure: s.launch.Insecure, ForbiddenHelperDirs: []string{"/tapp", s.launch.SharedDir}, Log: log}
+	// All or nothing: half a list is easily taken for the whole.
+	var all []described
+	for i, ref := range refs {
+		got, err := puller.Describe(cmd.Context(), ref)
+		if err != nil {
+			return err
+		}
+		d, err := describe(args[i], got)
+		if err != nil {
+			return err
+		}
+		d.warn(log, got.IsIndex())
+		all = append(all, d)
+	}
+	if o.output == "json" {
+		return json.NewEncoder(p.stdout).Encode(all)
+	}
+	for _, d := range all {
+		if _, err := fmt.Fprintln(p.stdout, d.Digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parseReference reads what Docker takes: a name with a tag, "latest" if there is none, or with a digest.
+func parseReference(s string) (name.Reference, error) {
+	if strings.Contains(s, "@") {
+		return parseDigestReference(s)
+	}
+	if _, err := digest.Parse(s); err == nil {
+		return nil, errors.New("a digest alone names no repository: write name@" + s) // and not the repository sha256
+	}
+	image, err := config.ParseImage(s)
+	if err != nil {
+		return nil, err
+	}
+	tag := image.Tag
+	if tag == "" {
+		tag = name.DefaultTag
+	}
+	return image.Repository.Tag(tag), nil
+}
+
+func describe(reference string, got *image.Described) (described, error) {
+	payload, err := digest.Bytes(got.Digest)
+	if err != nil {
+		return described{}, err
+	}
+	d := described{
+		Reference: reference, Digest: got.Digest, MediaType: string(got.MediaType),
+		EventDigest: rtmr.DigestV1(rtmr.EventName, payload[:]).String(), Platforms: []platformImage{},
+	}
+	var here []platformImage
+	for _, v := range got.Images {
+		c := v.ConfigFile()
+		platform := v1.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+		i := platformImage{
+			Platform: platform.String(), ManifestDigest: v.ManifestDigest(), ConfigDigest: v.ConfigDigest(), SizeBytes: v.Size(), Layers: len(v.Layers()),
+		}
+		d.Platforms = append(d.Platforms, i)
+		if !got.IsIndex() || platform.OS == "linux" && platform.Architecture == runtime.GOARCH {
+			here = append(here, i)
+		}
+	}
+	if len(here) == 1 {
+		d.Platform, d.ConfigDigest, d.SizeBytes, d.Layers = &here[0].Platform, &here[0].ConfigDigest, &here[0].SizeBytes, &here[0].Layers
+	}
+	return d, nil
+}
+
+// warn says what whoever votes should know.
+func (d *described) warn(log *slog.Logger, index bool) {
+	var runnable []string
+	here := false
+	for _, p := range d.Platforms {
+		runnable = append(runnable, p.Platform)
+		here = here || strings.HasPrefix(p.Platform+"/", "linux/"+runtime.GOARCH+"/")
+	}
+	attributes := []any{"reference", d.Reference, "platforms", strings.Join(runnable, ", ")}
+	if index && len(runnable) > 1 {
+		log.Warn("the index holds several images that can run: approving its digest approves them all", attributes...)
+	}
+	if !here {
+		log.Warn("there is no image for this machine, linux/"+runtime.GOARCH, attributes...)
+	}
+}

@@ -1,0 +1,677 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/docker"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/launchtest"
+)
+
+const (
+	maxLauncherMemory = 64 << 20
+	maxTmp            = 1 << 20
+	maxImage          = 45_000_000
+)
+
+// teeFile is the contract's first compose file, to the letter. The arguments are the launcher's image, by digest, and the default digest.
+const teeFile = `services:
+  launcher:
+    image: %s
+    container_name: launcher
+    environment: [PLATFORM=TEE, DOCKER_CONTENT_TRUST=1, "DEFAULT_IMAGE_DIGEST=%s"]
+    volumes:
+      - /var/run/docker.sock:/var/run/docker.sock
+      - /var/run/dstack.sock:/var/run/dstack.sock
+      - /tapp:/tapp:ro
+      - shared-volume:/mnt/shared:rw
+    security_opt: [no-new-privileges:true]
+    read_only: true
+    tmpfs: [/tmp]
+volumes: {shared-volume: {name: shared-volume}}
+`
+
+// outside makes the contract's second compose file of the first.
+func outside(text string) string {
+	return strings.NewReplacer(
+		"PLATFORM=TEE", "PLATFORM=NONTEE",
+		"      - /var/run/dstack.sock:/var/run/dstack.sock\n", "",
+		"      - /tapp:/tapp:ro\n", "      - /tapp/user_config:/tapp/user_config:ro\n",
+	).Replace(text)
+}
+
+// TestE2EDropIn runs the image as `make image` builds it, with nothing but the contract's compose files, on an engine with a bridge of its own.
+// The launcher has only its own loopback, and there a registry.
+func TestE2EDropIn(t *testing.T) {
+	images := t.TempDir()
+	build := exec.Command("go", "run", "../../hack/image", "-root", "../..", "-out", filepath.Join(images, "launcher"), "-version", "e2e", "-arch", runtime.GOARCH)
+	build.Stderr = os.Stderr
+	out, err := build.Output()
+	require.NoError(t, err)
+	launcher, err := v1.NewHash(strings.TrimSpace(string(out)))
+	require.NoError(t, err, "the digest on stdout")
+
+	// Large enough that it would show in memory and in /tmp.
+	node, err := launchtest.NodeImage(t.Context(), "go")
+	require.NoError(t, err)
+	for seed := range uint64(2) {
+		content, err := launchtest.RandomLayer(seed+100, 64<<20)
+		require.NoError(t, err)
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil },
+			tarball.WithCompressedCaching, tarball.WithCompressionLevel(1))
+		require.NoError(t, err)
+		node, err = mutate.AppendLayers(node, layer)
+		require.NoError(t, err)
+	}
+	upgrade, err := mutate.Config(node, v1.Config{Labels: map[string]string{"release": "2"}})
+	require.NoError(t, err)
+	digests := layoutOf(t, filepath.Join(images, "node"), node, upgrade)
+
+	binary := filepath.Join(t.TempDir(), "registry")
+	program := exec.Command("go", "build", "-trimpath", "-o", binary, "../../hack/registry")
+	program.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err = program.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	content, err := os.ReadFile(binary)
+	require.NoError(t, err)
+	layer, err := launchtest.FileLayer(launchtest.File{Path: "registry", Data: content, Mode: 0o755})
+	require.NoError(t, err)
+	registry, err := launchtest.Image(launchtest.ImageOptions{Config: v1.Config{Entrypoint: []string{"/registry"}}, Layers: [][]byte{layer}})
+	require.NoError(t, err)
+
+	t.Run("the image", func(t *testing.T) {
+		var manifest v1.Manifest
+		data, err := os.ReadFile(filepath.Join(images, "launcher", "image", "blobs", "sha256", launcher.Hex))
+		require.NoError(t, err)
+		require.NoError(t, json.Unmarshal(data, &manifest))
+		size := manifest.Config.Size
+		for _, l := range manifest.Layers {
+			size += l.Size
+		}
+		assert.LessOrEqual(t, size, int64(maxImage), "bytes compressed")
+	})
+	t.Run("the list of what is in it", func(t *testing.T) {
+		var lists []string
+		for range 2 {
+			out, err := exec.Command("go", "run", "../../hack/sbom", "-image", filepath.Join(images, "launcher", "image")).Output()
+			require.NoError(t, err)
+			lists = append(lists, string(out))
+		}
+		assert.Equal(t, lists[0], lists[1])
+		var list struct {
+			BOMFormat string
+			Metadata  struct {
+				Component struct{ Hashes []struct{ Content string } }
+			}
+			Components []struct{ Type, Name string }
+		}
+		require.NoError(t, json.Unmarshal([]byte(lists[0]), &list))
+		assert.Equal(t, "CycloneDX", list.BOMFormat)
+		require.Len(t, list.Metadata.Component.Hashes, 1)
+		assert.Equal(t, launcher.Hex, list.Metadata.Component.Hashes[0].Content)
+		var files, modules []string
+		for _, c := range list.Components {
+			if c.Type == "library" {
+				modules = append(modules, c.Name)
+			} else {
+				files = append(files, c.Name)
+			}
+		}
+		assert.Equal(t, []string{"/etc/ssl/certs/ca-certificates.crt", "/usr/local/bin/docker-compose", "/usr/local/bin/launcher"}, files, "and nothing else")
+		linked, err := os.ReadFile(filepath.Join("testdata", "modules.txt"))
+		require.NoError(t, err)
+		assert.Subset(t, modules, append(strings.Fields(string(linked)), "std", "github.com/docker/compose/v5", "golang.org/x/crypto/x509roots/fallback"))
+	})
+	t.Run("TEE", func(t *testing.T) {
+		dropInTEE(t, newDropIn(t, images, registry, launcher, digests, "TEE"), "/var/run/dstack.sock")
+	})
+	// Only the left sides of the text's mounts are the host's to choose.
+	t.Run("TEE, the socket elsewhere on the host", func(t *testing.T) {
+		dropInTEE(t, newDropIn(t, images, registry, launcher, digests, "TEE"), "/var/run/elsewhere/agent.sock")
+	})
+	t.Run("NONTEE", func(t *testing.T) { dropInOutside(t, newDropIn(t, images, registry, launcher, digests, "NONTEE")) })
+}
+
+func dropInTEE(t *testing.T, d *dropIn, socket string) {
+	m := d.machine
+	text := strings.Replace(fmt.Sprintf(teeFile, d.image, m.digests[0]), "- /var/run/dstack.sock:", "- "+socket+":", 1)
+	d.listen(socket)
+	d.up(text)
+	first := d.settle()
+	m.measured(m.digests[0])
+	assert.Equal(t, 1, m.agent.Emits())
+	c := m.workload()
+	assert.Equal(t, "running", c.Status)
+	assert.Equal(t, first.Image.ImageID, c.Image)
+	assert.Equal(t, "no", c.RestartPolicy)
+	config, err := os.ReadFile(filepath.Join(m.shared, compose.NodeConfig))
+	require.NoError(t, err)
+	assert.Contains(t, string(config), m.digests[0].String())
+	assert.Contains(t, string(config), "type = 'dstack'")
+	assert.Contains(t, m.log(), "start 1, ")
+	for _, mount := range c.Mounts {
+		if mount.Destination == compose.AgentSocket {
+			assert.Equal(t, socket, mount.Source, "the workload has the agent that the launcher has")
+		}
+	}
+	d.answers(m.port)
+	self, err := m.engine.Container(t.Context(), "launcher")
+	require.NoError(t, err)
+	assert.Equal(t, "running", self.Status, "it stays")
+	d.sparing()
+
+	t.Run("a new boot", func(t *testing.T) {
+		d.engine.cut() // without a chance to end anything
+		d.reboot()
+		d.up(text)
+		d.settle()
+		m.measured(m.digests[0])
+		assert.Equal(t, 2, m.agent.Emits(), "once for each boot")
+		again := m.workload()
+		assert.Equal(t, "running", again.Status)
+		assert.NotEqual(t, c.ID, again.ID, "the container of the boot before")
+		assert.Contains(t, m.log(), "start 2, ", "the data volume is not the one of the boot before")
+		assert.Equal(t, 2, m.starts(&d.engine.ownEngine), "something ran unmeasured")
+		d.sparing()
+	})
+	t.Run("an upgrade", func(t *testing.T) {
+		d.engine.stop()
+		d.reboot()
+		m.approve(m.digests[1], m.digests[0])
+		d.up(text)
+		upgraded := d.settle()
+		m.measured(m.digests[1])
+		assert.Equal(t, 3, m.agent.Emits())
+		assert.Equal(t, "newest approved", upgraded.Image.Reason)
+		assert.Equal(t, upgraded.Image.ImageID, m.workload().Image)
+		assert.NotEqual(t, first.Image.ImageID, m.workload().Image)
+		assert.Contains(t, m.log(), "start 3, ")
+		assert.Contains(t, m.log(), m.digests[1].String())
+		d.sparing()
+	})
+	t.Run("an orderly end", func(t *testing.T) {
+		d.docker("stop", "launcher")
+		self, err := m.engine.Container(t.Context(), "launcher")
+		require.NoError(t, err)
+		assert.Zero(t, self.ExitCode)
+		assert.False(t, m.workload().Live(), "it ends with the launcher")
+	})
+}
+
+func dropInOutside(t *testing.T, d *dropIn) {
+	m := d.machine
+	text := outside(fmt.Sprintf(teeFile, d.image, m.digests[0]))
+	d.listen("/var/run/dstack.sock")
+	d.up(text)
+	report := d.settle()
+	assert.Empty(t, m.agent.Requests(), "there is no agent outside a CVM")
+	require.NotNil(t, report.ExitCode)
+	assert.Zero(t, *report.ExitCode)
+	c := m.workload()
+	assert.Equal(t, "running", c.Status)
+	assert.Equal(t, report.Image.ImageID, c.Image)
+	assert.Equal(t, "on-failure", c.RestartPolicy)
+	config, err := os.ReadFile(filepath.Join(m.shared, compose.NodeConfig))
+	require.NoError(t, err)
+	assert.Contains(t, string(config), "type = 'local'")
+	d.answers(m.port)
+	require.Eventually(t, func() bool {
+		self, err := m.engine.Container(t.Context(), "launcher")
+		return err == nil && !self.Live() && self.ExitCode == 0
+	}, 10*time.Second, 20*time.Millisecond, "it ends when all is done")
+	d.sparing()
+
+	t.Run("the archive", func(t *testing.T) {
+		d.docker("rm", "-f", "launcher")
+		d.docker("image", "prune", "-af")
+		d.docker("load", "-i", filepath.Join(d.engine.dir, "images", "launcher", "image.tar"))
+		assert.Contains(t, d.docker("run", "--rm", "--read-only", "tee-launcher:e2e", "version"), "launcher e2e\n")
+		var config v1.Manifest
+		data, err := os.ReadFile(filepath.Join(d.engine.dir, "images", "launcher", "image", "blobs", "sha256", d.image[strings.LastIndex(d.image, ":")+1:]))
+		require.NoError(t, err)
+		require.NoError(t, json.Unmarshal(data, &config))
+		id := d.docker("image", "inspect", "--format", "{{.Id}}", "tee-launcher:e2e")
+		assert.Contains(t, []string{config.Config.Digest.String(), d.image[strings.LastIndex(d.image, "@")+1:]}, id, "the image's own ID on a classic or a containerd store")
+	})
+}
+
+// dropIn is a machine on which the launcher is a container.
+type dropIn struct {
+	*machine
+	engine *bridgedEngine
+	image  string // the launcher's, by digest
+	usage  *usage
+	began  time.Time
+}
+
+func newDropIn(t *testing.T, images string, registry v1.Image, launcher v1.Hash, digests []v1.Hash, platform string) *dropIn {
+	t.Helper()
+	e := newBridgedEngine(t)
+	m := &machine{t: t, platform: platform, host: e.host(), compose: os.Getenv("LAUNCHER_E2E_COMPOSE"), digests: digests, port: 11780}
+	require.NotEmpty(t, m.compose, "LAUNCHER_E2E_COMPOSE is not set: run make e2e")
+	d := &dropIn{machine: m, engine: e, image: "127.0.0.1:5000/launcher@" + launcher.String()}
+	m.shared = filepath.Join(e.dir, "data/volumes", compose.SharedVolume, "_data")
+	var err error
+	m.engine, err = docker.New(m.host)
+	require.NoError(t, err)
+	m.config = filepath.Join(e.dir, "tapp/user_config")
+	text := fmt.Sprintf("[launcher_config]\nimage = \"127.0.0.1:5000/nearone/mpc-node:main\"\n"+
+		"port_mappings = [{ host = %d, container = 11780 }]\n\n[mpc_node_config]\nhome_dir = \"/data\"\nlisten = 11780\n", m.port)
+	require.NoError(t, os.WriteFile(m.config, []byte(text), 0o644))
+
+	// Copied, because the engine sees below its own directory what is there in every namespace.
+	require.NoError(t, os.CopyFS(filepath.Join(e.dir, "images"), os.DirFS(images)))
+	archive := filepath.Join(e.dir, "registry.tar")
+	f, err := os.Create(archive)
+	require.NoError(t, err)
+	require.NoError(t, launchtest.WriteLoadTar(f, registry, "registry:e2e"))
+	require.NoError(t, f.Close())
+	d.docker("load", "-i", archive)
+	// The engine pulls the launcher by its digest, as it does in production.
+	d.serve("host", "launcher=/images/launcher/image")
+	d.answers(5000)
+	d.docker("pull", d.image)
+	d.docker("rm", "-f", "registry")
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, _ := exec.Command("docker", "-H", m.host, "logs", "launcher").CombinedOutput()
+			t.Logf("the launcher's log:\n%s", out)
+		}
+	})
+	return d
+}
+
+// listen starts the agent, on a socket below the machine's /var/run.
+func (d *dropIn) listen(socket string) {
+	d.t.Helper()
+	path := filepath.Join(d.engine.dir, "run", strings.TrimPrefix(socket, "/var/run/"))
+	require.NoError(d.t, os.MkdirAll(filepath.Dir(path), 0o755))
+	var err error
+	d.agent, err = launchtest.NewAgent(path, launchtest.AgentOptions{})
+	require.NoError(d.t, err)
+	d.t.Cleanup(func() {
+		assert.Empty(d.t, d.agent.Unexpected(), "requests that the agent doesn't know")
+		d.agent.Close()
+	})
+}
+
+func (d *dropIn) docker(args ...string) string {
+	d.t.Helper()
+	out, err := exec.Command("docker", append([]string{"-H", d.host}, args...)...).CombinedOutput()
+	require.NoError(d.t, err, "docker %v: %s", args, out)
+	return strings.TrimSpace(string(out))
+}
+
+// serve starts the registry in a network.
+func (d *dropIn) serve(network, images string) {
+	d.t.Helper()
+	_ = exec.Command("docker", "-H", d.host, "rm", "-f", "registry").Run()
+	d.docker("run", "-d", "--name", "registry", "--network", network, "-v", filepath.Join(d.engine.dir, "images")+":/images:ro",
+		"registry:e2e", "127.0.0.1:5000", images)
+}
+
+// up does at a boot what dstack does, with this file.
+func (d *dropIn) up(text string) {
+	d.t.Helper()
+	dir := filepath.Join(d.engine.dir, "dstack")
+	require.NoError(d.t, os.MkdirAll(dir, 0o755))
+	file := filepath.Join(dir, "docker-compose.yaml")
+	require.NoError(d.t, os.WriteFile(file, []byte(text), 0o644))
+	d.began = time.Now().Truncate(time.Millisecond)
+	d.usage = watch(d.engine.name())
+	command := append(strings.Fields(d.compose), "-f", file, "up", "-d")
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "DOCKER_HOST=" + d.host}
+	out, err := cmd.CombinedOutput()
+	require.NoError(d.t, err, "%s", out)
+	d.serve("container:launcher", "nearone/mpc-node=/images/node")
+	d.docker("image", "prune", "-af")
+	d.docker("volume", "prune", "-f")
+}
+
+// reboot brings the engine up again, in a virtual machine that has just booted.
+func (d *dropIn) reboot() {
+	d.agent.Reboot()
+	d.engine.start()
+}
+
+// settle waits until the launcher supervises, or has ended.
+func (d *dropIn) settle() launch.Report {
+	d.t.Helper()
+	defer d.usage.stop()
+	var report launch.Report
+	require.Eventually(d.t, func() bool {
+		report = launch.Report{}
+		data, err := os.ReadFile(filepath.Join(d.shared, launch.OwnDir, "report.json"))
+		if err != nil || json.Unmarshal(data, &report) != nil || report.StartedAt.Before(d.began) {
+			return false
+		}
+		return report.ExitCode != nil || outcome{report: report}.status("supervise") == "running"
+	}, 2*time.Minute, 50*time.Millisecond, "the launcher takes too long")
+	if d.platform == "TEE" && report.ExitCode != nil {
+		require.Fail(d.t, "the launcher ended", "with %d; its log is below", *report.ExitCode)
+	}
+	return report
+}
+
+// answers requires that something listens on a port of the machine.
+func (d *dropIn) answers(port int) {
+	d.t.Helper()
+	assert.Eventually(d.t, func() bool {
+		return inNetwork(d.engine.init, func() error {
+			conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		}) == nil
+	}, 10*time.Second, 50*time.Millisecond, "nothing listens on port %d", port)
+}
+
+// sparing holds what the launcher used since up to its bounds.
+func (d *dropIn) sparing() {
+	d.t.Helper()
+	u := d.usage
+	u.stop()
+	require.Positive(d.t, u.samples, "nothing was measured")
+	own := u.peaks["launcher"]
+	var others int64
+	for name, peak := range u.peaks {
+		if name != "launcher" {
+			others += peak
+		}
+	}
+	d.t.Logf("peak memory: container %.1f MiB (page cache included), launcher %.1f MiB, Compose %.1f MiB; /tmp %d bytes; %d samples; %v",
+		mib(u.container), mib(own), mib(others), u.tmp, u.samples, slices.Sorted(maps.Keys(u.peaks)))
+	require.Positive(d.t, own)
+	require.Positive(d.t, u.container)
+	assert.LessOrEqual(d.t, own, int64(maxLauncherMemory), "memory of the launcher")
+	assert.LessOrEqual(d.t, u.container, maxLauncherMemory+others, "memory of the container without Compose")
+	assert.Less(d.t, u.tmp, int64(maxTmp), "bytes in /tmp")
+}
+
+func mib(n int64) float64 { return float64(n) / (1 << 20) }
+
+// usage is what the launcher's container used at most. Others of the engine aren't looked at.
+type usage struct {
+	mu        sync.Mutex
+	ended     bool
+	done      chan struct{}
+	samples   int
+	container int64            // its control group's own peak, which misses nothing
+	peaks     map[string]int64 // resident, by program
+	tmp       int64
+}
+
+func watch(group string) *usage {
+	u := &usage{done: make(chan struct{}), peaks: map[string]int64{}}
+	go func() {
+		defer close(u.done)
+		for !u.over() {
+			u.sample(group)
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	return u
+}
+
+func (u *usage) over() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.ended
+}
+
+func (u *usage) stop() {
+	u.mu.Lock()
+	u.ended = true
+	u.mu.Unlock()
+	<-u.done
+}
+
+func (u *usage) sample(group string) {
+	for _, pattern := range []string{"/sys/fs/cgroup/" + group + "/*", "/sys/fs/cgroup/memory/" + group + "/*"} {
+		groups, _ := filepath.Glob(pattern)
+		for _, g := range groups {
+			data, err := os.ReadFile(filepath.Join(g, "cgroup.procs"))
+			if err != nil {
+				continue
+			}
+			peaks := map[string]int64{}
+			for _, pid := range strings.Fields(string(data)) {
+				name, resident := processPeak(pid)
+				peaks[name] = max(peaks[name], resident)
+				var fs syscall.Statfs_t
+				if name == "launcher" && syscall.Statfs("/proc/"+pid+"/root/tmp", &fs) == nil {
+					u.tmp = max(u.tmp, int64(fs.Blocks-fs.Bfree)*fs.Bsize)
+				}
+			}
+			if peaks["launcher"] == 0 {
+				continue // another container, or none yet
+			}
+			u.samples++
+			for name, peak := range peaks {
+				u.peaks[name] = max(u.peaks[name], peak)
+			}
+			for _, file := range []string{"memory.peak", "memory.max_usage_in_bytes"} {
+				if data, err := os.ReadFile(filepath.Join(g, file)); err == nil {
+					n, _ := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+					u.container = max(u.container, n)
+				}
+			}
+		}
+	}
+}
+
+// processPeak returns the name of a process and its resident memory at its highest.
+func processPeak(pid string) (name string, resident int64) {
+	data, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return "", 0
+	}
+	for line := range strings.Lines(string(data)) {
+		switch fields := strings.Fields(line); fields[0] {
+		case "Name:":
+			name = fields[1]
+		case "VmHWM:":
+			kib, _ := strconv.ParseInt(fields[1], 10, 64)
+			resident = kib << 10
+		}
+	}
+	return name, resident
+}
+
+// bridgedEngine is an engine of its own with a bridge, in a network of its own, where the places that the contract's compose files name are
+// its own too: /var/run and /tapp are below its directory.
+type bridgedEngine struct{ ownEngine }
+
+const bridgedScript = `
+mkdir -p "$0/run" "$0/tapp" /tapp
+mount --bind "$0/run" /run
+mount --bind "$0/tapp" /tapp
+mkdir -p /run/containerd
+mount -t tmpfs -o mode=755 containerd /run/containerd
+mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+echo '{}' >"$0/daemon.json"
+rm -rf "$0/pid" "$0/docker.sock" "$0/exec" /run/docker.sock
+dockerd --config-file "$0/daemon.json" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" \
+	-H unix:///var/run/docker.sock -H "unix://$0/docker.sock" \
+	--storage-driver "$1" --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$2" \
+	--bip=172.31.250.1/24 --default-address-pool base=172.31.0.0/17,size=24 \
+	--iptables=false --ip6tables=false --ip-masq=false --ip-forward=false </dev/null >>"$0/log" 2>&1 &
+read -r _
+kill -TERM $!
+wait $!
+`
+
+func newBridgedEngine(t *testing.T) *bridgedEngine {
+	t.Helper()
+	require.Zero(t, os.Geteuid(), "a dockerd of its own needs root")
+	host := os.Getenv("LAUNCHER_E2E_DOCKER_HOST")
+	require.NotEmpty(t, host, "LAUNCHER_E2E_DOCKER_HOST is not set: run make e2e")
+	var info struct{ Driver string }
+	(&machine{t: t, host: host}).call("GET", "/info", nil, &info)
+	if info.Driver == "overlayfs" { // a containerd store's name for it, on an engine that may be newer than this machine's
+		info.Driver = "overlay2"
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "dropin")
+	require.NoError(t, err)
+	_, err = os.Stat("/tapp")
+	made := os.IsNotExist(err)
+	e := &bridgedEngine{ownEngine{t: t, dir: dir, driver: info.Driver}}
+	t.Cleanup(func() {
+		e.cut()
+		if t.Failed() {
+			if log, err := os.ReadFile(filepath.Join(dir, "log")); err == nil {
+				t.Logf("the end of dockerd's log:\n%s", log[max(0, len(log)-4000):])
+			}
+		}
+		for _, pattern := range []string{"/sys/fs/cgroup/" + e.name(), "/sys/fs/cgroup/*/" + e.name()} {
+			groups, _ := filepath.Glob(pattern)
+			for _, group := range groups {
+				left, _ := filepath.Glob(group + "/*/")
+				for _, g := range append(left, group) {
+					_ = os.Remove(g)
+				}
+			}
+		}
+		if made {
+			_ = os.Remove("/tapp")
+		}
+		assert.NoError(t, os.RemoveAll(dir))
+	})
+	e.start()
+	return e
+}
+
+// start brings the daemon up and waits until it answers.
+func (e *bridgedEngine) start() {
+	e.t.Helper()
+	e.cmd = exec.Command("unshare", "--mount", "--propagation", "slave", "--pid", "--net", "--fork", "--kill-child", "--mount-proc",
+		"bash", "-euc", bridgedScript, e.dir, e.driver, e.name())
+	var err error
+	e.control, err = e.cmd.StdinPipe()
+	require.NoError(e.t, err)
+	require.NoError(e.t, e.cmd.Start())
+	require.Eventually(e.t, func() bool {
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", e.cmd.Process.Pid, e.cmd.Process.Pid))
+		if err != nil {
+			return false
+		}
+		e.init, err = strconv.Atoi(strings.TrimSpace(string(children)))
+		return err == nil
+	}, 10*time.Second, 5*time.Millisecond, "unshare starts nothing")
+	require.NoError(e.t, inNetwork(e.init, loopbackUp))
+	reader, err := inspect.New(e.host())
+	require.NoError(e.t, err)
+	require.Eventually(e.t, func() bool {
+		_, err := reader.Info(context.Background())
+		return err == nil
+	}, time.Minute, 20*time.Millisecond, "dockerd doesn't answer")
+}
+
+// inNetwork does something in the network of a process.
+func inNetwork(pid int, do func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+		if err != nil {
+			result <- err
+			return
+		}
+		defer network.Close()
+		if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil {
+			result <- err
+			return
+		}
+		result <- do()
+	}()
+	return <-result
+}
+
+// loopbackUp does what `ip link set lo up` does.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+}
+
+// layoutOf writes images into one OCI layout and returns their digests.
+func layoutOf(t *testing.T, dir string, images ...v1.Image) []v1.Hash {
+	t.Helper()
+	blobs := filepath.Join(dir, "blobs", "sha256")
+	require.NoError(t, os.MkdirAll(blobs, 0o755))
+	put := func(h v1.Hash, data []byte) {
+		require.NoError(t, os.WriteFile(filepath.Join(blobs, h.Hex), data, 0o644))
+	}
+	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+	var digests []v1.Hash
+	for _, img := range images {
+		layers, err := img.Layers()
+		require.NoError(t, err)
+		for _, l := range layers {
+			digest, err := l.Digest()
+			require.NoError(t, err)
+			r, err := l.Compressed()
+			require.NoError(t, err)
+			data, err := io.ReadAll(r)
+			require.NoError(t, err)
+			put(digest, data)
+		}
+		config, err := img.RawConfigFile()
+		require.NoError(t, err)
+		name, err := img.ConfigName()
+		require.NoError(t, err)
+		put(name, config)
+		manifest, err := img.RawManifest()
+		require.NoError(t, err)
+		digest, err := img.Digest()
+		require.NoError(t, err)
+		put(digest, manifest)
+		mediaType, err := img.MediaType()
+		require.NoError(t, err)
+		index.Manifests = append(index.Manifests, v1.Descriptor{MediaType: mediaType, Digest: digest, Size: int64(len(manifest))})
+		digests = append(digests, digest)
+	}
+	data, err := json.Marshal(index)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "index.json"), data, 0o644))
+	return digests
+}

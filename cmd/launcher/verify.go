@@ -1,0 +1,313 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/preflight"
+)
+
+type verifyOpts struct {
+	program    *program
+	output     output
+	skip       groups
+	offline    bool
+	deep       bool
+	appCompose string
+}
+
+func (p *program) newVerifyCmd() *cobra.Command {
+	o := &verifyOpts{program: p}
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Would run succeed, and with what result? Changes nothing",
+		Long: `Checks everything that run would come across, all of it whatever is found, and ends with the exit code
+that run would have ended with. It loads, writes, measures and starts nothing.
+
+Each finding has a code that never changes, says what was found and what to do. What can't be where you
+are is left out with --skip; then only what was checked decides the exit code.`,
+		Example: `  PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:… launcher verify
+  launcher verify --skip agent,engine,compose,host --config ./user_config --shared-dir ./shared
+  launcher verify --app-compose ./app-compose.json -o json`,
+		Args: noArguments,
+		RunE: o.runVerify,
+	}
+	flags := cmd.Flags()
+	flags.Var(&o.skip, "skip", "what to leave out, comma-separated: "+strings.Join(groupNames(), ", "))
+	flags.BoolVar(&o.offline, "offline", false, "leave out what needs a network")
+	flags.BoolVar(&o.deep, "deep", false, "also download and hash every layer, without loading it")
+	flags.StringVar(&o.appCompose, "app-compose", "", "hold this app-compose document against the verifiers' rules, not the agent's")
+	_ = cmd.RegisterFlagCompletionFunc("skip", completeGroups)
+	addOutput(cmd, &o.output)
+	return cmd
+}
+
+func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
+	p := o.program
+	if o.offline && o.deep {
+		return usageError(cmd, errors.New("--offline and --deep contradict each other"))
+	}
+	s, mistakes := p.read(cmd, true)
+	settings := preflightSettings(s)
+	settings.Mistakes = parts(mistakes)
+	settings.Warnings, s.warnings = s.warnings, nil
+	s.launch.Insecure = nil // what log would say is among the findings
+	settings.Log = s.log(p.stderr)
+	settings.Skip, settings.Offline, settings.Deep, settings.AppCompose = o.skip, o.offline, o.deep, o.appCompose
+	report, err := preflight.Run(cmd.Context(), settings)
+	if err != nil {
+		return err
+	}
+	if o.output == "json" {
+		err = json.NewEncoder(p.stdout).Encode(report)
+	} else {
+		_, err = io.WriteString(p.stdout, reportText(report, p.colourful()))
+	}
+	switch {
+	case err != nil:
+		return err
+	case mistakes != nil:
+		return mistakes
+	case report.ExitCode != exit.OK:
+		return &exit.Error{Code: report.ExitCode, Err: fmt.Errorf("run would end with exit code %d", report.ExitCode)}
+	}
+	return nil
+}
+
+func preflightSettings(s settings) preflight.Settings {
+	l := s.launch
+	return preflight.Settings{
+		Platform: l.Platform, DefaultDigest: l.DefaultDigest, ConfigFile: l.ConfigFile, SharedDir: l.SharedDir, AgentSocket: l.AgentSocket,
+		DockerHost: l.DockerHost, Compose: l.Compose, Insecure: l.Insecure,
+		Supervised: l.Supervise == launch.SuperviseOn || l.Supervise != launch.SuperviseOff && l.Platform == config.TEE,
+	}
+}
+
+// parts returns the single mistakes of an error that joins them.
+func parts(err error) []error {
+	if err == nil {
+		return nil
+	}
+	var usage *exit.Error
+	var joined interface{ Unwrap() []error }
+	if errors.As(err, &usage) && errors.As(usage.Err, &joined) {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+// colourful tells whether what is printed on stdout may have colours: on a terminal, unless NO_COLOR is set to anything.
+func (p *program) colourful() bool {
+	f, isFile := p.stdout.(*os.File)
+	return isFile && isTerminal(f) && !slices.ContainsFunc(p.environ, func(entry string) bool {
+		name, value, _ := strings.Cut(entry, "=")
+		return name == "NO_COLOR" && value != "" || name == "TERM" && value == "dumb"
+	})
+}
+
+// groups is the value of --skip.
+type groups []preflight.Group
+
+func (g *groups) String() string {
+	names := make([]string, 0, len(*g))
+	for _, group := range *g {
+		names = append(names, string(group))
+	}
+	return strings.Join(names, ",")
+}
+func (g *groups) Type() string { return "group,…" }
+func (g *groups) Set(s string) error {
+	for name := range strings.SplitSeq(s, ",") {
+		name = strings.TrimSpace(name)
+		if !slices.Contains(groupNames(), name) {
+			return fmt.Errorf("%.40q is none of %s", name, strings.Join(groupNames(), ", "))
+		}
+		*g = append(*g, preflight.Group(name))
+	}
+	return nil
+}
+
+func groupNames() []string {
+	var names []string
+	for _, g := range preflight.Groups() {
+		names = append(names, string(g))
+	}
+	return names
+}
+
+// completeGroups completes the last of the groups that are being typed.
+func completeGroups(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	before := typed[:strings.LastIndexByte(typed, ',')+1]
+	var words []string
+	for _, name := range groupNames() {
+		if !slices.Contains(strings.Split(before, ","), name) {
+			words = append(words, before+name)
+		}
+	}
+	return words, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+}
+
+// width is that of every terminal.
+const width = 80
+
+// Colours of a terminal.
+const (
+	red    = "31"
+	yellow = "33"
+	green  = "32"
+	faint  = "2"
+)
+
+// reportText is the report for people, in lines of at most 80 columns. What is to be copied is broken only where it doesn't fit on any line.
+func reportText(r *preflight.Report, colour bool) string {
+	paint := func(code, s string) string {
+		if !colour || strings.TrimSpace(s) == "" {
+			return s
+		}
+		return "\x1b[" + code + "m" + s + "\x1b[0m"
+	}
+	var b strings.Builder
+	for _, c := range r.Checks {
+		word, shade := statusWord(c)
+		head := fmt.Sprintf("%-4s  %-16s  ", word, c.Check)
+		b.WriteString(paint(shade, head[:4]) + head[4:])
+		c.Detail = printable(c.Detail)
+		switch {
+		case c.Status == preflight.Failed || c.Detail == "":
+			b.WriteString("\n")
+		case utf8.RuneCountInString(head+c.Detail) <= width:
+			b.WriteString(c.Detail + "\n")
+		default:
+			b.WriteString("\n" + wrap(c.Detail, "      ", "      "))
+		}
+		for _, f := range c.Findings {
+			b.WriteString(wrap(fmt.Sprintf("%s %s: %s", f.Code, f.Severity, f.Found), "      ", "      "))
+			for _, fix := range f.Fix {
+				b.WriteString(wrap("→ "+fix, "      ", "      "))
+			}
+		}
+	}
+	if w := r.WouldRun; w != nil {
+		b.WriteString("\n" + wouldRunText(w))
+	}
+	shade := green
+	if r.ExitCode != exit.OK {
+		shade = red
+	}
+	b.WriteString("\n" + paint(shade, r.Summary) + "\n")
+	text := strings.Split(b.String(), "\n")
+	for i := range text {
+		text[i] = strings.TrimRight(text[i], " ")
+	}
+	return strings.Join(text, "\n")
+}
+
+func statusWord(c preflight.Result) (word, shade string) {
+	switch c.Status {
+	case preflight.Failed:
+		return "FAIL", red
+	case preflight.Skipped:
+		return "skip", faint
+	case preflight.Unchecked:
+		return "-   ", faint
+	}
+	if slices.ContainsFunc(c.Findings, func(f preflight.Finding) bool { return f.Severity == preflight.Warning }) {
+		return "warn", yellow
+	}
+	return "ok  ", green
+}
+
+func wouldRunText(w *preflight.WouldRun) string {
+	var b strings.Builder
+	row := func(name, value string) { b.WriteString(wrap(value, fmt.Sprintf("%-8s", name), "        ")) }
+	row("image", w.Reference)
+	row("digest", w.Digest.String())
+	row("reason", w.Reason)
+	if w.ConfigDigest != nil {
+		row("config", w.ConfigDigest.String())
+	}
+	if w.ImageID != nil {
+		row("id", w.ImageID.String())
+	}
+	if w.SizeBytes != nil && w.BytesLeft != nil && w.Layers != nil {
+		row("size", fmt.Sprintf("%s in %d layers, %s to download", preflight.Size(*w.SizeBytes), *w.Layers, preflight.Size(*w.BytesLeft)))
+	}
+	if w.Event != nil {
+		row("event", w.Event.Name)
+		row("payload", w.Event.Payload)
+		row("hash", halves(w.Event.Digest))
+	}
+	if w.RTMR3 != nil {
+		row("RTMR3", halves(*w.RTMR3))
+	}
+	return b.String()
+}
+
+// halves parts a SHA-384, which no line of 80 columns holds beside its name.
+func halves(hex string) string { return hex[:len(hex)/2] + " " + hex[len(hex)/2:] }
+
+// printable takes out what could move a terminal's cursor or turn its text around: container names and the like are somebody else's.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, text)
+}
+
+// wrap puts words on lines, the first one behind first and the others behind rest.
+func wrap(text, first, rest string) string {
+	var b strings.Builder
+	line, empty := first, true
+	flush := func() {
+		b.WriteString(line + "\n")
+		line, empty = rest, true
+	}
+	for i, paragraph := range strings.Split(printable(text), "\n") {
+		if i > 0 {
+			flush()
+		}
+		for _, word := range strings.Fields(paragraph) {
+			for _, piece := range pieces(word, width-utf8.RuneCountInString(rest)) {
+				space := " "
+				if empty {
+					space = ""
+				}
+				if !empty && utf8.RuneCountInString(line+space+piece) > width {
+					flush()
+					space = ""
+				}
+				line, empty = line+space+piece, false
+			}
+		}
+	}
+	flush()
+	return b.String()
+}
+
+// pieces cuts a word that no line can hold: before its digest, so that this stays in one piece, or else anywhere.
+func pieces(word string, room int) []string {
+	var cut []string
+	for utf8.RuneCountInString(word) > room {
+		at := strings.IndexByte(word, '@')
+		if runes := []rune(word); at <= 0 || at > room {
+			at = len(string(runes[:room]))
+		}
+		cut = append(cut, word[:at])
+		word = word[at:]
+	}
+	return append(cut, word)
+}
