@@ -1,0 +1,95 @@
+# `make` prints what there is to do. Everything here does its own set-up: a missing Docker engine is installed where root runs
+# it on Debian, Compose and staticcheck are built from pinned modules into .cache, tests and demo run on an engine of their own.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
+# Said outright, so that neither GOFLAGS nor a tree without its history decides what is in a binary that people compare.
+BUILDVCS := $(shell git rev-parse -q --verify HEAD >/dev/null 2>&1 && echo true || echo false)
+# The commit that the image names: none where the tree isn't exactly one.
+COMMIT ?= $(shell test -z "$$(git status --porcelain 2>/dev/null)" && git rev-parse -q --verify HEAD 2>/dev/null)
+FUZZTIME ?= 15s
+SCRIPTS := .ci/run $(filter-out %.md,$(shell find hack -maxdepth 1 -type f))
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the launcher: static, reproducible, bin/launcher
+	CGO_ENABLED=0 go build -trimpath -buildvcs=$(BUILDVCS) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/launcher ./cmd/launcher
+
+.PHONY: image
+image: ## build the launcher's image: dist/image (OCI layout), dist/image.tar (docker load); prints the manifest digest
+	@go run ./hack/image -version '$(VERSION)' -commit '$(COMMIT)'
+
+.PHONY: reproduce
+reproduce: ## build the image twice, as different users in different places, and compare every byte
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' hack/reproduce
+
+.PHONY: sbom
+sbom: image ## build the image and list what is in it, from Go's own build information: dist/sbom.cdx.json (CycloneDX)
+	@go run ./hack/sbom -image dist/image -out dist/sbom.cdx.json
+
+.PHONY: release
+release: ## prepare a release in dist: make release VERSION=v1.2.3
+	@COMMIT='$(COMMIT)' hack/release $(if $(filter command line environment,$(origin VERSION)),'$(VERSION)')
+
+.PHONY: demo
+demo: build ## boot a small real image, end to end, and show what came of it
+	hack/with-engine go run ./hack/demo -launcher bin/launcher
+
+.PHONY: test
+test: ## run the hermetic tests and the end-to-end tests
+	go test ./...
+	$(MAKE) e2e
+
+.PHONY: e2e
+e2e: ## run the end-to-end tests on a real engine with a real compose
+	hack/with-engine go test -count=1 -timeout 15m -tags e2e ./cmd/launcher
+
+# The test of the generated documents is one of the hermetic tests: what is out of date fails in race.
+.PHONY: check
+check: format vet lint race reproduce e2e ## all that has to pass: what .ci/run runs
+
+.PHONY: format
+format: ## fail if a file is not formatted
+	@files=$$(gofmt -l cmd pkg hack) && test -z "$$files" || { echo "not formatted, run gofmt -w:" $$files; exit 1; }
+	@for script in $(SCRIPTS); do bash -n "$$script" || exit 1; done
+
+.PHONY: vet
+vet: ## run go vet, also over the end-to-end tests
+	go vet ./...
+	go vet -tags e2e ./...
+	go vet -tags external ./pkg/image
+
+# After vet, because staticcheck finds nothing wrong with packages that it could not load.
+.PHONY: lint
+lint: vet ## run staticcheck, pinned in hack/tools/staticcheck
+	tool=$$(hack/tool staticcheck) && "$$tool" ./... && "$$tool" -tags e2e ./...
+
+.PHONY: race
+race: ## run the hermetic tests with the race detector
+	hack/need cc
+	CGO_ENABLED=1 go test -race ./...
+	go test -count=1 -run TestPeakMemory ./pkg/image
+
+.PHONY: docs
+docs: ## write the generated parts of the documents anew
+	go test ./cmd/launcher -run TestDocs -count=1 -update
+
+.PHONY: test-engines
+test-engines: ## run the end-to-end tests on Docker 20.10, 26 and 28 with both image stores; an hour, root on Debian
+	hack/test-engines
+
+.PHONY: test-external
+test-external: ## pull from Docker Hub and GHCR; needs internet
+	go test -count=1 -tags external -run TestExternal -v ./pkg/image
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (15s)
+	hack/fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: build ## compare pulls and loads with those of crane, skopeo and docker, side by side
+	hack/with-engine go run ./hack/bench
