@@ -7,8 +7,8 @@
 // which the last layer is another: all of `launcher pull` beside `docker pull`, `skopeo copy` and `crane pull | docker load`.
 //
 // The registry is the double of package launchtest, in memory, on 127.0.0.1, on a slow link and on an open one. Each round runs
-// every tool once, each time with another one first, and each run begins with an engine without images and with nothing left to
-// write to the disk. The tables show medians. What can't be had here is left out, and said.
+// every tool once, each time with another one first, and each run begins with an engine without images, with nothing left to
+// write to the disk, and half a minute after the last image was removed. The tables show medians. What can't be had here is left out, and said.
 package main
 
 import (

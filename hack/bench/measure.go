@@ -20,6 +20,9 @@ import (
 const (
 	// patience bounds one run of one tool.
 	patience = 15 * time.Minute
+	// settle is how long the file system is left alone after images were removed: ext4 without a journal is slow to make files where others
+	// were deleted a moment ago, which doubles the system time of whatever unpacks next.
+	settle = 30 * time.Second
 	// label marks the images of this program: they are what it may remove.
 	label = "tee-launcher.bench"
 	// measureCommand makes this program one that runs and measures another.
@@ -165,6 +168,9 @@ func (b *bench) empty(ctx context.Context) error {
 		if _, err := b.command(ctx, "docker", append([]string{"rmi", "-f"}, images...)...).Output(); err != nil {
 			return said(err)
 		}
+		if err := b.rest(ctx); err != nil {
+			return err
+		}
 	}
 	if !b.private {
 		return nil
@@ -174,6 +180,16 @@ func (b *bench) empty(ctx context.Context) error {
 		err = fmt.Errorf("the engine still has images: %s", strings.Join(images, ", "))
 	}
 	return err
+}
+
+func (b *bench) rest(ctx context.Context) error {
+	syscall.Sync()
+	select {
+	case <-time.After(settle / time.Duration(b.scale)):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (b *bench) images(ctx context.Context, filter ...string) ([]string, error) {
