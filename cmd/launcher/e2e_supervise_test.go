@@ -28,6 +28,7 @@ import (
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/state"
 )
 
 // behave changes what the workload does from its next start on, as if its own config said so.
@@ -331,7 +332,7 @@ func TestE2EKilled(t *testing.T) {
 				m.nothingRuns()
 				m.reboot()
 				// The kernel knows of no reboot, and this is of the boot before.
-				require.NoError(t, os.Remove(filepath.Join(m.shared, launch.OwnDir, "measurement.json")))
+				require.NoError(t, os.Remove(filepath.Join(m.shared, state.Name, "measurement.json")))
 				again = m.start()
 			}
 			o := again.settle()

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
@@ -30,6 +31,7 @@ import (
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/state"
 )
 
 // machine is a virtual machine as far as the launcher sees it: a real engine and Compose, an agent, a registry, its files.
@@ -126,7 +128,7 @@ func (m *machine) configure(launcherKeys string) {
 func (m *machine) approve(digests ...v1.Hash) {
 	data, err := json.Marshal(map[string]any{"approved_hashes": digests})
 	require.NoError(m.t, err)
-	require.NoError(m.t, os.WriteFile(filepath.Join(m.shared, launch.ApprovedList), data, 0o600))
+	require.NoError(m.t, os.WriteFile(filepath.Join(m.shared, approval.File), data, 0o600))
 }
 
 // outcome is how a launcher ended, or that it supervises, which is as good as the end with 0 without supervision.
@@ -196,7 +198,7 @@ func (m *machine) start(args ...string) *process {
 // report returns the launch report, if it is this run's.
 func (p *process) report() (launch.Report, bool) {
 	var report launch.Report
-	data, err := os.ReadFile(filepath.Join(p.m.shared, launch.OwnDir, "report.json"))
+	data, err := os.ReadFile(filepath.Join(p.m.shared, state.Name, "report.json"))
 	if err != nil || json.Unmarshal(data, &report) != nil || report.StartedAt.Before(p.began) {
 		return launch.Report{}, false
 	}
@@ -412,7 +414,7 @@ func TestE2EBootsInTEEMode(t *testing.T) {
 		assert.Equal(t, 2, m.agent.Emits(), "once for each boot")
 		assert.NotEqual(t, c.ID, m.workload().ID, "the container of the boot before")
 		assert.Contains(t, m.log(), "start 2", "the data volume is not the one of the boot before")
-		previous, err := os.ReadFile(filepath.Join(m.shared, launch.OwnDir, "previous.log"))
+		previous, err := os.ReadFile(filepath.Join(m.shared, state.Name, "previous.log"))
 		require.NoError(t, err)
 		assert.Contains(t, string(previous), "start 1")
 	})

@@ -30,6 +30,7 @@ import (
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/state"
 )
 
 // patience bounds one run of the launcher: everything is on this machine, and small.
@@ -140,7 +141,7 @@ listen = 8080
 	}
 	defer func() { err = errors.Join(err, second.end(syscall.SIGTERM)) }()
 
-	d.title("the first run's report, %s", launch.OwnDir+"/report.json in the shared volume")
+	d.title("the first run's report, %s", state.Name+"/report.json in the shared volume")
 	fmt.Fprintf(stdout, "%s\n", bytes.TrimSpace(first.document))
 	for _, command := range []string{"docker logs mpc-node", "docker ps"} {
 		d.title("%s", command)
@@ -209,7 +210,7 @@ func (d *demo) boot(ctx context.Context) (*boot, error) {
 // read reads the report and returns whether it is this run's and the workload is started.
 func (b *boot) read(shared string, before time.Time) bool {
 	var err error
-	if b.document, err = os.ReadFile(filepath.Join(shared, launch.OwnDir, "report.json")); err != nil {
+	if b.document, err = os.ReadFile(filepath.Join(shared, state.Name, "report.json")); err != nil {
 		return false
 	}
 	b.report = launch.Report{}

@@ -19,10 +19,12 @@ import (
 	"tee-launcher/pkg/exit"
 )
 
-// MaxSize is the size of the largest approved list that is read.
-const MaxSize = 64 << 10
-
 const (
+	// File is the approved list's name in the shared directory. The workload writes it.
+	File = "image-digest.bin"
+	// MaxSize is the size of the largest approved list that is read.
+	MaxSize = 64 << 10
+
 	key        = "approved_hashes"
 	maxEntries = 1000
 )

@@ -37,6 +37,17 @@ const (
 	BootLabel = "tee-launcher.boot-id"
 )
 
+// OfWorkload tells whether a container is the workload, of whichever launcher and boot.
+func OfWorkload(c inspect.Container) bool {
+	return c.Name == Name || c.Labels[ProjectLabel] == Name
+}
+
+// SameProject tells whether Compose knows both containers as of one project.
+func SameProject(a, b inspect.Container) bool {
+	project := b.Labels[ProjectLabel]
+	return project != "" && a.Labels[ProjectLabel] == project
+}
+
 // Workload is what may differ from one workload to another.
 type Workload struct {
 	Reference  string  // as the operator wrote it; a label for people

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -16,15 +13,11 @@ import (
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/files"
 )
 
 // holderPrefix begins the names of the containers that hold volumes and image while the workload's is replaced.
 const holderPrefix = "mpc-node-holder-"
-
-// ofWorkload tells whether a container is the workload, of whichever launcher and boot.
-func ofWorkload(c docker.Container) bool {
-	return c.Name == compose.Name || c.Labels[compose.ProjectLabel] == compose.Name
-}
 
 // others returns all containers but the launcher's own, and that, the zero value where it runs as a plain binary.
 func (r *run) others(ctx context.Context) (containers []docker.Container, self docker.Container, err error) {
@@ -65,7 +58,7 @@ func (r *run) quiet(ctx context.Context) error {
 		return err
 	}
 	for _, c := range containers {
-		if !c.Live() || !ofWorkload(c) {
+		if !c.Live() || !compose.OfWorkload(c) {
 			continue
 		}
 		r.Log.Warn("stopping a workload that nobody has measured in this boot", "container", c.Name, "id", c.ShortID(), "status", c.Status)
@@ -81,7 +74,7 @@ func (r *run) quiet(ctx context.Context) error {
 		if !c.Live() {
 			continue
 		}
-		if ofWorkload(c) {
+		if compose.OfWorkload(c) {
 			return &exit.Error{Code: exit.Measurement, Err: fmt.Errorf("container %s (%s) of the workload can't be stopped: it is %s", c.Name, c.ShortID(), c.Status),
 				Hint: []string{"end it and start the launcher again: docker kill " + c.ShortID()}}
 		}
@@ -92,10 +85,10 @@ func (r *run) quiet(ctx context.Context) error {
 // unheld refuses where somebody else than the workload holds the agent's socket.
 func (r *run) unheld(ctx context.Context, containers []docker.Container, self docker.Container) error {
 	for _, c := range containers {
-		if !c.Live() || ofWorkload(c) || sameProject(c, self) {
+		if !c.Live() || compose.OfWorkload(c) || compose.SameProject(c, self) {
 			continue
 		}
-		source, err := r.holds(ctx, c, self.HostPath(r.Settings.AgentSocket))
+		source, err := r.engine.Reaches(ctx, c, self.HostPath(r.Settings.AgentSocket))
 		if err != nil {
 			return err
 		}
@@ -120,85 +113,19 @@ func (r *run) end(ctx context.Context, c docker.Container) error {
 	return nil
 }
 
-func sameProject(a, b docker.Container) bool {
-	project := b.Labels[compose.ProjectLabel]
-	return project != "" && a.Labels[compose.ProjectLabel] == project
-}
-
-// holds returns the mount through which a container reaches the agent's socket, or nothing.
-func (r *run) holds(ctx context.Context, c docker.Container, socket string) (string, error) {
-	for _, m := range c.Mounts {
-		sources := []string{m.Source}
-		if m.Type == "volume" {
-			// The local driver mounts any directory of the host under a volume's name.
-			v, err := r.engine.Volume(ctx, m.Name)
-			if err != nil && !inspect.NotFound(err) {
-				return "", err
-			}
-			sources = append(sources, v.Device)
-		}
-		for _, source := range sources {
-			if reaches(source, socket) {
-				return source, nil
-			}
-		}
-	}
-	return "", nil
-}
-
-// reaches tells whether source is the socket or a directory above it, by any of their names.
-func reaches(source, socket string) bool {
-	for _, s := range spellings(source) {
-		for _, t := range spellings(socket) {
-			if s == "/" || s == t || strings.HasPrefix(t, s+"/") {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// spellings returns the ways to name a path of the host. /var/run is a link to /run everywhere, or the other way round. Other
-// links can be followed where the launcher sees the host's files, as a plain binary.
-func spellings(path string) []string {
-	if !filepath.IsAbs(path) {
-		return nil
-	}
-	path = filepath.Clean(path)
-	ways := []string{path}
-	if followed, err := filepath.EvalSymlinks(path); err == nil {
-		ways = append(ways, followed)
-	}
-	for _, way := range ways {
-		if rest, ok := strings.CutPrefix(way+"/", "/var/run/"); ok {
-			ways = append(ways, filepath.Clean("/run/"+rest))
-		} else if rest, ok := strings.CutPrefix(way+"/", "/run/"); ok {
-			ways = append(ways, filepath.Clean("/var/run/"+rest))
-		}
-	}
-	return ways
-}
+// maxMounts bounds the kernel's list of mounts.
+const maxMounts = 4 << 20
 
 // self returns the launcher's own container; the zero value where it runs as a plain binary.
 func (r *run) self(ctx context.Context) (docker.Container, error) {
-	id := r.SelfID
-	if id == "" {
-		// The engine mounts three files of its own into every container, from a folder that is named by the container's ID.
-		mounts, err := os.ReadFile("/proc/self/mountinfo")
-		if err != nil {
-			return docker.Container{}, fmt.Errorf("finding our own container: %w", err)
-		}
-		match := regexp.MustCompile(`/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf) `).FindSubmatch(mounts)
-		if match == nil {
-			return docker.Container{}, nil
-		}
-		id = string(match[1])
+	if r.SelfID != "" {
+		return r.engine.Container(ctx, r.SelfID)
 	}
-	c, err := r.engine.Container(ctx, id)
-	if inspect.NotFound(err) {
-		return docker.Container{}, nil // a container of another engine: to this one we are a plain binary
+	mounts, err := files.ReadFile("/proc/self/mountinfo", maxMounts)
+	if err != nil {
+		return docker.Container{}, fmt.Errorf("finding our own container: %w", err)
 	}
-	return c, err
+	return r.engine.Self(ctx, mounts)
 }
 
 // attributable refuses an image event that may be somebody else's: a container with a restart policy may have been started
@@ -214,7 +141,7 @@ func (r *run) attributable(ctx context.Context, digest v1.Hash) error {
 		}
 	}
 	for _, c := range containers {
-		if !ofWorkload(c) {
+		if !compose.OfWorkload(c) {
 			continue
 		}
 		if c.Live() && !r.ofThisBoot(c) {
@@ -307,7 +234,7 @@ func (r *run) clear(ctx context.Context) error {
 		return err
 	}
 	for _, c := range containers {
-		if !ofWorkload(c) || strings.HasPrefix(c.Name, holderPrefix) && c.NeverStarted() {
+		if !compose.OfWorkload(c) || strings.HasPrefix(c.Name, holderPrefix) && c.NeverStarted() {
 			continue
 		}
 		reusable := (!r.tee() || r.present && r.ofThisBoot(c)) && c.Labels[compose.ProjectLabel] == compose.Name && r.check(c) == nil
@@ -334,7 +261,7 @@ func (r *run) clear(ctx context.Context) error {
 func (r *run) saveLog(ctx context.Context, c docker.Container) {
 	log, err := r.engine.Logs(ctx, c.ID, lastLines, lastBytes)
 	if err == nil && len(log) > 0 {
-		err = r.own.write("previous.log", log)
+		err = r.own.Write("previous.log", log)
 	}
 	if err != nil {
 		r.Log.Warn("the replaced container's log can't be kept", "error", err)

@@ -149,23 +149,6 @@ func TestAWorkloadThatStartsDuringTheRunEnds(t *testing.T) {
 	assert.Equal(t, "exited", w.statusOf("late"))
 }
 
-func TestReaches(t *testing.T) {
-	t.Parallel()
-	const socket = "/var/run/dstack.sock"
-	for _, source := range []string{
-		"/var/run/dstack.sock", "/run/dstack.sock", "/run", "/var/run", "/var/run/", "/var/../run/.", "//run", "/var", "/",
-	} {
-		assert.True(t, launch.Reaches(source, socket), "%s", source)
-		assert.True(t, launch.Reaches(source, "/run/dstack.sock"), "%s", source)
-	}
-	for _, source := range []string{
-		"", "/var/run/docker.sock", "/run/dstack", "/run/dstack.sock.d", "/var/lib", "/var/runs", "/srv", "run", "some-volume",
-	} {
-		assert.False(t, launch.Reaches(source, socket), "%s", source)
-		assert.False(t, launch.Reaches(source, "/run/dstack.sock"), "%s", source)
-	}
-}
-
 // TestHoldersOfTheAgentsSocket: whoever has it can measure in our name. They are no victims, but a refusal.
 func TestHoldersOfTheAgentsSocket(t *testing.T) {
 	t.Parallel()

@@ -26,13 +26,7 @@ import (
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/rtmr"
-)
-
-const (
-	// ApprovedList is the name of the list of approved digests in the shared directory. The workload writes it.
-	ApprovedList = "image-digest.bin"
-	// OwnDir is the name of the launcher's own directory in the shared directory.
-	OwnDir = "launcher"
+	"tee-launcher/pkg/state"
 )
 
 // Settings is what flags and environment say. In a CVM they are measured with the compose file that holds them.
@@ -46,7 +40,7 @@ type Settings struct {
 	Compose       string   // the command; empty: found
 	Insecure      []string // registries that may be spoken to over plain http; empty: loopback only
 	Supervise     Supervise
-	Report        string // path of the launch report; empty: in OwnDir; NoReport: none
+	Report        string // path of the launch report; empty: in our own directory; NoReport: none
 }
 
 // Supervise says who looks after a workload that ends: this process, or the engine by its restart policy. The engine does so at
@@ -92,7 +86,7 @@ type run struct {
 	*Launcher
 	report  *report
 	shared  *files.Dir // locked
-	own     own        // our own directory in it
+	own     state.Dir  // our own directory in it
 	engine  *docker.Engine
 	agent   *rtmr.Agent // nil outside a CVM
 	present bool        // this boot's image event stands already
@@ -151,7 +145,7 @@ func (l *Launcher) newRun() (*run, error) {
 	}
 	if filled.BootID == "" {
 		var err error
-		if filled.BootID, err = readBootID(); err != nil {
+		if filled.BootID, err = state.ReadBootID(bootIDFile); err != nil {
 			return nil, err
 		}
 	}
@@ -190,7 +184,7 @@ func (l *Launcher) Pull(ctx context.Context, ref name.Digest) (*ImageReport, *Pu
 		return nil, nil, &exit.Error{Code: exit.Usage, Err: err}
 	}
 	if shared, err := files.OpenDir(r.Settings.SharedDir); err == nil {
-		r.shared, r.own = shared, own{shared}
+		r.shared, r.own = shared, state.In(shared)
 	}
 	r.ref, r.retry = ref, config.DefaultRetry()
 	r.report.Image = &ImageReport{Reference: ref.String(), Digest: hash}

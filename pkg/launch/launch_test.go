@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
@@ -155,7 +156,7 @@ func TestAFailureEndsTheSequence(t *testing.T) {
 		},
 		{
 			name: "a broken approved list", step: "config", code: exit.Config,
-			arrange: func(w *world) { require.NoError(w.t, os.WriteFile(w.Shared(launch.ApprovedList), []byte(`{}`), 0o600)) },
+			arrange: func(w *world) { require.NoError(w.t, os.WriteFile(w.Shared(approval.File), []byte(`{}`), 0o600)) },
 		},
 		{
 			name: "an override that nobody approved", step: "config", code: exit.Config,

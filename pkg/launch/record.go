@@ -2,95 +2,65 @@ package launch
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"strings"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/state"
 )
 
-const (
-	recordName = "measurement.json"
-	maxRecord  = 4 << 10
-	bootIDFile = "/proc/sys/kernel/random/boot_id"
-)
+const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
-// recorder writes down in the shared directory that a run of this boot came as far as the gate, what it is about to measure and
-// that it did. The workload can write there too,
-// so nothing is emitted or started because of the record: it explains a state to people, and it can refuse.
+// recorder writes down that a run of this boot came as far as the gate, what it is about to measure and that it did. The workload
+// can write there too, so nothing is emitted or started because of the record: it explains a state to people, and it can refuse.
 type recorder struct {
-	own    own
+	own    state.Dir
 	bootID string
-}
-
-type record struct {
-	BootID string    `json:"boot_id"`
-	Digest v1.Hash   `json:"digest,omitzero"`
-	Intent time.Time `json:"intent,omitzero"` // zero: none yet
-	Done   bool      `json:"done"`
 }
 
 func (r *run) record() recorder { return recorder{own: r.own, bootID: r.BootID} }
 
 // begun says that a run of this boot found no image event and hasn't come to its intent.
-func (w recorder) begun() error { return w.write(record{BootID: w.bootID}) }
+func (w recorder) begun() error { return w.write(state.Boot{ID: w.bootID}) }
 
 // Intent says that the digest is about to be measured.
 func (w recorder) Intent(digest v1.Hash) error {
-	return w.write(record{w.bootID, digest, now(), false})
+	return w.write(state.Boot{ID: w.bootID, Digest: digest, Intent: now()})
 }
 
 // Done says that the measurement was read back.
-func (w recorder) Done(m rtmr.Measurement) error {
-	return w.write(record{w.bootID, m.Digest(), now(), true})
+func (w recorder) Done(m rtmr.Measurement) error { return w.done(m.Digest()) }
+
+func (w recorder) done(digest v1.Hash) error {
+	return w.write(state.Boot{ID: w.bootID, Digest: digest, Intent: now(), Done: true})
 }
 
-func (w recorder) write(r record) error {
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := w.own.write(recordName, append(data, '\n')); err != nil {
+func (w recorder) write(b state.Boot) error {
+	if err := w.own.WriteBoot(b); err != nil {
 		return &exit.Error{Code: exit.Config, Err: fmt.Errorf("record of the measurement: %w", err)}
 	}
 	return nil
 }
 
-// stands returns the record of this boot. One of another boot, or one that can't be read, says nothing.
-func (r *run) stands() (record, bool) {
-	data, err := r.own.read(recordName, maxRecord)
-	if err != nil {
-		return record{}, false
-	}
-	var got record
-	if json.Unmarshal(data, &got) != nil || got.BootID != r.BootID {
-		return record{}, false
-	}
-	return got, true
-}
-
 // recorded tells whether our record says that this boot's measurement of the digest was ours.
 func (r *run) recorded(digest v1.Hash) bool {
-	got, ok := r.stands()
-	return ok && got.Done && got.Digest == digest
+	got, ok := r.own.Boot(r.BootID)
+	return ok && got.Measured(digest)
 }
 
 // intended returns the digest that a run of this boot was about to measure when it came to its end.
 func (r *run) intended() (v1.Hash, bool) {
-	got, ok := r.stands()
-	return got.Digest, ok && !got.Done && !got.Intent.IsZero()
+	got, ok := r.own.Boot(r.BootID)
+	return got.Digest, ok && got.Unfinished()
 }
 
 // ours refuses an image event that no run of this boot can have made: the record knows a run, but none that was about to
 // measure this. Without a record of this boot nothing is known.
 func (r *run) ours(digest v1.Hash) error {
-	got, ok := r.stands()
-	if !ok || got.Digest == digest && !got.Intent.IsZero() {
+	got, ok := r.own.Boot(r.BootID)
+	if !ok || got.Explains(digest) {
 		return nil
 	}
 	return notOurs(digest)
@@ -132,7 +102,7 @@ func (r *run) conclude(digest v1.Hash) {
 	if _, ok := r.intended(); !ok {
 		return
 	}
-	if err := r.record().write(record{r.BootID, digest, now(), true}); err != nil {
+	if err := r.record().done(digest); err != nil {
 		r.Log.Warn("the record of the measurement can't be completed; the log is what counts", "error", err)
 	}
 }
@@ -142,13 +112,4 @@ func (r *run) forget() {
 	if err := r.record().begun(); err != nil {
 		r.Log.Warn("the record of a measurement that didn't happen stays; it will refuse further runs of this boot", "error", err)
 	}
-}
-
-// readBootID returns the kernel's name of this boot.
-func readBootID() (string, error) {
-	data, err := files.ReadFile(bootIDFile, 64)
-	if err != nil {
-		return "", fmt.Errorf("boot id: %w", err)
-	}
-	return strings.TrimSpace(string(data)), nil
 }

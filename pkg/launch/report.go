@@ -15,6 +15,7 @@ import (
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/state"
 )
 
 // ReportVersion is the version of the report's schema.
@@ -102,13 +103,13 @@ type report struct {
 
 // open chooses where the report goes: to path, or, where that is empty, to our own directory. A report that can't be written is a
 // warning.
-func (r *report) open(path string, own own) {
+func (r *report) open(path string, own state.Dir, shared *files.Dir) {
 	switch path {
 	case NoReport:
 	case "":
-		r.to = func(data []byte) error { return own.write("report.json", data) }
+		r.to = func(data []byte) error { return own.Write("report.json", data) }
 	default:
-		r.to = func(data []byte) error { return writeAt(path, own.shared, data) }
+		r.to = func(data []byte) error { return writeAt(path, shared, data) }
 	}
 }
 

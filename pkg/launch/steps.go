@@ -19,6 +19,7 @@ import (
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/state"
 )
 
 const (
@@ -50,12 +51,12 @@ func (r *run) settings(context.Context) (string, error) {
 	} else if err != nil {
 		return "", &exit.Error{Code: exit.Config, Err: fmt.Errorf("shared directory: %w", err)}
 	}
-	r.own = own{shared}
-	if err := r.own.use(func(*files.Dir) error { return nil }); err != nil {
+	r.own = state.In(shared)
+	if err := r.own.Make(); err != nil {
 		return "", &exit.Error{Code: exit.Config, Err: fmt.Errorf("our own directory: %w", err),
 			Hint: []string{"remove what stands in its place; nothing of value is kept there"}}
 	}
-	r.report.open(r.Settings.Report, r.own)
+	r.report.open(r.Settings.Report, r.own, shared)
 	r.engine, err = docker.New(r.Settings.DockerHost)
 	if err != nil {
 		return "", &exit.Error{Code: exit.Usage, Err: err}
@@ -142,12 +143,12 @@ func (r *run) selectImage() (approval.Decision, error) {
 	}
 	r.config = cfg
 	var list *approval.List
-	data, err = r.shared.Read(ApprovedList, approval.MaxSize)
+	data, err = r.shared.Read(approval.File, approval.MaxSize)
 	switch {
 	case err == nil:
 		parsed, err := approval.Parse(data)
 		if err != nil {
-			return approval.Decision{}, fmt.Errorf("%s: %w", ApprovedList, err)
+			return approval.Decision{}, fmt.Errorf("%s: %w", approval.File, err)
 		}
 		list = &parsed
 	case !errors.Is(err, fs.ErrNotExist): // there, but unreadable: never the default
@@ -169,7 +170,7 @@ func (r *run) pull(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	kept, err := r.restore(puller, r.ref)
+	kept, err := r.own.Restore(puller, r.ref)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.Log.Warn("the kept manifest is of no use", "error", err)
 	}
@@ -207,7 +208,7 @@ func (r *run) load(ctx context.Context) (string, error) {
 		r.report.Pull.Source, r.report.Pull.BytesReused = "engine", r.image.Size()
 	case errors.Is(err, inspect.ErrNoImage), errors.As(err, &unproved):
 		var loaded docker.Loaded
-		loaded, err = r.engine.Load(ctx, r.image, docker.LoadOptions{Known: r.known(), Space: r.space(ctx), Progress: r.Progress})
+		loaded, err = r.engine.Load(ctx, r.image, docker.LoadOptions{Known: r.own.Known(r.ref.Context()), Space: r.space(ctx), Progress: r.Progress})
 		r.Progress.Stop()
 		r.id, r.report.Pull.BytesReused, r.report.Pull.Source = loaded.ID, loaded.Reused, "registry"
 	}
@@ -216,7 +217,11 @@ func (r *run) load(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	r.keep()
+	if r.shared != nil { // `launcher pull` may have none
+		if err := r.own.Keep(r.image); err != nil {
+			r.Log.Warn("manifest and config can't be kept; the next boot will need the registry", "error", err)
+		}
+	}
 	return r.id.String(), nil
 }
 

@@ -12,7 +12,7 @@ import (
 
 // checkApproved reads the approved list. That there is none is what a first boot finds.
 func checkApproved(_ context.Context, f *facts) outcome {
-	data, err := f.shared.Read(approvedList, approval.MaxSize)
+	data, err := f.shared.Read(approval.File, approval.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return ok("there is none, so the default digest counts")
 	}
@@ -22,7 +22,7 @@ func checkApproved(_ context.Context, f *facts) outcome {
 	}
 	list, err := approval.Parse(data)
 	if err != nil {
-		return fail(ListWrong, fmt.Errorf("%s: %w", approvedList, err))
+		return fail(ListWrong, fmt.Errorf("%s: %w", approval.File, err))
 	}
 	f.list = &list
 	return ok(fmt.Sprintf("%d approved", len(list.Digests())))

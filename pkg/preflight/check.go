@@ -15,6 +15,7 @@ import (
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/state"
 )
 
 // check is one question.
@@ -40,6 +41,7 @@ type facts struct {
 	settings   Settings
 	log        *slog.Logger
 	shared     *files.Dir          // shared directory
+	own        state.Dir           // our own directory in it
 	events     *rtmr.Info          // event log: nil outside a CVM, and where it can't be read
 	config     *config.Config      // user config
 	list       *approval.List      // approved list: nil, absent

@@ -3,7 +3,6 @@ package preflight
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"runtime"
 
 	"tee-launcher/pkg/docker/inspect"
@@ -47,20 +46,11 @@ func checkEngine(ctx context.Context, f *facts) outcome {
 // maxMounts bounds the kernel's list of mounts.
 const maxMounts = 4 << 20
 
-// findSelf returns our own container; the zero value for a plain binary. The engine mounts three files of its own into every
-// container, from a folder that is named by the container's ID.
+// findSelf returns our own container; the zero value for a plain binary. Where nothing can be seen we are nobody's container.
 func (f *facts) findSelf(ctx context.Context, engine *inspect.Engine) (inspect.Container, error) {
 	mounts, err := files.ReadFile(f.proc("self/mountinfo"), maxMounts)
 	if err != nil {
-		return inspect.Container{}, nil // where nothing can be seen we are nobody's container
-	}
-	match := regexp.MustCompile(`/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf) `).FindSubmatch(mounts)
-	if match == nil {
 		return inspect.Container{}, nil
 	}
-	self, err := engine.Container(ctx, string(match[1]))
-	if inspect.NotFound(err) {
-		return inspect.Container{}, nil // a container of another engine
-	}
-	return self, err
+	return engine.Self(ctx, mounts)
 }

@@ -2,7 +2,6 @@ package preflight
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,12 +9,9 @@ import (
 	"tee-launcher/pkg/image"
 )
 
-// maxKept bounds one kept document: three documents of at most 4 MiB in base64, and change.
-const maxKept = 18 << 20
-
 // checkKept proves the manifest and config that an earlier boot kept. Where the engine still has the image, no registry is needed.
 func checkKept(_ context.Context, f *facts) outcome {
-	v, err := f.restore()
+	v, err := f.own.Restore(&image.Puller{}, f.config.Image.At(f.decision.Digest))
 	if errors.Is(err, fs.ErrNotExist) {
 		return ok("there is none")
 	}
@@ -24,17 +20,4 @@ func checkKept(_ context.Context, f *facts) outcome {
 	}
 	f.kept = v
 	return ok("proves itself")
-}
-
-func (f *facts) restore() (*image.Verified, error) {
-	ref := f.config.Image.At(f.decision.Digest)
-	data, err := f.readOwn("image-"+f.decision.Digest.Hex+".json", maxKept)
-	if err != nil {
-		return nil, err
-	}
-	var kept image.Kept
-	if err := json.Unmarshal(data, &kept); err != nil {
-		return nil, err
-	}
-	return (&image.Puller{}).Restore(ref, kept)
 }

@@ -2,25 +2,17 @@ package preflight
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
-	"tee-launcher/pkg/internal/unixhttp"
 )
 
-// maxSockets bounds the kernel's lists of sockets, and maxPublished the engine's list of containers.
-const (
-	maxSockets   = 32 << 20
-	maxPublished = 32 << 20
-)
+// maxSockets bounds the kernel's lists of sockets.
+const maxSockets = 32 << 20
 
 // checkPorts looks whether the workload's host ports are free: by what the engine publishes, and on the host itself by who listens.
 func checkPorts(ctx context.Context, f *facts) outcome {
@@ -67,49 +59,14 @@ func (f *facts) published(ctx context.Context) (map[uint16]string, error) {
 	if f.engine == nil {
 		return ports, nil
 	}
-	const op = "listing published ports"
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/json", nil)
+	published, err := f.engine.Published(ctx)
 	if err != nil {
 		return nil, err
 	}
-	fault := func(err error) error { return &exit.Error{Code: exit.Engine, Err: fmt.Errorf("%s: %w", op, err)} }
-	response, err := unixhttp.Client(f.engine.Socket(), false).Do(request)
-	if err != nil {
-		return nil, fault(err)
-	}
-	defer response.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(response.Body, maxPublished+1))
-	if err != nil {
-		return nil, fault(err)
-	}
-	if response.StatusCode != http.StatusOK || len(data) > maxPublished {
-		return nil, fault(fmt.Errorf("HTTP %d with %d bytes", response.StatusCode, len(data)))
-	}
-	var containers []struct {
-		Names  []string
-		Labels map[string]string
-		Ports  []struct {
-			PublicPort uint16
-			Type       string
-		}
-	}
-	if err := json.Unmarshal(data, &containers); err != nil {
-		return nil, fault(fmt.Errorf("answer: %w", err))
-	}
-	for _, c := range containers {
-		name := "?"
-		if len(c.Names) > 0 {
-			name = strings.TrimPrefix(c.Names[0], "/")
-		}
-		if c.Labels[compose.ProjectLabel] == compose.Name {
-			name = compose.Name // replaced or taken over, with its ports
-		}
-		for _, p := range c.Ports {
-			if p.PublicPort != 0 && p.Type == "tcp" {
-				ports[p.PublicPort] = name
-			}
+	for _, p := range published {
+		ports[p.Port] = p.Container
+		if p.Labels[compose.ProjectLabel] == compose.Name {
+			ports[p.Port] = compose.Name // replaced or taken over, with its ports
 		}
 	}
 	return ports, nil

@@ -33,7 +33,7 @@ func checkWorkload(_ context.Context, f *facts) outcome {
 	var found []Finding
 	detail := "there is none yet"
 	for _, c := range f.containers {
-		if !ofWorkload(c) {
+		if !compose.OfWorkload(c) {
 			continue
 		}
 		same := !f.id.IsZero() && c.Labels[compose.ProjectLabel] == compose.Name && f.workload().Check(c, f.id, base) == nil

@@ -99,6 +99,41 @@ func (e *Engine) Containers(ctx context.Context) ([]Container, error) {
 	return containers, nil
 }
 
+// Published is a TCP port of the host that the engine forwards to a running container.
+type Published struct {
+	Port      uint16
+	Container string // its name, "?" if it has none
+	Labels    map[string]string
+}
+
+// Published returns the host ports that the engine publishes.
+func (e *Engine) Published(ctx context.Context) ([]Published, error) {
+	var containers []struct {
+		Names  []string
+		Labels map[string]string
+		Ports  []struct {
+			PublicPort uint16
+			Type       string
+		}
+	}
+	if err := e.get(ctx, "listing published ports", "/containers/json", nil, &containers); err != nil {
+		return nil, err
+	}
+	var published []Published
+	for _, c := range containers {
+		name := "?"
+		if len(c.Names) > 0 {
+			name = strings.TrimPrefix(c.Names[0], "/")
+		}
+		for _, p := range c.Ports {
+			if p.PublicPort != 0 && p.Type == "tcp" {
+				published = append(published, Published{p.PublicPort, name, c.Labels})
+			}
+		}
+	}
+	return published, nil
+}
+
 // Container returns the container with that ID or name.
 func (e *Engine) Container(ctx context.Context, id string) (Container, error) {
 	var answer struct {

@@ -30,3 +30,20 @@ func TestHostPath(t *testing.T) {
 		assert.Equal(t, c.want, inspect.Container{Mounts: c.mounts}.HostPath(socket), name)
 	}
 }
+
+func TestReaches(t *testing.T) {
+	t.Parallel()
+	const socket = "/var/run/dstack.sock"
+	for _, source := range []string{
+		"/var/run/dstack.sock", "/run/dstack.sock", "/run", "/var/run", "/var/run/", "/var/../run/.", "//run", "/var", "/",
+	} {
+		assert.True(t, inspect.Reaches(source, socket), "%s", source)
+		assert.True(t, inspect.Reaches(source, "/run/dstack.sock"), "%s", source)
+	}
+	for _, source := range []string{
+		"", "/var/run/docker.sock", "/run/dstack", "/run/dstack.sock.d", "/var/lib", "/var/runs", "/srv", "run", "some-volume",
+	} {
+		assert.False(t, inspect.Reaches(source, socket), "%s", source)
+		assert.False(t, inspect.Reaches(source, "/run/dstack.sock"), "%s", source)
+	}
+}

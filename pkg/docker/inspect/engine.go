@@ -35,9 +35,6 @@ func New(host string) (*Engine, error) {
 	return &Engine{client: client}, nil
 }
 
-// Socket returns the path of the engine's socket.
-func (e *Engine) Socket() string { return e.client.Socket() }
-
 // Store is how an engine keeps images. It decides what an image's ID is.
 type Store string
 

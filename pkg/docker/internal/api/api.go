@@ -31,8 +31,7 @@ const (
 
 // Client calls one engine.
 type Client struct {
-	http   *http.Client
-	socket string
+	http *http.Client
 }
 
 // New returns a client for host, which must be "unix://" and an absolute path. Nothing is contacted.
@@ -41,11 +40,8 @@ func New(host string) (*Client, error) {
 	if !ok || !strings.HasPrefix(path, "/") {
 		return nil, fmt.Errorf("docker host %.200q is not unix:// and an absolute path", host)
 	}
-	return &Client{http: unixhttp.Client(path, true), socket: path}, nil
+	return &Client{http: unixhttp.Client(path, true)}, nil
 }
-
-// Socket returns the socket's path.
-func (c *Client) Socket() string { return c.socket }
 
 // Error is a call that had no answer or not the one hoped for.
 type Error struct {

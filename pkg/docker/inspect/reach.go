@@ -1,0 +1,78 @@
+package inspect
+
+import (
+	"context"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// Reaches returns the source of the mount through which a container reaches a path of the host, or a directory above it; empty if it doesn't.
+func (e *Engine) Reaches(ctx context.Context, c Container, path string) (source string, err error) {
+	for _, m := range c.Mounts {
+		sources := []string{m.Source}
+		if m.Type == "volume" {
+			// The local driver mounts any directory of the host under a volume's name.
+			v, err := e.Volume(ctx, m.Name)
+			if err != nil && !NotFound(err) {
+				return "", err
+			}
+			sources = append(sources, v.Device)
+		}
+		for _, source := range sources {
+			if reaches(source, path) {
+				return source, nil
+			}
+		}
+	}
+	return "", nil
+}
+
+// reaches tells whether source is path or a directory above it, by any of their names.
+func reaches(source, path string) bool {
+	for _, s := range spellings(source) {
+		for _, p := range spellings(path) {
+			if s == "/" || s == p || strings.HasPrefix(p, s+"/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// spellings returns the ways to name a path of the host. /var/run is a link to /run everywhere, or the other way round. Other
+// links can be followed where we see the host's files, as a plain binary.
+func spellings(path string) []string {
+	if !filepath.IsAbs(path) {
+		return nil
+	}
+	path = filepath.Clean(path)
+	ways := []string{path}
+	if followed, err := filepath.EvalSymlinks(path); err == nil {
+		ways = append(ways, followed)
+	}
+	for _, way := range ways {
+		if rest, ok := strings.CutPrefix(way+"/", "/var/run/"); ok {
+			ways = append(ways, filepath.Clean("/run/"+rest))
+		} else if rest, ok := strings.CutPrefix(way+"/", "/run/"); ok {
+			ways = append(ways, filepath.Clean("/var/run/"+rest))
+		}
+	}
+	return ways
+}
+
+// ownFiles are the three files of its own that the engine mounts into every container, from a folder that is named by the container's ID.
+var ownFiles = regexp.MustCompile(`/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf) `)
+
+// Self returns the container of the process whose /proc/<pid>/mountinfo is given; the zero value where it is in none of this engine's.
+func (e *Engine) Self(ctx context.Context, mountinfo []byte) (Container, error) {
+	match := ownFiles.FindSubmatch(mountinfo)
+	if match == nil {
+		return Container{}, nil
+	}
+	c, err := e.Container(ctx, string(match[1]))
+	if NotFound(err) {
+		return Container{}, nil // a container of another engine: to this one we are a plain binary
+	}
+	return c, err
+}

@@ -1,0 +1,161 @@
+package state_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/state"
+)
+
+const boot = "5b1b8b43-6c35-4f39-a5a0-7f8d3c1f0f0a"
+
+func in(t *testing.T) (dir state.Dir, shared string) {
+	shared = t.TempDir()
+	opened, err := files.OpenDir(shared)
+	require.NoError(t, err)
+	t.Cleanup(func() { opened.Close() })
+	return state.In(opened), shared
+}
+
+func hash(digit string) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: strings.Repeat(digit, 64)} }
+
+func TestTheZeroValueHoldsNothing(t *testing.T) {
+	t.Parallel()
+	var d state.Dir
+	assert.NoError(t, d.Check())
+	assert.ErrorIs(t, d.Make(), fs.ErrNotExist)
+	assert.ErrorIs(t, d.Write("report.json", nil), fs.ErrNotExist)
+	assert.ErrorIs(t, d.WriteBoot(state.Boot{ID: boot}), fs.ErrNotExist)
+	_, known := d.Boot(boot)
+	assert.False(t, known)
+	assert.Empty(t, d.Known(name.MustParseReference("registry.example/node").Context()))
+}
+
+func TestReadingMakesNothing(t *testing.T) {
+	t.Parallel()
+	d, shared := in(t)
+	assert.NoError(t, d.Check())
+	_, known := d.Boot(boot)
+	assert.False(t, known)
+	assert.Empty(t, d.Known(name.MustParseReference("registry.example/node").Context()))
+	entries, err := os.ReadDir(shared)
+	require.NoError(t, err)
+	assert.Empty(t, entries)
+
+	require.NoError(t, d.Make())
+	info, err := os.Stat(filepath.Join(shared, state.Name))
+	require.NoError(t, err)
+	assert.True(t, info.IsDir())
+	assert.NoError(t, d.Check())
+}
+
+func TestWhatIsNoDirectoryIsRefused(t *testing.T) {
+	t.Parallel()
+	for what, plant := range map[string]func(path string) error{
+		"a file":         func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"a link":         func(path string) error { return os.Symlink(t.TempDir(), path) },
+		"a hanging link": func(path string) error { return os.Symlink("nowhere", path) },
+	} {
+		d, shared := in(t)
+		require.NoError(t, plant(filepath.Join(shared, state.Name)))
+		assert.Error(t, d.Check(), what)
+		assert.Error(t, d.Make(), what)
+		assert.Error(t, d.WriteBoot(state.Boot{ID: boot}), what)
+	}
+}
+
+func TestARecordIsOfItsBootAlone(t *testing.T) {
+	t.Parallel()
+	d, shared := in(t)
+	begun := state.Boot{ID: boot}
+	intent := state.Boot{ID: boot, Digest: hash("a"), Intent: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	done := intent
+	done.Done = true
+	for _, want := range []state.Boot{begun, intent, done} {
+		require.NoError(t, d.WriteBoot(want))
+		got, known := d.Boot(boot)
+		assert.True(t, known)
+		assert.Equal(t, want, got)
+		for _, other := range []string{"", "another"} {
+			got, known = d.Boot(other)
+			assert.False(t, known, "%q", other)
+			assert.Zero(t, got)
+		}
+	}
+	assert.Equal(t, []bool{false, true, false}, []bool{begun.Unfinished(), intent.Unfinished(), done.Unfinished()})
+	assert.Equal(t, []bool{false, false, true}, []bool{begun.Measured(hash("a")), intent.Measured(hash("a")), done.Measured(hash("a"))})
+	assert.Equal(t, []bool{false, true, true}, []bool{begun.Explains(hash("a")), intent.Explains(hash("a")), done.Explains(hash("a"))})
+	for _, b := range []state.Boot{begun, intent, done} {
+		assert.False(t, b.Measured(hash("b")) || b.Explains(hash("b")))
+		assert.False(t, b.Measured(v1.Hash{}) || b.Explains(v1.Hash{}), "no digest is none that could have been measured")
+	}
+
+	path := filepath.Join(shared, state.Name, "measurement.json")
+	for _, forged := range []string{
+		"", "{", "null", "[]", `{"boot_id":5}`, `{"boot_id":""}`, `{"boot_id":"` + boot + `","digest":"sha256:short"}`,
+		`{"boot_id":"` + boot + `"}` + strings.Repeat(" ", 4<<10),
+	} {
+		require.NoError(t, os.WriteFile(path, []byte(forged), 0o600))
+		_, known := d.Boot(boot)
+		assert.False(t, known, "%.80s", forged)
+		_, known = d.Boot("")
+		assert.False(t, known, "%.80s", forged)
+	}
+}
+
+func TestTheLastFewImagesAreKept(t *testing.T) {
+	t.Parallel()
+	registry, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
+	require.NoError(t, err)
+	defer registry.Close()
+	d, shared := in(t)
+	var refs []name.Digest
+	for i := range 5 {
+		layers, err := launchtest.RandomLayers(1, 100+i)
+		require.NoError(t, err)
+		img, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
+		require.NoError(t, err)
+		ref, err := registry.Push("node", img)
+		require.NoError(t, err)
+		v, err := new(image.Puller).Resolve(t.Context(), ref)
+		require.NoError(t, err)
+		require.NoError(t, d.Keep(v))
+		old := time.Now().Add(time.Duration(i-10) * time.Minute)
+		require.NoError(t, os.Chtimes(filepath.Join(shared, state.Name, "image-"+strings.TrimPrefix(ref.DigestStr(), "sha256:")+".json"), old, old))
+		refs = append(refs, ref)
+	}
+	require.NoError(t, registry.Close())
+	require.NoError(t, d.Write("image-of-somebody", []byte("{}")))
+
+	for i, ref := range refs {
+		v, err := d.Restore(&image.Puller{}, ref)
+		if i < 2 {
+			assert.ErrorIs(t, err, fs.ErrNotExist)
+			continue
+		}
+		require.NoError(t, err)
+		assert.Equal(t, ref.DigestStr(), v.Digest().String())
+	}
+	assert.Len(t, d.Known(refs[0].Context()), 3)
+
+	// One under another's name proves nothing.
+	path := func(ref name.Digest) string {
+		return filepath.Join(shared, state.Name, "image-"+strings.TrimPrefix(ref.DigestStr(), "sha256:")+".json")
+	}
+	require.NoError(t, os.Rename(path(refs[3]), path(refs[4])))
+	_, err = d.Restore(&image.Puller{}, refs[4])
+	assert.Error(t, err)
+	assert.Len(t, d.Known(refs[0].Context()), 1)
+}
