@@ -4,7 +4,6 @@ package main_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,13 +27,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/docker"
-	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/state"
 )
 
 const (
@@ -200,7 +198,7 @@ func dropInTEE(t *testing.T, d *dropIn, socket string) {
 		assert.Equal(t, "running", again.Status)
 		assert.NotEqual(t, c.ID, again.ID, "the container of the boot before")
 		assert.Contains(t, m.log(), "start 2, ", "the data volume is not the one of the boot before")
-		assert.Equal(t, 2, m.starts(&d.engine.ownEngine), "something ran unmeasured")
+		assert.Equal(t, 2, m.starts(d.engine), "something ran unmeasured")
 		d.sparing()
 	})
 	t.Run("an upgrade", func(t *testing.T) {
@@ -267,7 +265,7 @@ func dropInOutside(t *testing.T, d *dropIn) {
 // dropIn is a machine on which the launcher is a container.
 type dropIn struct {
 	*machine
-	engine *bridgedEngine
+	engine *ownEngine
 	image  string // the launcher's, by digest
 	usage  *usage
 	began  time.Time
@@ -275,7 +273,7 @@ type dropIn struct {
 
 func newDropIn(t *testing.T, images string, registry v1.Image, launcher v1.Hash, digests []v1.Hash, platform string) *dropIn {
 	t.Helper()
-	e := newBridgedEngine(t)
+	e := newOwnEngine(t, true)
 	m := &machine{t: t, platform: platform, host: e.host(), compose: os.Getenv("LAUNCHER_E2E_COMPOSE"), digests: digests, port: 11780}
 	require.NotEmpty(t, m.compose, "LAUNCHER_E2E_COMPOSE is not set: run make e2e")
 	d := &dropIn{machine: m, engine: e, image: "127.0.0.1:5000/launcher@" + launcher.String()}
@@ -371,7 +369,7 @@ func (d *dropIn) settle() launch.Report {
 	var report launch.Report
 	require.Eventually(d.t, func() bool {
 		report = launch.Report{}
-		data, err := os.ReadFile(filepath.Join(d.shared, launch.OwnDir, "report.json"))
+		data, err := os.ReadFile(filepath.Join(d.shared, state.Name, "report.json"))
 		if err != nil || json.Unmarshal(data, &report) != nil || report.StartedAt.Before(d.began) {
 			return false
 		}
@@ -507,130 +505,6 @@ func processPeak(pid string) (name string, resident int64) {
 		}
 	}
 	return name, resident
-}
-
-// bridgedEngine is an engine of its own with a bridge, in a network of its own, where the places that the contract's compose files name are
-// its own too: /var/run and /tapp are below its directory.
-type bridgedEngine struct{ ownEngine }
-
-const bridgedScript = `
-mkdir -p "$0/run" "$0/tapp" /tapp
-mount --bind "$0/run" /run
-mount --bind "$0/tapp" /tapp
-mkdir -p /run/containerd
-mount -t tmpfs -o mode=755 containerd /run/containerd
-mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-echo '{}' >"$0/daemon.json"
-rm -rf "$0/pid" "$0/docker.sock" "$0/exec" /run/docker.sock
-dockerd --config-file "$0/daemon.json" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" \
-	-H unix:///var/run/docker.sock -H "unix://$0/docker.sock" \
-	--storage-driver "$1" --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$2" \
-	--bip=172.31.250.1/24 --default-address-pool base=172.31.0.0/17,size=24 \
-	--iptables=false --ip6tables=false --ip-masq=false --ip-forward=false </dev/null >>"$0/log" 2>&1 &
-read -r _
-kill -TERM $!
-wait $!
-`
-
-func newBridgedEngine(t *testing.T) *bridgedEngine {
-	t.Helper()
-	require.Zero(t, os.Geteuid(), "a dockerd of its own needs root")
-	host := os.Getenv("LAUNCHER_E2E_DOCKER_HOST")
-	require.NotEmpty(t, host, "LAUNCHER_E2E_DOCKER_HOST is not set: run make e2e")
-	var info struct{ Driver string }
-	(&machine{t: t, host: host}).call("GET", "/info", nil, &info)
-	if info.Driver == "overlayfs" { // a containerd store's name for it, on an engine that may be newer than this machine's
-		info.Driver = "overlay2"
-	}
-	dir, err := os.MkdirTemp("/var/tmp", "dropin")
-	require.NoError(t, err)
-	_, err = os.Stat("/tapp")
-	made := os.IsNotExist(err)
-	e := &bridgedEngine{ownEngine{t: t, dir: dir, driver: info.Driver}}
-	t.Cleanup(func() {
-		e.cut()
-		if t.Failed() {
-			if log, err := os.ReadFile(filepath.Join(dir, "log")); err == nil {
-				t.Logf("the end of dockerd's log:\n%s", log[max(0, len(log)-4000):])
-			}
-		}
-		for _, pattern := range []string{"/sys/fs/cgroup/" + e.name(), "/sys/fs/cgroup/*/" + e.name()} {
-			groups, _ := filepath.Glob(pattern)
-			for _, group := range groups {
-				left, _ := filepath.Glob(group + "/*/")
-				for _, g := range append(left, group) {
-					_ = os.Remove(g)
-				}
-			}
-		}
-		if made {
-			_ = os.Remove("/tapp")
-		}
-		assert.NoError(t, os.RemoveAll(dir))
-	})
-	e.start()
-	return e
-}
-
-// start brings the daemon up and waits until it answers.
-func (e *bridgedEngine) start() {
-	e.t.Helper()
-	e.cmd = exec.Command("unshare", "--mount", "--propagation", "slave", "--pid", "--net", "--fork", "--kill-child", "--mount-proc",
-		"bash", "-euc", bridgedScript, e.dir, e.driver, e.name())
-	var err error
-	e.control, err = e.cmd.StdinPipe()
-	require.NoError(e.t, err)
-	require.NoError(e.t, e.cmd.Start())
-	require.Eventually(e.t, func() bool {
-		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", e.cmd.Process.Pid, e.cmd.Process.Pid))
-		if err != nil {
-			return false
-		}
-		e.init, err = strconv.Atoi(strings.TrimSpace(string(children)))
-		return err == nil
-	}, 10*time.Second, 5*time.Millisecond, "unshare starts nothing")
-	require.NoError(e.t, inNetwork(e.init, loopbackUp))
-	reader, err := inspect.New(e.host())
-	require.NoError(e.t, err)
-	require.Eventually(e.t, func() bool {
-		_, err := reader.Info(context.Background())
-		return err == nil
-	}, time.Minute, 20*time.Millisecond, "dockerd doesn't answer")
-}
-
-// inNetwork does something in the network of a process.
-func inNetwork(pid int, do func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-		if err != nil {
-			result <- err
-			return
-		}
-		defer network.Close()
-		if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil {
-			result <- err
-			return
-		}
-		result <- do()
-	}()
-	return <-result
-}
-
-// loopbackUp does what `ip link set lo up` does.
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
 
 // layoutOf writes images into one OCI layout and returns their digests.

@@ -75,7 +75,7 @@ func pushLayers(t *testing.T, r *launchtest.Registry, layers ...[]byte) name.Dig
 
 // TestE2EAnEngineThatRestartsInTheMiddleOfALoad: what it had by then is not fetched again, and nothing of the attempt stays.
 func TestE2EAnEngineThatRestartsInTheMiddleOfALoad(t *testing.T) {
-	e := newOwnEngine(t)
+	e := newOwnEngine(t, false)
 	p := newPuller(t, e)
 	const size = 12 * mega
 	r, err := launchtest.NewRegistry(launchtest.RegistryOptions{TotalRate: 6 * mega})
@@ -104,7 +104,7 @@ func TestE2EAnEngineThatRestartsInTheMiddleOfALoad(t *testing.T) {
 }
 
 func TestE2EAFullDisk(t *testing.T) {
-	e := newOwnEngine(t)
+	e := newOwnEngine(t, false)
 	p := newPuller(t, e)
 	e.stop()
 	data := filepath.Join(e.dir, "data")

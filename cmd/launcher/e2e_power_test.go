@@ -3,14 +3,9 @@
 package main_test
 
 import (
-	"context"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,125 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/compose"
-	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
 )
-
-// ownEngine is a dockerd of a test's own, with its own containerd, whose plug can be pulled: it lives in namespaces of its own, so that
-// the kernel ends all of it at once. What it stored stays, as on a disk.
-type ownEngine struct {
-	t       *testing.T
-	dir     string
-	driver  string
-	cmd     *exec.Cmd
-	control io.WriteCloser
-	init    int // process 1 of its namespace, as this namespace counts
-}
-
-// dockerdScript is process 1 there. A line on standard input stops the daemon in an orderly way.
-const dockerdScript = `
-mkdir -p /run/containerd
-mount -t tmpfs -o mode=755 containerd /run/containerd
-mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-echo '{}' >"$0/daemon.json"
-rm -rf "$0/pid" "$0/docker.sock" "$0/exec" # what lies in /run, which a boot empties
-dockerd --config-file "$0/daemon.json" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" -H "unix://$0/docker.sock" \
-	--storage-driver "$1" --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$2" \
-	--bridge=none --iptables=false --ip6tables=false --ip-forward=false </dev/null >>"$0/log" 2>&1 &
-read -r _
-kill -TERM $!
-wait $!
-`
-
-func newOwnEngine(t *testing.T) *ownEngine {
-	t.Helper()
-	require.Zero(t, os.Geteuid(), "a dockerd of its own needs root")
-	host := os.Getenv("LAUNCHER_E2E_DOCKER_HOST")
-	require.NotEmpty(t, host, "LAUNCHER_E2E_DOCKER_HOST is not set: run make e2e")
-	var info struct{ Driver string }
-	(&machine{t: t, host: host}).call("GET", "/info", nil, &info)
-	// Not below TMPDIR: the path of a unix socket has to fit into 107 bytes, and /tmp may be memory.
-	dir, err := os.MkdirTemp("/var/tmp", "power")
-	require.NoError(t, err)
-	e := &ownEngine{t: t, dir: dir, driver: strings.Replace(info.Driver, "overlayfs", "overlay2", 1)}
-	t.Cleanup(func() {
-		e.cut()
-		if t.Failed() {
-			if log, err := os.ReadFile(filepath.Join(dir, "log")); err == nil {
-				t.Logf("the end of dockerd's log:\n%s", log[max(0, len(log)-4000):])
-			}
-		}
-		for _, pattern := range []string{"/sys/fs/cgroup/" + e.name(), "/sys/fs/cgroup/*/" + e.name()} {
-			groups, _ := filepath.Glob(pattern)
-			for _, group := range groups {
-				left, _ := filepath.Glob(group + "/*/")
-				for _, g := range append(left, group) {
-					_ = os.Remove(g)
-				}
-			}
-		}
-		assert.NoError(t, os.RemoveAll(dir))
-	})
-	e.start()
-	return e
-}
-
-func (e *ownEngine) name() string { return filepath.Base(e.dir) }
-func (e *ownEngine) host() string { return "unix://" + e.dir + "/docker.sock" }
-
-// start brings the daemon up and waits until it answers.
-func (e *ownEngine) start() {
-	e.t.Helper()
-	e.cmd = exec.Command("unshare", "--mount", "--propagation", "slave", "--pid", "--net", "--fork", "--kill-child", "--mount-proc",
-		"bash", "-euc", dockerdScript, e.dir, e.driver, e.name())
-	var err error
-	e.control, err = e.cmd.StdinPipe()
-	require.NoError(e.t, err)
-	require.NoError(e.t, e.cmd.Start())
-	require.Eventually(e.t, func() bool {
-		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", e.cmd.Process.Pid, e.cmd.Process.Pid))
-		if err != nil {
-			return false
-		}
-		e.init, err = strconv.Atoi(strings.TrimSpace(string(children)))
-		return err == nil
-	}, 10*time.Second, 5*time.Millisecond, "unshare starts nothing")
-	reader, err := inspect.New(e.host())
-	require.NoError(e.t, err)
-	require.Eventually(e.t, func() bool {
-		_, err := reader.Info(context.Background())
-		return err == nil
-	}, time.Minute, 20*time.Millisecond, "dockerd doesn't answer")
-}
-
-// cut pulls the plug: daemon, containerd, shims and workload get no chance to do anything.
-func (e *ownEngine) cut() {
-	if e.cmd == nil {
-		return
-	}
-	assert.NoError(e.t, e.cmd.Process.Kill())
-	e.gone()
-}
-
-// stop stops the daemon in an orderly way.
-func (e *ownEngine) stop() {
-	e.t.Helper()
-	_, err := io.WriteString(e.control, "\n")
-	require.NoError(e.t, err)
-	e.gone()
-}
-
-func (e *ownEngine) gone() {
-	_ = e.cmd.Wait()
-	assert.Eventually(e.t, func() bool {
-		_, err := os.Stat(fmt.Sprintf("/proc/%d", e.init))
-		return os.IsNotExist(err)
-	}, time.Minute, 5*time.Millisecond, "something of the engine lives on")
-	e.cmd = nil
-	_, err := net.Dial("unix", e.dir+"/docker.sock")
-	assert.Error(e.t, err)
-}
 
 // starts returns how often a workload was started with this data volume, by its own count.
 func (m *machine) starts(e *ownEngine) int {
@@ -180,7 +59,7 @@ func (m *machine) leftover(name, project string) {
 // TestE2ENothingUnmeasuredRunsAfterAPowerLoss pulls the plug, and stops the daemon in an orderly way, and looks at what runs when it is
 // back before any launcher was started.
 func TestE2ENothingUnmeasuredRunsAfterAPowerLoss(t *testing.T) {
-	e := newOwnEngine(t)
+	e := newOwnEngine(t, false)
 	m := machineOn(t, "TEE", e.host())
 	// An orderly stop has to kill the workload where it is told to, and then its exit code isn't 0.
 	stubborn := func(yes bool) {
