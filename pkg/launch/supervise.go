@@ -24,6 +24,9 @@ const (
 	lastDelay  = time.Minute
 	// goodRun is how long a workload must have run for the next restart to count as the first.
 	goodRun = 10 * time.Minute
+	// lastWish is how long before its end a signal may have come that is taken for its cause: a shutdown takes its time, but what
+	// survives a signal for longer ended for another reason, and has to be started again.
+	lastWish = 10 * time.Minute
 	// lookAgain is how often the workload is looked at where nothing seems to happen: an engine under load drops events.
 	lookAgain = time.Minute
 	// reconnect is how long an engine that is away is left alone.
@@ -216,13 +219,17 @@ func (s *supervisor) inspect(ctx context.Context) (docker.Container, error) {
 	return c, nil
 }
 
-// purpose tells whether somebody stopped or killed the workload since it was started, and remembers that.
+// purpose tells whether the workload ended because somebody stopped or killed it since it was started, and remembers that.
 func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, error) {
 	engine, err := s.connect()
 	if err != nil {
 		return false, err
 	}
-	events, err := engine.Events(ctx, c.ID, c.StartedAt, "kill", "stop")
+	since := c.FinishedAt.Add(-lastWish)
+	if since.Before(c.StartedAt) {
+		since = c.StartedAt
+	}
+	events, err := engine.Events(ctx, c.ID, since, "kill", "stop")
 	if err != nil {
 		return false, &awayError{err}
 	}

@@ -217,6 +217,51 @@ func TestASignalToTheWorkloadIsNoStop(t *testing.T) {
 	w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
 }
 
+// TestAStopThatItSurvivedIsForgotten: what ends ten minutes after it was asked to ended for another reason.
+func TestAStopThatItSurvivedIsForgotten(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		after time.Duration
+		again bool
+	}{
+		"it took its time":        {after: 9 * time.Minute},
+		"it survived that by far": {after: 10*time.Minute + time.Second, again: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{})
+			l := w.watch()
+			w.Engine.Fail(launchtest.EngineFault{Match: "GET /containers/*/json", Times: -1, Edit: func(body []byte) []byte {
+				var container struct {
+					Config, State map[string]any
+				}
+				var all map[string]any
+				if json.Unmarshal(body, &container) != nil || json.Unmarshal(body, &all) != nil || container.State == nil {
+					return body
+				}
+				container.Config["StopSignal"] = "SIGHUP" // which the double survives
+				if finished, err := time.Parse(time.RFC3339Nano, container.State["FinishedAt"].(string)); err == nil && finished.Year() > 2000 {
+					container.State["FinishedAt"] = finished.Add(c.after).Format(time.RFC3339Nano)
+				}
+				all["Config"], all["State"] = container.Config, container.State
+				body, _ = json.Marshal(all)
+				return body
+			}})
+			w.does("POST", "/containers/mpc-node/kill?signal=HUP")
+			require.NoError(t, w.Engine.Exit("mpc-node", 1))
+			if c.again {
+				w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
+			} else {
+				w.eventually("the end is seen", func() bool { return w.report().Workload.Status == "exited" })
+				time.Sleep(50 * time.Millisecond)
+				assert.Equal(t, 1, w.workload().Starts)
+				assert.Empty(t, l.slept())
+			}
+			assert.NoError(t, l.terminate())
+		})
+	}
+}
+
 func TestAWorkloadThatEndsWellEndsTheLauncher(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 )
 
 // ContainerInfo is what an Engine tells of a container.
@@ -643,7 +644,10 @@ func (e *Engine) killContainer(r *engineRequest, c *container) error {
 		e.signalled(c, "9", code)
 	case "TERM", "15", "INT", "2", "QUIT", "3":
 		e.signalled(c, "15", e.stopCode(c))
-	default: // one that ends nothing
+	default: // one that ends nothing; events carry its number
+		if _, err := strconv.Atoi(signal); err != nil {
+			signal = strconv.Itoa(int(unix.SignalNum("SIG" + signal)))
+		}
 		e.mu.Lock()
 		e.containerEvent(c, "kill", map[string]string{"signal": signal})
 		e.mu.Unlock()
