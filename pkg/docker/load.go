@@ -206,12 +206,15 @@ func (l *loading) once(ctx context.Context, frugal bool) (err error) {
 		}
 	}
 	l.progress.Missing(missing, l.info.Store == inspect.Classic)
-	if l.plain, err = l.plainSizes(ctx, groups); err != nil {
+	l.plain = map[v1.Hash]int64{}
+	if err := l.measureZstd(ctx, order); err != nil {
 		return err
 	}
 	fetching, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	before := l.image.Stats().Fetched
 	l.stream = l.image.Open(fetching, order)
+	l.choosePlain(fetching, groups, func() int64 { return l.image.Stats().Fetched - before })
 	return closeAfter(l.pipeline(ctx, fetching, cancel, groups), l.stream)
 }
 

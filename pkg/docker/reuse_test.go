@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -285,6 +286,41 @@ func TestALayerThatClaimsAnotherSize(t *testing.T) {
 	_, err = b.engine.Load(t.Context(), b.pushed(img), docker.LoadOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, 1, b.images())
+}
+
+// TestASlowLinkLeavesTimeForGunzip: while an only layer trickles in, the engine has nothing to do yet; what is unpacked here by then it is spared.
+func TestASlowLinkLeavesTimeForGunzip(t *testing.T) {
+	t.Parallel()
+	for store, options := range stores() {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, options)
+			require.NoError(t, b.registry.Close())
+			var err error
+			b.registry, err = launchtest.NewRegistry(launchtest.RegistryOptions{TotalRate: 20 * mega})
+			require.NoError(t, err)
+			data := make([]byte, 20*mega)
+			_, err = rand.NewChaCha8([32]byte{1}).Read(data[:10*mega])
+			require.NoError(t, err)
+			layer, err := launchtest.FileLayer(launchtest.File{Path: "half", Data: data})
+			require.NoError(t, err)
+			img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64", RootFS: v1.RootFS{Type: "layers"}})
+			require.NoError(t, err)
+			img, err = mutate.AppendLayers(img, gzipped(t, layer))
+			require.NoError(t, err)
+			v := b.pushed(img)
+			told := &tally{}
+			_, err = b.engine.Load(t.Context(), v, docker.LoadOptions{Progress: told})
+			require.NoError(t, err)
+			want := int64(10 * mega)
+			if storeOf(options) == inspect.Classic {
+				want = 20 * mega
+			}
+			assert.InDelta(t, want, b.double.LoadedBytes(), mega)
+			assert.Equal(t, v.Size(), told.missing)
+			assert.Equal(t, v.Size(), told.sent)
+		})
+	}
 }
 
 // gzipped makes a layer of several gzip members.
