@@ -74,6 +74,9 @@ func newOwnEngine(t *testing.T, bridged bool) *ownEngine {
 	require.NoError(t, err)
 	_, err = os.Stat("/tapp")
 	made := os.IsNotExist(err)
+	if os.Getenv("LAUNCHER_ENGINE_CONFIG") == "" { // a shared engine's containerd store is its own choice, not this one's
+		info.Driver = strings.Replace(info.Driver, "overlayfs", "overlay2", 1)
+	}
 	e := &ownEngine{t: t, dir: dir, driver: info.Driver, bridged: bridged}
 	t.Cleanup(func() {
 		e.cut()

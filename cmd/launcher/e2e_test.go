@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -336,15 +337,13 @@ func (m *machine) clear() {
 		}
 	}
 	var images []struct {
-		ID       string
-		RepoTags []string
+		ID                    string
+		RepoTags, RepoDigests []string // of a containerd store the name stands in the second
 	}
 	m.call("GET", "/images/json", nil, &images)
 	for _, i := range images {
-		for _, tag := range i.RepoTags {
-			if strings.Contains(tag, "/nearone/mpc-node:sha256-") {
-				m.call("DELETE", "/images/"+tag+"?force=1", nil, nil)
-			}
+		if slices.ContainsFunc(append(i.RepoTags, i.RepoDigests...), func(name string) bool { return strings.Contains(name, "/nearone/mpc-node") }) {
+			m.call("DELETE", "/images/"+i.ID+"?force=1", nil, nil)
 		}
 	}
 }

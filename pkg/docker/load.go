@@ -103,9 +103,10 @@ type loading struct {
 	stream   *image.Stream     // of the layers to be sent
 	plain    map[v1.Hash]int64 // uncompressed sizes of the layers that are sent uncompressed, by diffID
 
-	delivered      map[v1.Hash]bool // layers that the engine took in an earlier attempt
-	named          bool             // entries that give the image its name were sent
-	distrustClaims bool             // a layer lied about its uncompressed size
+	delivered map[v1.Hash]bool // layers that the engine took in an earlier attempt
+	named     bool             // entries that give the image its name were sent
+	unpacking bool             // gzip layers were unpacked here
+	asTheyAre bool             // and won't be any more: one lied about its size, or the disk is too small for that
 }
 
 // untilProved loads until the engine has the image, or until another try would not help.
@@ -129,8 +130,9 @@ func (l *loading) untilProved(ctx context.Context) (ImageID, error) {
 		switch {
 		case ctx.Err() != nil:
 			return ImageID{}, err
-		case errors.Is(err, errClaim) && !l.distrustClaims:
-			l.distrustClaims = true
+		case l.unpacking && !l.asTheyAre && (errors.Is(err, errClaim) || api.DiskFull(err)):
+			l.asTheyAre = true
+			loads-- // the engine did nothing wrong
 		case errors.As(err, &pull):
 			if !pull.Restart { // damage on the way, of which bytes were handed on: package image says how often that may be
 				return ImageID{}, err
@@ -214,7 +216,9 @@ func (l *loading) once(ctx context.Context, frugal bool) (err error) {
 	defer cancel(nil)
 	before := l.image.Stats().Fetched
 	l.stream = l.image.Open(fetching, order)
-	l.choosePlain(fetching, groups, func() int64 { return l.image.Stats().Fetched - before })
+	if frugal && !l.asTheyAre {
+		l.choosePlain(fetching, groups, func() int64 { return l.image.Stats().Fetched - before })
+	}
 	return closeAfter(l.pipeline(ctx, fetching, cancel, groups), l.stream)
 }
 

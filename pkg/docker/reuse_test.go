@@ -274,18 +274,70 @@ func TestZstdIsSentPlainWhereTheEngineIsTooOld(t *testing.T) {
 // TestALayerThatClaimsAnotherSize: gzip's own size is only that of its last member.
 func TestALayerThatClaimsAnotherSize(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, launchtest.EngineOptions{})
 	first, err := launchtest.RandomLayer(1, 9*mega)
 	require.NoError(t, err)
 	second, err := launchtest.RandomLayer(2, 20*mega)
 	require.NoError(t, err)
+	liar := gzipped(t, second[:5*mega], second[5*mega:])
+	for name, c := range map[string]struct {
+		rate   int64
+		layers []v1.Layer
+	}{
+		"in a later load":                {0, []v1.Layer{gzipped(t, first), liar}},
+		"in the first, over a slow link": {20 * mega, []v1.Layer{liar}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, launchtest.EngineOptions{})
+			b.linkedBy(launchtest.RegistryOptions{TotalRate: c.rate})
+			_, err := b.engine.Load(t.Context(), b.pushed(imageOf(t, c.layers...)), docker.LoadOptions{})
+			require.NoError(t, err)
+			assert.Equal(t, 1, b.images())
+			assert.Equal(t, len(c.layers)+1, b.double.Loads(), "it was sent once more, as it is")
+		})
+	}
+}
+
+// TestADiskThatIsTooSmallForWhatIsUnpackedHere: an uncompressed layer lies on the engine's disk twice.
+func TestADiskThatIsTooSmallForWhatIsUnpackedHere(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	b.linkedBy(launchtest.RegistryOptions{TotalRate: 20 * mega})
+	v := b.pushed(imageOf(t, gzipped(t, halfRandom(t))))
+	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: 1, Load: launchtest.LoadDiskFull, LoadBytes: 12 * mega})
+	_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, 2, b.double.Loads())
+	assert.Equal(t, 1, b.images())
+}
+
+// linkedBy puts the registry behind another link.
+func (b *bench) linkedBy(o launchtest.RegistryOptions) {
+	b.t.Helper()
+	require.NoError(b.t, b.registry.Close())
+	var err error
+	b.registry, err = launchtest.NewRegistry(o)
+	require.NoError(b.t, err)
+}
+
+func imageOf(t *testing.T, layers ...v1.Layer) v1.Image {
+	t.Helper()
 	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64", RootFS: v1.RootFS{Type: "layers"}})
 	require.NoError(t, err)
-	img, err = mutate.AppendLayers(img, gzipped(t, first), gzipped(t, second[:5*mega], second[5*mega:]))
+	img, err = mutate.AppendLayers(img, layers...)
 	require.NoError(t, err)
-	_, err = b.engine.Load(t.Context(), b.pushed(img), docker.LoadOptions{})
+	return img
+}
+
+// halfRandom is a layer of 20 MiB that compresses to 10.
+func halfRandom(t *testing.T) []byte {
+	t.Helper()
+	data := make([]byte, 20*mega)
+	_, err := rand.NewChaCha8([32]byte{1}).Read(data[:10*mega])
 	require.NoError(t, err)
-	assert.Equal(t, 1, b.images())
+	layer, err := launchtest.FileLayer(launchtest.File{Path: "half", Data: data})
+	require.NoError(t, err)
+	return layer
 }
 
 // TestASlowLinkLeavesTimeForGunzip: while an only layer trickles in, the engine has nothing to do yet; what is unpacked here by then it is spared.
@@ -295,22 +347,10 @@ func TestASlowLinkLeavesTimeForGunzip(t *testing.T) {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, options)
-			require.NoError(t, b.registry.Close())
-			var err error
-			b.registry, err = launchtest.NewRegistry(launchtest.RegistryOptions{TotalRate: 20 * mega})
-			require.NoError(t, err)
-			data := make([]byte, 20*mega)
-			_, err = rand.NewChaCha8([32]byte{1}).Read(data[:10*mega])
-			require.NoError(t, err)
-			layer, err := launchtest.FileLayer(launchtest.File{Path: "half", Data: data})
-			require.NoError(t, err)
-			img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64", RootFS: v1.RootFS{Type: "layers"}})
-			require.NoError(t, err)
-			img, err = mutate.AppendLayers(img, gzipped(t, layer))
-			require.NoError(t, err)
-			v := b.pushed(img)
+			b.linkedBy(launchtest.RegistryOptions{TotalRate: 20 * mega})
+			v := b.pushed(imageOf(t, gzipped(t, halfRandom(t))))
 			told := &tally{}
-			_, err = b.engine.Load(t.Context(), v, docker.LoadOptions{Progress: told})
+			_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{Progress: told})
 			require.NoError(t, err)
 			want := int64(10 * mega)
 			if storeOf(options) == inspect.Classic {

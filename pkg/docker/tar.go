@@ -190,8 +190,9 @@ func (l *loading) measureZstd(ctx context.Context, order []int) error {
 }
 
 const (
-	// glance is how long the link is looked at, and brisk what a link brings in that time that is faster than gunzip. Both follow from
-	// measurements: gunzip here takes about 120 MB/s.
+	// glance is how long the link is looked at, and brisk what has to arrive in that time for a first load to be sent as it comes. With the
+	// puller's parts of 2 MiB, which count when they are whole, that takes about 300 MB/s. There gunzip beside the link begins to
+	// cost more time than it spares the engine: measured, a layer of 48 MB takes the same time at 280 MB/s.
 	glance = 100 * time.Millisecond
 	brisk  = 8 << 20
 )
@@ -202,7 +203,7 @@ const (
 // A classic store keeps no compressed bytes, so it can be spared the work: gunzip in this process goes on beside the engine's unpacking of
 // the load before, or beside a link that is slower. What the first load has of neither is sent as it comes.
 func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func() int64) {
-	if l.info.Store != inspect.Classic || l.distrustClaims {
+	if l.info.Store != inspect.Classic {
 		return
 	}
 	layers := l.image.Layers()
@@ -218,7 +219,7 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 				if size, ok := l.image.PlainSize(ctx, i); ok {
 					mu.Lock()
 					defer mu.Unlock()
-					l.plain[layers[i].DiffID] = size
+					l.plain[layers[i].DiffID], l.unpacking = size, true
 				}
 			})
 		}
@@ -226,7 +227,7 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 	questions.Wait()
 }
 
-// linkIsBrisk tells whether the link brings layers faster than they can be gunzipped here.
+// linkIsBrisk tells whether the link brings bytes so fast that gunzip here would hold them up.
 func linkIsBrisk(ctx context.Context, arrived func() int64) bool {
 	look := time.NewTicker(glance / 20)
 	defer look.Stop()

@@ -25,7 +25,8 @@ const (
 	// goodRun is how long a workload must have run for the next restart to count as the first.
 	goodRun = 10 * time.Minute
 	// lastWish is how long before its end a signal may have come that is taken for its cause: a shutdown takes its time, but what
-	// survives a signal for longer ended for another reason, and has to be started again.
+	// survives a signal for longer ended for another reason, and has to be started again. Of a longer `docker stop` it is the stop, which
+	// the engine tells when it is over, that counts.
 	lastWish = 10 * time.Minute
 	// lookAgain is how often the workload is looked at where nothing seems to happen: an engine under load drops events.
 	lookAgain = time.Minute
@@ -225,7 +226,11 @@ func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, err
 	if err != nil {
 		return false, err
 	}
-	since := c.FinishedAt.Add(-lastWish)
+	end := c.FinishedAt
+	if now := time.Now(); end.After(now) { // the clock was set back
+		end = now
+	}
+	since := end.Add(-lastWish)
 	if since.Before(c.StartedAt) {
 		since = c.StartedAt
 	}

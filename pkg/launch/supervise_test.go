@@ -1,9 +1,11 @@
 package launch_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +30,20 @@ type watched struct {
 
 	mu     sync.Mutex
 	sleeps []time.Duration
+	log    bytes.Buffer
+}
+
+// Write takes the launcher's log.
+func (l *watched) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.Write(p)
+}
+
+func (l *watched) said(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.log.String(), text)
 }
 
 // watch boots and waits until the workload is supervised.
@@ -37,7 +53,7 @@ func (w *world) watch() *watched {
 	l := &watched{w: w, cancel: cancel, ended: make(chan struct{})}
 	w.t.Cleanup(func() { cancel(nil); <-l.ended })
 	begin := time.Now().Truncate(time.Millisecond)
-	launcher := launch.Launcher{Settings: w.settings, Grace: time.Millisecond, BootID: w.bootID, Sleep: l.sleep}
+	launcher := launch.Launcher{Settings: w.settings, Grace: time.Millisecond, BootID: w.bootID, Sleep: l.sleep, Log: slog.New(slog.NewTextHandler(l, nil))}
 	go func() {
 		defer close(l.ended)
 		l.err = launcher.Run(ctx)
@@ -221,39 +237,39 @@ func TestASignalToTheWorkloadIsNoStop(t *testing.T) {
 func TestAStopThatItSurvivedIsForgotten(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		after time.Duration
+		since time.Duration // between the signal and the end
+		back  time.Duration // by which the clock is set back after the end
 		again bool
 	}{
-		"it took its time":        {after: 9 * time.Minute},
-		"it survived that by far": {after: 10*time.Minute + time.Second, again: true},
+		"it took its time":                  {since: 9 * time.Minute},
+		"it survived that by far":           {since: 10*time.Minute + time.Second, again: true},
+		"by far, and the clock is set back": {since: 10*time.Minute + time.Second, back: time.Hour, again: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, options{})
 			l := w.watch()
 			w.Engine.Fail(launchtest.EngineFault{Match: "GET /containers/*/json", Times: -1, Edit: func(body []byte) []byte {
-				var container struct {
-					Config, State map[string]any
-				}
+				body = bytes.Replace(body, []byte(`"Config":{`), []byte(`"Config":{"StopSignal":"SIGHUP",`), 1) // which the double survives
 				var all map[string]any
-				if json.Unmarshal(body, &container) != nil || json.Unmarshal(body, &all) != nil || container.State == nil {
-					return body
+				require.NoError(t, json.Unmarshal(body, &all))
+				state := all["State"].(map[string]any)
+				for _, key := range []string{"StartedAt", "FinishedAt"} {
+					if at, err := time.Parse(time.RFC3339Nano, state[key].(string)); err == nil && at.Year() > 2000 {
+						state[key] = at.Add(c.back).Format(time.RFC3339Nano)
+					}
 				}
-				container.Config["StopSignal"] = "SIGHUP" // which the double survives
-				if finished, err := time.Parse(time.RFC3339Nano, container.State["FinishedAt"].(string)); err == nil && finished.Year() > 2000 {
-					container.State["FinishedAt"] = finished.Add(c.after).Format(time.RFC3339Nano)
-				}
-				all["Config"], all["State"] = container.Config, container.State
-				body, _ = json.Marshal(all)
+				body, err := json.Marshal(all)
+				require.NoError(t, err)
 				return body
 			}})
 			w.does("POST", "/containers/mpc-node/kill?signal=HUP")
+			w.Engine.Age(c.since)
 			require.NoError(t, w.Engine.Exit("mpc-node", 1))
 			if c.again {
 				w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
 			} else {
-				w.eventually("the end is seen", func() bool { return w.report().Workload.Status == "exited" })
-				time.Sleep(50 * time.Millisecond)
+				w.eventually("the end is seen", func() bool { return l.said("stopped on purpose") })
 				assert.Equal(t, 1, w.workload().Starts)
 				assert.Empty(t, l.slept())
 			}

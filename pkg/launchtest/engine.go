@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -478,6 +479,25 @@ func (e *Engine) getInfo(w http.ResponseWriter) error {
 	return nil
 }
 
+// Age makes all that has happened so far older, as if so much time had passed since.
+func (e *Engine) Age(d time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i, event := range e.events {
+		at := time.Unix(0, event["timeNano"].(int64)).Add(-d)
+		older := maps.Clone(event) // whoever was sent the other one may still hold it
+		older["time"], older["timeNano"] = at.Unix(), at.UnixNano()
+		e.events[i] = older
+	}
+	for _, c := range e.containers {
+		for _, at := range []*time.Time{&c.created, &c.started, &c.finished} {
+			if !at.IsZero() {
+				*at = at.Add(-d)
+			}
+		}
+	}
+}
+
 // getEvents sends the events since the given time, and goes on until the client or the daemon ends or that time comes.
 func (e *Engine) getEvents(w http.ResponseWriter, r *engineRequest) error {
 	filters, err := r.filters("type", "event", "container", "label", "image", "volume", "network", "scope", "daemon")
@@ -491,6 +511,9 @@ func (e *Engine) getEvents(w http.ResponseWriter, r *engineRequest) error {
 	until, err := eventTime(r.query.Get("until"))
 	if err != nil {
 		return err
+	}
+	if !until.IsZero() && until.Before(since) {
+		return refusal(http.StatusBadRequest, "`since` time (%s) cannot be after `until` time (%s)", r.query.Get("since"), r.query.Get("until"))
 	}
 	var end <-chan time.Time
 	if !until.IsZero() {

@@ -2,6 +2,7 @@ package state
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"time"
 
@@ -57,8 +58,15 @@ func (b Boot) Explains(digest v1.Hash) bool { return b.Digest == digest && !b.In
 // maxBootID bounds the kernel's file.
 const maxBootID = 64
 
-// ReadBootID returns the kernel's name of this boot, from /proc/sys/kernel/random/boot_id.
+// ReadBootID returns the kernel's name of this boot, from /proc/sys/kernel/random/boot_id. It is never empty without an error.
 func ReadBootID(path string) (string, error) {
 	data, err := files.ReadFile(path, maxBootID)
-	return strings.TrimSpace(string(data)), err
+	if err != nil {
+		return "", fmt.Errorf("boot id: %w", err)
+	}
+	id := strings.TrimSpace(string(data))
+	if id == "" {
+		return "", fmt.Errorf("boot id: %s is empty", path)
+	}
+	return id, nil
 }

@@ -54,11 +54,15 @@ func (e *Engine) Watch(ctx context.Context, id string) (<-chan struct{}, error) 
 // hundred events of all containers, and nothing from before its own start.
 func (e *Engine) Events(ctx context.Context, id string, since time.Time, actions ...string) ([]Event, error) {
 	op := "reading the events of container " + id
+	until := time.Now()
+	if since.After(until) {
+		since = until // the clock was set back; the engine refuses what ends before it begins
+	}
 	query, err := eventQuery(id, since, actions...)
 	if err != nil {
 		return nil, err
 	}
-	query.Set("until", eventTime(time.Now())) // it answers with what it remembers and ends
+	query.Set("until", eventTime(until)) // it answers with what it remembers and ends
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	body, err := e.client.Stream(ctx, api.Request{Op: op, Method: http.MethodGet, Path: "/events", Query: query}, nil, "")

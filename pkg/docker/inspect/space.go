@@ -24,8 +24,9 @@ func (e *SpaceError) Hints() []string {
 	return []string{"free space on the engine's data root: docker system df, docker image prune"}
 }
 
-// CheckSpace compares what missing bytes of layers need at the very least with what is free. Both stores hold the compressed bytes for
-// a time beside the unpacked ones, and nothing tells before how many those are: no fewer, and mostly two to four times as many.
+// CheckSpace compares what missing bytes of layers need at the very least with what is free. Both stores hold what was
+// sent for a time beside what it unpacks to, and nothing tells before how much that is: no less than the compressed bytes, and mostly two to
+// four times as much.
 func CheckSpace(info Info, missing, free int64) error {
 	if need := 2 * missing; need > free {
 		return &SpaceError{Root: info.Root, Need: need, Free: free}
