@@ -140,6 +140,9 @@ func (b *bench) once(ctx context.Context, t tool, ref name.Digest, first bool) (
 		if err := b.empty(ctx); err != nil {
 			return usage{}, err
 		}
+		if err := b.rest(ctx); err != nil {
+			return usage{}, err
+		}
 	}
 	syscall.Sync()
 	u, err := b.measured(ctx, t.argv(ref))
@@ -167,9 +170,6 @@ func (b *bench) empty(ctx context.Context) error {
 	if len(images) > 0 {
 		if _, err := b.command(ctx, "docker", append([]string{"rmi", "-f"}, images...)...).Output(); err != nil {
 			return said(err)
-		}
-		if err := b.rest(ctx); err != nil {
-			return err
 		}
 	}
 	if !b.private {
