@@ -226,7 +226,7 @@ func (p *process) settle() outcome {
 		case ended:
 			o.code = exit.Code(p.cmd.ProcessState.ExitCode())
 			return o
-		case ours && o.status("supervise") == "running":
+		case ours && o.status("supervise") == "running" && strings.Contains(o.stderr, "supervising"): // a step that is skipped runs for a moment, too
 			o.stays = true
 			return o
 		}
