@@ -377,8 +377,9 @@ func (e *Engine) ForgetPrefixes(ctx context.Context, v *image.Verified) {
 func (e *Engine) forgetBroken(ctx context.Context, info inspect.Info, v *image.Verified, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
-	// A containerd store that can't be asked for its blobs answers for an image that it couldn't unpack.
-	tells := info.Store == inspect.Classic || info.APIAtLeast(48)
+	// A containerd store that can't be asked for its blobs answers for an image that it couldn't unpack. One that can has them all on a
+	// disk that is too small for what is in them.
+	tells := (info.Store == inspect.Classic || info.APIAtLeast(48)) && !api.DiskFull(why)
 	if _, err := e.Prove(ctx, info, v); err == nil && tells {
 		return why
 	}

@@ -247,14 +247,25 @@ func TestAnEnginesRefusalIsToldAtOnce(t *testing.T) {
 
 func TestAFullDiskLeavesNothing(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, launchtest.EngineOptions{})
-	v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Uncompressed}, []uint64{1, 2, 3}, 9*mega, 9*mega, 1000)
-	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Skip: 1, Times: -1, Load: launchtest.LoadDiskFull, LoadBytes: mega})
-	_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
-	assert.Equal(t, exit.Engine, exit.Of(err))
-	require.Error(t, err)
-	assert.Contains(t, err.Error(), "no space left on device")
-	assert.Zero(t, b.images())
+	for store, options := range stores() {
+		for _, fault := range []launchtest.EngineFault{{Skip: 1, Load: launchtest.LoadDiskFull, LoadBytes: mega}, {Skip: 2, Load: launchtest.LoadUnpackFull}} {
+			if fault.Load == launchtest.LoadUnpackFull && !options.Containerd {
+				continue // a classic store unpacks before it knows an image
+			}
+			t.Run(store+", "+string(fault.Load), func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t, options)
+				v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Uncompressed}, []uint64{1, 2, 3}, 9*mega, 9*mega, 1000)
+				fault.Match, fault.Times = "POST /images/load", -1
+				b.double.Fail(fault)
+				_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+				assert.Equal(t, exit.Engine, exit.Of(err))
+				require.Error(t, err)
+				assert.Contains(t, err.Error(), "no space left on device")
+				assert.Zero(t, b.images())
+			})
+		}
+	}
 }
 
 func TestZstdIsSentPlainWhereTheEngineIsTooOld(t *testing.T) {

@@ -47,6 +47,7 @@ const (
 	LoadTruncated   LoadFault = "truncated"    // loaded, but the answer ends in the middle of a line
 	LoadSilent      LoadFault = "silent"       // an empty answer
 	LoadDiskFull    LoadFault = "disk full"    // after LoadBytes, in the engine's own words
+	LoadUnpackFull  LoadFault = "unpack full"  // "Loaded image", then the disk is full for what is in its blobs, which stay: 28 with a containerd store
 	LoadCut         LoadFault = "cut"          // the connection closes after LoadBytes, without an answer
 	LoadVanishes    LoadFault = "vanishes"     // loaded, and gone again as soon as that was said
 )

@@ -385,6 +385,8 @@ func (e *Engine) afterLoad(r *engineRequest, answer *loadAnswer) {
 		case LoadUnpackLine:
 			e.images.breakImage(id)
 			answer.stream("Error unpacking image %s: failed to extract layer: injected\n", id)
+		case LoadUnpackFull:
+			answer.stream("Error unpacking image %s: failed to extract layer: write /data: no space left on device: unknown\n", id)
 		}
 	}
 }
