@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/preflight"
 )
 
 const (
@@ -73,7 +74,7 @@ func newProgress(setting string, terminal bool, s *screen, log *slog.Logger) lau
 			if end {
 				message = "loading ended"
 			}
-			log.Info(message, "fetched", size(m.sent), "of", size(m.total), "percent", m.percent(), "rate", size(m.rate())+"/s", "left", m.left())
+			log.Info(message, "fetched", preflight.Size(m.sent), "of", preflight.Size(m.total), "percent", m.percent(), "rate", preflight.Size(m.rate())+"/s", "left", m.left())
 		}}
 	}
 	return nil
@@ -166,18 +167,5 @@ func (m moved) left() string {
 func (m moved) bar() string {
 	filled := int(m.percent() * barWidth / 100)
 	return fmt.Sprintf("[%s%s] %3d%% %s of %s, %s/s, %s left", strings.Repeat("=", filled), strings.Repeat(" ", barWidth-filled),
-		m.percent(), size(m.sent), size(m.total), size(m.rate()), m.left())
-}
-
-// size prints bytes for people, in decimal units as registries and links are described.
-func size(n int64) string {
-	for _, unit := range []struct {
-		bytes int64
-		name  string
-	}{{1e9, "GB"}, {1e6, "MB"}, {1e3, "kB"}} {
-		if n >= unit.bytes {
-			return fmt.Sprintf("%.1f %s", float64(n)/float64(unit.bytes), unit.name)
-		}
-	}
-	return fmt.Sprintf("%d B", n)
+		m.percent(), preflight.Size(m.sent), preflight.Size(m.total), preflight.Size(m.rate()), m.left())
 }

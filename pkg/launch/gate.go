@@ -113,15 +113,12 @@ func (r *run) end(ctx context.Context, c docker.Container) error {
 	return nil
 }
 
-// maxMounts bounds the kernel's list of mounts.
-const maxMounts = 4 << 20
-
 // self returns the launcher's own container; the zero value where it runs as a plain binary.
 func (r *run) self(ctx context.Context) (docker.Container, error) {
 	if r.SelfID != "" {
 		return r.engine.Container(ctx, r.SelfID)
 	}
-	mounts, err := files.ReadFile("/proc/self/mountinfo", maxMounts)
+	mounts, err := files.ReadFile("/proc/self/mountinfo", inspect.MaxMountinfo)
 	if err != nil {
 		return docker.Container{}, fmt.Errorf("finding our own container: %w", err)
 	}

@@ -43,12 +43,9 @@ func checkEngine(ctx context.Context, f *facts) outcome {
 	return ok(fmt.Sprintf("%s, API %s, %s store, %s/%s", info.Version, info.API, info.Store, info.OS, info.Architecture), found...)
 }
 
-// maxMounts bounds the kernel's list of mounts.
-const maxMounts = 4 << 20
-
 // findSelf returns our own container; the zero value for a plain binary. Where nothing can be seen we are nobody's container.
 func (f *facts) findSelf(ctx context.Context, engine *inspect.Engine) (inspect.Container, error) {
-	mounts, err := files.ReadFile(f.proc("self/mountinfo"), maxMounts)
+	mounts, err := files.ReadFile(f.proc("self/mountinfo"), inspect.MaxMountinfo)
 	if err != nil {
 		return inspect.Container{}, nil
 	}

@@ -64,6 +64,9 @@ func spellings(path string) []string {
 // ownFiles are the three files of its own that the engine mounts into every container, from a folder that is named by the container's ID.
 var ownFiles = regexp.MustCompile(`/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf) `)
 
+// MaxMountinfo bounds the kernel's list of mounts, which Self reads from.
+const MaxMountinfo = 4 << 20
+
 // Self returns the container of the process whose /proc/<pid>/mountinfo is given; the zero value where it is in none of this engine's.
 func (e *Engine) Self(ctx context.Context, mountinfo []byte) (Container, error) {
 	match := ownFiles.FindSubmatch(mountinfo)
