@@ -124,7 +124,7 @@ func TestARestartingWorkloadEnds(t *testing.T) {
 	w.does("DELETE", "/containers/mpc-node")
 	w.reboot()
 	w.make(stranger{name: "mpc-node", policy: "always"})
-	require.Equal(t, "restarting", w.status())
+	w.eventually("it is about to start", func() bool { return w.status() == "restarting" })
 	w.mustBoot()
 	w.accepted(w.Digests[0])
 	assert.Equal(t, "running", w.status())

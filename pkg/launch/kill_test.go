@@ -5,8 +5,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
@@ -200,12 +200,14 @@ func TestKilledAtEveryRequestToTheEngine(t *testing.T) {
 			w, j := judgedWorld(t)
 			w.older(j)
 			before := len(w.Engine.Requests())
-			w.Engine.Fail(launchtest.EngineFault{Match: "*", Skip: i, Times: -1, After: done, Hang: true})
-			p := w.start(0)
-			require.True(t, p.until(func() bool { return len(w.Engine.Requests()) > before+i }), "%s", &p.stderr)
+			fault := launchtest.EngineFault{Match: "*", Skip: i, Times: -1, After: done, Hang: true}
+			var did atomic.Bool
 			if done {
-				time.Sleep(20 * time.Millisecond) // to do it
+				fault.Edit = func(body []byte) []byte { did.Store(true); return body }
 			}
+			w.Engine.Fail(fault)
+			p := w.start(0)
+			require.True(t, p.until(func() bool { return len(w.Engine.Requests()) > before+i && did.Load() == done }), "%s", &p.stderr)
 			p.kill()
 			w.Engine.Heal()
 			w.aftermath(j, sameBoot, false)
@@ -260,16 +262,13 @@ func TestKilledAtEveryRequestToTheAgent(t *testing.T) {
 				}
 				w.Agent.Fail(launchtest.AgentFault{Kind: kind, Match: request, Skip: skip})
 				p := w.start(0)
-				require.True(t, p.until(func() bool { return len(w.Agent.Requests()) > before+i }), "%s", &p.stderr)
-				time.Sleep(20 * time.Millisecond) // to do it
+				require.True(t, p.until(func() bool { return len(w.Agent.Requests()) > before+i && w.Agent.Hits(kind) == 1 }), "%s", &p.stderr)
 				p.kill()
 				w.Agent.Heal()
 				switch kind {
 				case launchtest.EmitLate, launchtest.EmitSettles:
 					if sameBoot {
-						// The next run is there before the agent is done.
-						w.patience = 5 * time.Second
-						time.AfterFunc(300*time.Millisecond, w.Agent.Release)
+						w.onNap = w.Agent.Release // the next run is there before the agent is done
 					}
 				case launchtest.EmitPoisons:
 					// No quote of this boot can be verified.

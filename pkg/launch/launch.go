@@ -70,15 +70,13 @@ type Progress interface {
 // Launcher runs the boot sequence. The zero values of the fields below Settings stand for the real thing.
 type Launcher struct {
 	Settings Settings
-	Log      *slog.Logger  // nil: none
-	Progress Progress      // nil: none
-	Output   io.Writer     // gets the last lines of a workload that doesn't start; nil: nobody
-	BootID   string        // empty: the kernel's
-	SelfID   string        // the launcher's own container; empty: found out
-	Grace    time.Duration // how long a workload must run to count as started; 0: 3 s
-	Patience time.Duration // how long an event log is read again that may still change; 0: 30 s
-	// Sleep waits between restarts of the workload; nil: so long, or until the context ends.
-	Sleep func(context.Context, time.Duration) error
+	Log      *slog.Logger                               // nil: none
+	Progress Progress                                   // nil: none
+	Output   io.Writer                                  // gets the last lines of a workload that doesn't start; nil: nobody
+	BootID   string                                     // empty: the kernel's
+	SelfID   string                                     // the launcher's own container; empty: found out
+	Now      func() time.Time                           // nil: time.Now
+	Sleep    func(context.Context, time.Duration) error // nil: sleep, or end early with the context's cause
 }
 
 // run is one run of the sequence: what the steps find out and hand on.
@@ -140,8 +138,11 @@ func (l *Launcher) newRun() (*run, error) {
 	if filled.Output == nil {
 		filled.Output = io.Discard
 	}
-	if filled.Grace == 0 {
-		filled.Grace = startGrace
+	if filled.Now == nil {
+		filled.Now = time.Now
+	}
+	if filled.Sleep == nil {
+		filled.Sleep = sleep
 	}
 	if filled.BootID == "" {
 		var err error
@@ -158,6 +159,17 @@ func (l *Launcher) newRun() (*run, error) {
 func (r *run) close() {
 	if r.shared != nil {
 		r.shared.Close()
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

@@ -1,9 +1,7 @@
 package launch_test
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -29,10 +27,12 @@ type world struct {
 	*launchtest.Machine
 	t        *testing.T
 	settings launch.Settings
-	patience time.Duration
 	bootID   string
 	selfID   string
 	stderr   string // of the last boot that ended by itself
+	clock    clock
+	onNap    func()               // called whenever a launcher in this process sleeps before it supervises
+	onLine   func(message string) // called when it logs, before it goes on
 
 	workloadImage string
 }
@@ -53,7 +53,7 @@ func newWorld(t *testing.T, o options) *world {
 	if o.platform == "" {
 		o.platform = config.TEE
 	}
-	return &world{Machine: m, t: t, patience: 100 * time.Millisecond, bootID: "boot-1", settings: launch.Settings{
+	return &world{Machine: m, t: t, bootID: "boot-1", settings: launch.Settings{
 		Platform: o.platform, DefaultDigest: m.Digests[0], ConfigFile: m.ConfigFile, SharedDir: m.SharedDir,
 		AgentSocket: m.AgentSocket, DockerHost: m.Engine.Host(), Compose: os.Args[0] + " compose-double",
 	}}
@@ -90,8 +90,9 @@ func (w *world) tryReport() (report launch.Report, err error) {
 // seen returns the effects so far without what differs from run to run.
 func (w *world) seen() []string {
 	var effects []string
+	holder := regexp.MustCompile(`holder-[0-9.]+`)
 	for _, e := range w.Effects.Effects() {
-		effects = append(effects, regexp.MustCompile(`holder-[0-9.]+`).ReplaceAllString(e, "holder"))
+		effects = append(effects, holder.ReplaceAllString(e, "holder"))
 	}
 	return effects
 }
@@ -244,23 +245,19 @@ func TestAFailureEndsTheSequence(t *testing.T) {
 func TestOneLauncherAtATime(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
-	inside := make(chan struct{})
-	w.Engine.Fail(launchtest.EngineFault{Match: "GET /info", Delay: 500 * time.Millisecond})
-	go func() {
-		defer close(inside)
-		assert.Equal(t, exit.OK, w.boot())
-	}()
-	require.Eventually(t, func() bool {
-		_, err := os.Stat(w.Shared("launcher/report.json"))
-		return err == nil
-	}, 5*time.Second, time.Millisecond)
-	// The workload may remove whatever it likes below its volume.
-	require.Eventually(t, func() bool { return os.RemoveAll(w.Shared("launcher")) == nil }, 5*time.Second, time.Millisecond)
-
-	second := launch.Launcher{Settings: w.settings}
-	err := second.Run(t.Context())
-	assert.Equal(t, exit.Busy, exit.Of(err), "%v", err)
-	<-inside
+	var code exit.Code
+	var err error
+	w.onLine = func(message string) {
+		if message != "step started pull" {
+			return
+		}
+		// The workload may remove whatever it likes below its volume.
+		assert.NoError(t, os.RemoveAll(w.Shared("launcher")))
+		err = w.second()
+		code = exit.Of(err)
+	}
+	w.mustBoot()
+	assert.Equal(t, exit.Busy, code, "%v", err)
 	assert.Equal(t, 1, w.Agent.Emits())
 }
 
@@ -331,16 +328,22 @@ func TestASignalBeforeTheStartEndsTheRun(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
 	w.Engine.Fail(launchtest.EngineFault{Match: "POST /images/load", Hang: true, Times: -1})
-	ctx, cancel := context.WithCancelCause(t.Context())
-	go func() {
-		for len(w.Engine.Requests()) == 0 {
-			time.Sleep(time.Millisecond)
-		}
-		time.Sleep(50 * time.Millisecond)
-		cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
-	}()
-	l := launch.Launcher{Settings: w.settings}
-	err := l.Run(ctx)
+	l := w.begin("")
+	w.eventually("it loads", func() bool { return w.asked("POST /images/load") })
+	err := l.terminate()
 	assert.Equal(t, exit.Terminated, exit.Of(err), "%v", err)
 	assert.Zero(t, w.Agent.Emits())
+}
+
+// TestAWorkloadThatDoesNotLast ends after its start and before it counts as started.
+func TestAWorkloadThatDoesNotLast(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.onNap = func() { assert.NoError(t, w.Engine.Exit("mpc-node", 3)) }
+	l := w.watch()
+	report := w.report()
+	i := slices.IndexFunc(report.Steps, func(s launch.StepReport) bool { return s.Name == "start" })
+	assert.Contains(t, report.Steps[i].Detail, "exited with exit code 3")
+	l.nap(time.Second)
+	w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
 }

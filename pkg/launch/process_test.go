@@ -5,13 +5,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/exec"
-	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -41,52 +40,51 @@ func TestMain(m *testing.M) {
 // order is what a launcher that runs as a process of its own is told, on its standard input.
 type order struct {
 	Settings launch.Settings
-	Grace    time.Duration
-	Patience time.Duration
 	BootID   string
 	SelfID   string
-	// Halt is the number of the log line at which it stands still, after printing it; 0: never. HaltStep is the step before which it
-	// does so until it gets SIGUSR1.
-	Halt     int
-	HaltStep string
+	Halt     int // the number of the log line at which it stands still, after printing it; 0: never
 }
 
-// launcherMain is the launcher. Its log goes to standard output as JSON, the error to standard error.
+// launcherMain is the launcher. Its log goes to standard output as JSON, the error to standard error. It stands still where it would
+// sleep for a second or more: whoever wants to see what comes then runs it in the test's own process.
 func launcherMain() int {
 	var o order
 	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
 		fmt.Fprintln(os.Stderr, "order:", err)
 		return 125
 	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM)
-	go func() {
-		<-signals
-		cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
-	}()
-	resume := make(chan os.Signal, 1)
-	signal.Notify(resume, syscall.SIGUSR1)
-	log := slog.New(slog.NewJSONHandler(&halting{w: os.Stdout, at: o.Halt, step: o.HaltStep, resume: resume}, nil))
-	l := launch.Launcher{Settings: o.Settings, Log: log, Output: os.Stderr, Grace: o.Grace, Patience: o.Patience, BootID: o.BootID, SelfID: o.SelfID}
-	err := l.Run(ctx)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "error:", err)
-		for _, hint := range exit.Hints(err) {
-			fmt.Fprintln(os.Stderr, "hint:", hint)
-		}
+	var c clock
+	log := slog.New(slog.NewJSONHandler(&halting{w: os.Stdout, at: o.Halt}, nil))
+	l := launch.Launcher{Settings: o.Settings, Log: log, Output: os.Stderr, BootID: o.BootID, SelfID: o.SelfID, Now: c.Now,
+		Sleep: func(ctx context.Context, d time.Duration) error {
+			if d >= time.Second {
+				<-ctx.Done()
+			}
+			return c.Sleep(ctx, d)
+		},
 	}
+	err := l.Run(context.Background())
+	complain(os.Stderr, err)
 	return int(exit.Of(err))
+}
+
+// complain prints an error as the command does.
+func complain(w io.Writer, err error) {
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(w, "error:", err)
+	for _, hint := range exit.Hints(err) {
+		fmt.Fprintln(w, "hint:", hint)
+	}
 }
 
 // halting stands still after a line: everybody who logs there waits to be killed.
 type halting struct {
-	w      io.Writer
-	at     int
-	step   string
-	resume <-chan os.Signal
-	mu     sync.Mutex
-	lines  int
+	w     io.Writer
+	at    int
+	mu    sync.Mutex
+	lines int
 }
 
 func (h *halting) Write(p []byte) (int, error) {
@@ -96,10 +94,16 @@ func (h *halting) Write(p []byte) (int, error) {
 	if h.lines++; h.lines == h.at {
 		select {}
 	}
-	if h.step != "" && bytes.Contains(p, fmt.Appendf(nil, `"msg":"step started","step":%q`, h.step)) {
-		<-h.resume
-	}
 	return n, err
+}
+
+// message returns what a line of the JSON log says, and of which step.
+func message(line []byte) string {
+	var l struct{ Msg, Step string }
+	if json.Unmarshal(line, &l) != nil {
+		return "not JSON: " + string(line)
+	}
+	return strings.TrimSpace(l.Msg + " " + l.Step)
 }
 
 // process is a launcher that runs.
@@ -109,37 +113,27 @@ type process struct {
 	stderr bytes.Buffer
 	ended  chan struct{}
 
-	mu      sync.Mutex
-	log     []string // messages
-	changed chan struct{}
+	mu  sync.Mutex
+	log []string // messages
 }
 
 // start starts a launcher on the machine that stands still at a line of its log; 0: at none.
-func (w *world) start(halt int) *process { return w.startWith(halt, "") }
-
-func (w *world) startWith(halt int, step string) *process {
+func (w *world) start(halt int) *process {
 	w.t.Helper()
-	data, err := json.Marshal(order{w.settings, 10 * time.Millisecond, w.patience, w.bootID, w.selfID, halt, step})
+	data, err := json.Marshal(order{w.settings, w.bootID, w.selfID, halt})
 	require.NoError(w.t, err)
-	p := &process{t: w.t, cmd: exec.Command(os.Args[0], "launcher"), ended: make(chan struct{}), changed: make(chan struct{}, 1)}
+	p := &process{t: w.t, cmd: exec.Command(os.Args[0], "launcher"), ended: make(chan struct{})}
 	p.cmd.Stdin, p.cmd.Stderr = bytes.NewReader(data), &p.stderr
+	p.cmd.Env = append(os.Environ(), "TMPDIR="+filepath.Dir(w.AgentSocket)) // what is killed leaves something there
 	stdout, err := p.cmd.StdoutPipe()
 	require.NoError(w.t, err)
 	require.NoError(w.t, p.cmd.Start())
 	go func() {
 		defer close(p.ended)
 		for lines := bufio.NewScanner(stdout); lines.Scan(); {
-			var line struct{ Msg, Step string }
-			if json.Unmarshal(lines.Bytes(), &line) != nil {
-				line.Msg = "not JSON: " + lines.Text()
-			}
 			p.mu.Lock()
-			p.log = append(p.log, strings.TrimSpace(line.Msg+" "+line.Step))
+			p.log = append(p.log, message(lines.Bytes()))
 			p.mu.Unlock()
-			select {
-			case p.changed <- struct{}{}:
-			default:
-			}
 		}
 		_ = p.cmd.Wait()
 	}()
@@ -156,19 +150,11 @@ func (p *process) messages() []string {
 // until waits until the condition holds or the launcher has ended, and tells which.
 func (p *process) until(holds func() bool) bool {
 	p.t.Helper()
-	deadline := time.After(time.Minute)
-	for !holds() {
-		select {
-		case <-p.ended:
-			return holds()
-		case <-p.changed:
-		case <-time.After(5 * time.Millisecond):
-		case <-deadline:
-			p.kill()
-			require.Fail(p.t, "the launcher takes too long", "%v\n%s", p.messages(), &p.stderr)
-		}
+	if !await(p.ended, holds) {
+		p.kill()
+		require.Fail(p.t, "the launcher takes too long", "%v\n%s", p.messages(), &p.stderr)
 	}
-	return true
+	return holds()
 }
 
 // supervises waits until the launcher supervises, or has ended.
@@ -180,42 +166,6 @@ func (p *process) supervises() bool {
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.ended
-}
-
-// end waits for the launcher's own end.
-func (p *process) end() exit.Code {
-	p.t.Helper()
-	select {
-	case <-p.ended:
-	case <-time.After(time.Minute):
-		p.kill()
-		require.Fail(p.t, "the launcher doesn't end", "%v\n%s", p.messages(), &p.stderr)
-	}
-	return exit.Code(p.cmd.ProcessState.ExitCode())
-}
-
-func (p *process) terminate() exit.Code {
-	p.t.Helper()
-	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
-	return p.end()
-}
-
-// boot runs a launcher until it ends or, killed then, supervises, which is as good as the end with 0 without supervision.
-func (w *world) boot() exit.Code {
-	w.t.Helper()
-	p := w.start(0)
-	if p.supervises() {
-		p.kill()
-		w.stderr = ""
-		return exit.OK
-	}
-	w.stderr = p.stderr.String()
-	return exit.Code(p.cmd.ProcessState.ExitCode())
-}
-
-func (w *world) mustBoot() {
-	w.t.Helper()
-	require.Equal(w.t, exit.OK, w.boot(), "%s", w.stderr)
 }
 
 // workload returns the workload's container on the double.

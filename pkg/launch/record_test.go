@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -58,8 +59,7 @@ func TestTheRecordOnlyRefuses(t *testing.T) {
 		"an intent of this boot, and its event is late": {
 			forge: func(w *world) { w.forge(fmt.Sprintf(record, w.bootID, w.Digests[0], stamp, false)) },
 			log: func(w *world) {
-				w.patience = 20 * time.Second
-				time.AfterFunc(500*time.Millisecond, func() { w.emitAsSomebody(0) })
+				w.onNap = sync.OnceFunc(func() { w.emitAsSomebody(0) })
 			},
 		},
 		"an intent of another boot": {

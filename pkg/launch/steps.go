@@ -62,7 +62,7 @@ func (r *run) settings(context.Context) (string, error) {
 		return "", &exit.Error{Code: exit.Usage, Err: err}
 	}
 	if r.tee() {
-		r.agent = &rtmr.Agent{Socket: r.Settings.AgentSocket, Patience: r.Patience, Logger: r.Log}
+		r.agent = &rtmr.Agent{Socket: r.Settings.AgentSocket, Logger: r.Log, Now: r.Now, Sleep: r.Sleep}
 	}
 	return "platform " + string(r.Settings.Platform), nil
 }
@@ -384,7 +384,7 @@ func (r *run) start(ctx context.Context) (string, error) {
 
 // settle watches the container for the grace period, or until a signal comes.
 func (r *run) settle(ctx context.Context) (string, error) {
-	for deadline := time.Now().Add(r.Grace); ; {
+	for deadline := r.Now().Add(startGrace); ; {
 		c, err := r.engine.Container(context.WithoutCancel(ctx), r.proved.ID)
 		if err != nil {
 			return "", &exit.Error{Code: exit.Workload, Err: err}
@@ -400,13 +400,11 @@ func (r *run) settle(ctx context.Context) (string, error) {
 					Hint: []string{"look at its log: docker logs " + c.Name}}
 			}
 			return fmt.Sprintf("%s is %s with exit code %d", c.ShortID(), c.Status, c.ExitCode), nil
-		case time.Now().After(deadline):
+		case !r.Now().Before(deadline):
 			return c.ShortID() + " runs", nil
 		}
-		select {
-		case <-ctx.Done():
+		if r.Sleep(ctx, startPoll) != nil {
 			return c.ShortID() + " runs", nil
-		case <-time.After(min(startPoll, r.Grace)):
 		}
 	}
 }

@@ -85,7 +85,7 @@ func (s *supervisor) watch(ctx context.Context) (string, error) {
 			s.away = true
 			s.Log.Warn("the engine is away, waiting for it", "error", away.err)
 		}
-		if s.sleep(ctx, reconnect) != nil {
+		if s.Sleep(ctx, reconnect) != nil {
 			return s.stop(ctx)
 		}
 	}
@@ -161,7 +161,7 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 	}
 	s.delay = min(max(2*s.delay, firstDelay), lastDelay)
 	s.Log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "in", s.delay.String(), "restarts", s.report.restarts())
-	if err := s.sleep(ctx, s.delay); err != nil {
+	if err := s.Sleep(ctx, s.delay); err != nil {
 		return err
 	}
 	c, err := s.inspect(ctx)
@@ -183,7 +183,11 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 	// Not to be interrupted: a start that may still happen can't be stopped.
 	starting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastStart, cancel) })()
+	defer context.AfterFunc(ctx, func() {
+		if s.Sleep(starting, lastStart) == nil {
+			cancel()
+		}
+	})()
 	err = engine.Start(starting, c.ID)
 	switch {
 	case err == nil:
@@ -227,7 +231,7 @@ func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, err
 		return false, err
 	}
 	end := c.FinishedAt
-	if now := time.Now(); end.After(now) { // the clock was set back
+	if now := s.Now(); end.After(now) { // the clock was set back
 		end = now
 	}
 	since := end.Add(-lastWish)
@@ -272,8 +276,13 @@ func refused(err error) bool {
 // stop ends the workload because a signal told us to end.
 func (s *supervisor) stop(ctx context.Context) (string, error) {
 	s.Log.Info("stopping the workload", "because", context.Cause(ctx))
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastStop)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	go func() {
+		if s.Sleep(ctx, lastStop) == nil {
+			cancel()
+		}
+	}()
 	engine, err := s.connect()
 	if err != nil {
 		return "", err
@@ -300,16 +309,4 @@ func (s *supervisor) stop(ctx context.Context) (string, error) {
 		}
 	}
 	return "ended by a signal", nil
-}
-
-func (r *run) sleep(ctx context.Context, d time.Duration) error {
-	if r.Sleep != nil {
-		return r.Sleep(ctx, d)
-	}
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

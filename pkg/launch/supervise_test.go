@@ -2,10 +2,7 @@ package launch_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -20,98 +17,6 @@ import (
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 )
-
-// watched is a launcher that runs in this process, so that its clock can be moved.
-type watched struct {
-	w      *world
-	cancel context.CancelCauseFunc
-	ended  chan struct{}
-	err    error // once it ended
-
-	mu     sync.Mutex
-	sleeps []time.Duration
-	log    bytes.Buffer
-}
-
-// Write takes the launcher's log.
-func (l *watched) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.log.Write(p)
-}
-
-func (l *watched) said(text string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.log.String(), text)
-}
-
-// watch boots and waits until the workload is supervised.
-func (w *world) watch() *watched {
-	w.t.Helper()
-	ctx, cancel := context.WithCancelCause(w.t.Context())
-	l := &watched{w: w, cancel: cancel, ended: make(chan struct{})}
-	w.t.Cleanup(func() { cancel(nil); <-l.ended })
-	begin := time.Now().Truncate(time.Millisecond)
-	launcher := launch.Launcher{Settings: w.settings, Grace: time.Millisecond, BootID: w.bootID, Sleep: l.sleep, Log: slog.New(slog.NewTextHandler(l, nil))}
-	go func() {
-		defer close(l.ended)
-		l.err = launcher.Run(ctx)
-	}()
-	w.eventually("the launcher supervises", func() bool {
-		select {
-		case <-l.ended:
-			return true
-		default:
-			// Of one reading: the launcher before this one may have left a report that ends in the same way.
-			report, err := w.tryReport()
-			return err == nil && !report.StartedAt.Before(begin) && statusOf(report, "supervise") == "running"
-		}
-	})
-	return l
-}
-
-// sleep doesn't, but for a moment.
-func (l *watched) sleep(ctx context.Context, d time.Duration) error {
-	l.mu.Lock()
-	l.sleeps = append(l.sleeps, d)
-	l.mu.Unlock()
-	select {
-	case <-time.After(20 * time.Millisecond):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (l *watched) slept() []time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.sleeps)
-}
-
-// end waits for the launcher's own end.
-func (l *watched) end() error {
-	l.w.t.Helper()
-	select {
-	case <-l.ended:
-		return l.err
-	case <-time.After(20 * time.Second):
-		require.Fail(l.w.t, "the launcher doesn't end")
-		return nil
-	}
-}
-
-func (l *watched) terminate() error {
-	l.w.t.Helper()
-	l.cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
-	return l.end()
-}
-
-func (w *world) eventually(what string, holds func() bool) {
-	w.t.Helper()
-	require.Eventually(w.t, holds, 20*time.Second, 5*time.Millisecond, "%s", what)
-}
 
 func (w *world) stepStatus(step string) launch.Status {
 	w.t.Helper()
@@ -142,9 +47,12 @@ func TestAWorkloadThatFailsIsStartedAgain(t *testing.T) {
 		OnStart: func(c launchtest.ContainerInfo) (int, bool) { return 3, c.Starts > 9 },
 	}}})
 	l := w.watch()
-	w.eventually("it runs", func() bool { return w.workload().Starts == 10 && w.report().Workload.Status == "running" })
 	const s = time.Second
-	assert.Equal(t, []time.Duration{s, 2 * s, 4 * s, 8 * s, 16 * s, 32 * s, 60 * s, 60 * s, 60 * s}, l.slept())
+	for _, delay := range []time.Duration{s, 2 * s, 4 * s, 8 * s, 16 * s, 32 * s, 60 * s, 60 * s, 60 * s} {
+		l.nap(delay)
+	}
+	w.eventually("it runs", func() bool { return w.workload().Starts == 10 && w.report().Workload.Status == "running" })
+	assert.Len(t, l.sleeps(), 9)
 
 	report := w.report()
 	assert.Equal(t, 9, report.Workload.Restarts)
@@ -167,9 +75,9 @@ func TestAWorkloadThatFailsIsStartedAgain(t *testing.T) {
 		return body
 	}})
 	require.NoError(t, w.Engine.Exit("mpc-node", 1))
-	w.eventually("it was started again", func() bool { return w.workload().Starts == 11 })
-	assert.Equal(t, s, l.slept()[9])
+	l.nap(s)
 	w.eventually("that is counted", func() bool { return w.report().Workload.Restarts == 10 })
+	assert.Equal(t, 11, w.workload().Starts)
 
 	assert.NoError(t, l.terminate(), "an orderly end")
 	assert.Equal(t, "exited", w.status())
@@ -201,20 +109,22 @@ func TestAStopOnPurposeIsRespected(t *testing.T) {
 			}}})
 			l := w.watch()
 			w.does("POST", c.how)
-			w.eventually("the end is seen", func() bool { return w.report().Workload.Status == "exited" })
-			time.Sleep(50 * time.Millisecond)
+			w.eventually("the end is understood", func() bool { return l.said("stopped on purpose") == 1 })
+			assert.Equal(t, "exited", w.report().Workload.Status)
 			assert.Equal(t, 1, w.workload().Starts)
-			assert.Empty(t, l.slept())
+			assert.Empty(t, l.sleeps())
 			assert.Nil(t, w.report().FinishedAt)
 
 			w.does("POST", "/containers/mpc-node/start")
 			w.eventually("the start is seen", func() bool { return w.report().Workload.Status == "running" })
 			require.NoError(t, w.Engine.Exit("mpc-node", 5))
-			w.eventually("it is looked after again", func() bool { return w.workload().Starts == 3 })
-			w.eventually("that was the launcher", func() bool { return w.report().Workload.Restarts == 1 })
+			l.nap(time.Second)
+			w.eventually("it is looked after again", func() bool { return w.report().Workload.Restarts == 1 })
+			assert.Equal(t, 3, w.workload().Starts)
 
 			w.does("POST", "/containers/mpc-node/restart")
 			w.eventually("that was somebody else", func() bool { return w.workload().Starts == 4 && w.report().Workload.Status == "running" })
+			assert.Len(t, l.sleeps(), 1)
 			assert.NoError(t, l.terminate())
 		})
 	}
@@ -224,12 +134,13 @@ func TestAStopOnPurposeIsRespected(t *testing.T) {
 func TestASignalToTheWorkloadIsNoStop(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
-	w.watch()
+	l := w.watch()
 	w.does("POST", "/containers/mpc-node/kill?signal=HUP")
 	w.does("POST", "/containers/mpc-node/pause")
 	w.eventually("that is seen", func() bool { return w.report().Workload.Status == "paused" })
 	w.does("POST", "/containers/mpc-node/unpause")
 	require.NoError(t, w.Engine.Exit("mpc-node", 1))
+	l.nap(time.Second)
 	w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
 }
 
@@ -267,11 +178,12 @@ func TestAStopThatItSurvivedIsForgotten(t *testing.T) {
 			w.Engine.Age(c.since)
 			require.NoError(t, w.Engine.Exit("mpc-node", 1))
 			if c.again {
+				l.nap(time.Second)
 				w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
 			} else {
-				w.eventually("the end is seen", func() bool { return l.said("stopped on purpose") })
+				w.eventually("the end is understood", func() bool { return l.said("stopped on purpose") == 1 })
 				assert.Equal(t, 1, w.workload().Starts)
-				assert.Empty(t, l.slept())
+				assert.Empty(t, l.sleeps())
 			}
 			assert.NoError(t, l.terminate())
 		})
@@ -305,18 +217,29 @@ func TestAnEngineThatEndsIsWaitedFor(t *testing.T) {
 			}}})
 			l := w.watch()
 			require.NoError(t, w.Engine.Stop(c.orderly))
-			time.Sleep(100 * time.Millisecond)
+			w.eventually("that is noticed", func() bool { return l.said("the engine is away") == 1 })
 			require.NoError(t, w.Engine.Start())
 			assert.Equal(t, 1, w.workload().Starts, "the engine itself starts nothing")
-			w.eventually("it is started again", func() bool { return w.workload().Starts == 2 && w.report().Workload.Status == "running" })
+			l.nap(time.Second) // before it tries to connect
+			l.nap(time.Second) // before the restart
+			w.eventually("it is started again", func() bool { return w.report().Workload.Restarts == 1 && w.report().Workload.Status == "running" })
+			assert.Equal(t, 2, w.workload().Starts)
 
 			// What was stopped before the engine went away stays so.
 			w.does("POST", "/containers/mpc-node/stop")
-			w.eventually("the stop is seen", func() bool { return w.report().Workload.Status == "exited" })
-			time.Sleep(100 * time.Millisecond)
+			w.eventually("the stop is understood", func() bool { return l.said("stopped on purpose") == 1 })
+			before := len(w.Engine.Requests())
 			require.NoError(t, w.Engine.Restart(false))
-			time.Sleep(150 * time.Millisecond)
+			l.nap(time.Second)
+			w.eventually("it was looked at", func() bool {
+				return slices.ContainsFunc(w.Engine.Requests()[before:], func(r string) bool { return strings.HasSuffix(r, "/json") })
+			})
 			assert.Equal(t, 2, w.workload().Starts)
+			w.does("POST", "/containers/mpc-node/start") // what this does to it is seen after all that went before
+			w.eventually("the start is seen", func() bool { return w.report().Workload.Status == "running" })
+			assert.Equal(t, 1, l.said("is started again"))
+			assert.Len(t, l.sleeps(), 3)
+			assert.Equal(t, 3, w.workload().Starts)
 			assert.NoError(t, l.terminate())
 			w.accepted(w.Digests[0])
 		})
@@ -348,6 +271,7 @@ func TestWhatChangedIsNotStartedAgain(t *testing.T) {
 			for _, other := range w.Engine.Containers() {
 				if other.ID == id && other.Status == "running" {
 					require.NoError(t, w.Engine.Exit(id, 1))
+					l.nap(time.Second)
 				}
 			}
 			err := l.end()
@@ -367,6 +291,7 @@ func TestASignalWhileSupervising(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		arrange func(*world)
+		naps    []time.Duration // after the signal
 		status  string
 		code    exit.Code
 	}{
@@ -377,23 +302,47 @@ func TestASignalWhileSupervising(t *testing.T) {
 		"it can't be stopped": {arrange: func(w *world) {
 			w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/stop", Status: 500, Message: "no"})
 		}, status: "running", code: exit.Engine},
+		// Docker kills whom it stops after ten seconds, us included.
+		"the stop hangs": {arrange: func(w *world) {
+			w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/stop", Hang: true})
+		}, naps: []time.Duration{8 * time.Second}, status: "running"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, options{})
-			p := w.start(0)
-			require.True(t, p.supervises(), "%s", &p.stderr)
+			l := w.watch()
 			c.arrange(w)
-			begin := time.Now()
-			assert.Equal(t, c.code, p.terminate(), "%s", &p.stderr)
-			assert.Less(t, time.Since(begin), 8*time.Second)
+			l.signal()
+			for _, d := range c.naps {
+				l.nap(d)
+			}
+			// Without any further nap, and so before its own bound.
+			assert.Equal(t, c.code, exit.Of(l.end()), "%v", l.err)
 			assert.Equal(t, c.status, w.status())
 			report := w.report()
 			require.NotNil(t, report.ExitCode)
 			assert.Equal(t, c.code, *report.ExitCode)
 			assert.NotNil(t, report.FinishedAt)
+			if name != "the engine is away" {
+				assert.True(t, w.asked("POST /containers/"+w.workload().ID+"/stop?t=5"), "%q", w.Engine.Requests())
+			}
 		})
 	}
+}
+
+// TestASignalDuringARestart: a start that hangs gets two more seconds.
+func TestASignalDuringARestart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	l := w.watch()
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/start", After: true, Hang: true})
+	require.NoError(t, w.Engine.Exit("mpc-node", 1))
+	l.nap(time.Second)
+	w.eventually("it is started", func() bool { return w.workload().Starts == 2 })
+	l.signal()
+	l.nap(2 * time.Second)
+	assert.NoError(t, l.end())
+	assert.Equal(t, "exited", w.status())
 }
 
 // TestTheNextRunTakesOver: a launcher that was killed left a workload that runs.
@@ -406,6 +355,7 @@ func TestTheNextRunTakesOver(t *testing.T) {
 	assert.Equal(t, before, w.seen(), "something was done twice")
 	assert.Equal(t, launch.Status("skipped"), w.stepStatus("start"))
 	require.NoError(t, w.Engine.Exit("mpc-node", 1))
+	l.nap(time.Second)
 	w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
 	assert.Equal(t, exit.Busy, exit.Of((&launch.Launcher{Settings: w.settings}).Run(t.Context())), "the lock is held")
 	assert.NoError(t, l.terminate())
@@ -430,11 +380,17 @@ func TestWithoutSupervision(t *testing.T) {
 func TestSignalsAndTheCommitPoint(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
-	w.patience = 20 * time.Second
-	w.Agent.Fail(launchtest.AgentFault{Kind: launchtest.EmitSettles, Match: "EmitEvent mpc", Delay: 500 * time.Millisecond})
-	p := w.start(0)
-	require.True(t, p.until(func() bool { return w.Agent.Emits() == 1 }))
-	assert.Equal(t, exit.Terminated, p.terminate(), "%s", &p.stderr)
+	w.Agent.Fail(launchtest.AgentFault{Kind: launchtest.EmitSettles, Match: "EmitEvent mpc"})
+	naps, signalled := make(chan struct{}), make(chan struct{})
+	w.onNap = sync.OnceFunc(func() { close(naps); <-signalled })
+	l := w.begin("")
+	<-naps // until the register fits the log
+	l.signal()
+	w.Agent.Release()
+	close(signalled)
+	err := l.end()
+	assert.Equal(t, exit.Terminated, exit.Of(err), "%v", err)
+	assert.Equal(t, 1, w.Agent.Emits())
 	w.accepted(w.Digests[0])
 	assert.Equal(t, "created", w.status(), "not started")
 	assert.Equal(t, launch.Status("done"), w.stepStatus("measure"))

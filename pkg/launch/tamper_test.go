@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -16,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/launch"
 )
 
 // TestATamperedSharedDirectory plants below the shared directory what a workload could leave there for the next boot. It runs
@@ -73,7 +71,8 @@ func TestATamperedSharedDirectory(t *testing.T) {
 			t.Run(place+" is "+kind, func(t *testing.T) {
 				t.Parallel()
 				w, j := judgedWorld(t)
-				dir := t.TempDir()
+				dir := filepath.Join(filepath.Dir(w.SharedDir), "elsewhere")
+				require.NoError(t, os.Mkdir(dir, 0o755))
 				outside := filepath.Join(dir, "outside")
 				require.NoError(t, os.WriteFile(outside, []byte(bait), 0o640))
 				path := w.Shared(strings.Replace(place, "KEPT", strings.TrimPrefix(w.Digests[0].String(), "sha256:"), 1))
@@ -171,16 +170,19 @@ func TestATamperedBoot(t *testing.T) {
 				t.Parallel()
 				w, j := judgedWorld(t)
 				w.approve(w.Digests[0])
-				p := w.startWith(0, step)
-				require.True(t, p.until(func() bool { return slices.Contains(p.messages(), "step started "+step) }), "%s", &p.stderr)
-				tamper(w)
-				// Unlinked or not, nobody else gets to work beside it.
-				assert.Equal(t, exit.Busy, exit.Of((&launch.Launcher{Settings: w.settings}).Run(t.Context())))
-				require.NoError(t, p.cmd.Process.Signal(syscall.SIGUSR1))
-				if !p.supervises() {
-					assert.Contains(t, []exit.Code{exit.Config, exit.Measurement}, p.end(), "%s", &p.stderr)
+				busy := exit.OK
+				w.onLine = func(message string) {
+					if message != "step started "+step {
+						return
+					}
+					tamper(w)
+					busy = exit.Of(w.second())
+				}
+				if code := w.boot(); code != exit.OK {
+					assert.Contains(t, []exit.Code{exit.Config, exit.Measurement}, code, "%s", w.stderr)
 					assert.NotContains(t, strings.Join(w.seen(), "\n"), "start mpc-node")
 				}
+				assert.Equal(t, exit.Busy, busy, "unlinked or not, nobody else gets to work beside it")
 				w.sound(j)
 			})
 		}

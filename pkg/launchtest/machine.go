@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 )
 
 // MachineOptions configures a Machine.
@@ -37,7 +38,7 @@ const Repository = "nearone/mpc-node"
 
 // NewMachine starts the doubles and writes a user config that names the registry.
 func NewMachine(o MachineOptions) (_ *Machine, err error) {
-	dir, err := os.MkdirTemp("", "machine") // short: the path of a socket has to fit into 107 bytes
+	dir, err := os.MkdirTemp(memory(), "machine") // short: the path of a socket has to fit into 107 bytes
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +77,17 @@ func NewMachine(o MachineOptions) (_ *Machine, err error) {
 		}
 	}
 	return m, m.Configure("", "home_dir = \"/data\"")
+}
+
+// memory returns a directory that no disk is behind, or "" where there is none: a launcher syncs whatever it writes, and a hundred
+// boots at a time would do little else than wait for that.
+func memory() string {
+	const tmpfs = "/dev/shm"
+	var fs unix.Statfs_t
+	if unix.Statfs(tmpfs, &fs) != nil || fs.Type != unix.TMPFS_MAGIC || unix.Access(tmpfs, unix.W_OK) != nil {
+		return ""
+	}
+	return tmpfs
 }
 
 func (m *Machine) push(o ImageOptions) error {
