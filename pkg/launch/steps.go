@@ -35,14 +35,14 @@ const (
 
 // settings opens the shared directory and takes the lock. It is the directory's own: it dies with this process, and
 // nothing that the workload does to the entries of its volume can take it away.
-func (r *run) settings(context.Context) (string, error) {
+func (r *run) settings(ctx context.Context) (string, error) {
 	shared, err := files.OpenDir(r.Settings.SharedDir)
 	if err != nil {
 		return "", &exit.Error{Code: exit.Config, Err: fmt.Errorf("shared directory: %w", err),
 			Hint: []string{"mount the shared volume there, or name its place with --shared-dir"}}
 	}
 	r.shared = shared
-	if err := shared.Lock(); errors.Is(err, files.ErrLocked) {
+	if err := shared.Lock(ctx, r.Sleep); errors.Is(err, files.ErrLocked) {
 		return "", &exit.Error{Code: exit.Busy, Err: fmt.Errorf("another launcher is at work here: %w", err),
 			Hint: []string{
 				"wait until it has ended, or stop it",

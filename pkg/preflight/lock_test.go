@@ -1,10 +1,12 @@
 package preflight_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -35,5 +37,5 @@ func TestTheLockIsSeenAndNotTaken(t *testing.T) {
 	dir, err := files.OpenDir(w.SharedDir)
 	require.NoError(t, err)
 	defer dir.Close()
-	assert.NoError(t, dir.Lock(), "nobody else took it")
+	assert.NoError(t, dir.Lock(t.Context(), func(context.Context, time.Duration) error { return files.ErrLocked }), "nobody else took it")
 }

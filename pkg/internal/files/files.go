@@ -6,6 +6,7 @@
 package files
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,7 +30,8 @@ var ErrLocked = errors.New("locked by another process")
 
 // Dir is an open directory. Names given to its methods are single path elements.
 type Dir struct {
-	f *os.File
+	f      *os.File
+	locked bool
 }
 
 // OpenDir opens the directory at path; path itself is trusted and may hold links.
@@ -43,8 +46,20 @@ func OpenDir(path string) (*Dir, error) {
 // Path returns the name the directory was opened by, for messages.
 func (d *Dir) Path() string { return d.f.Name() }
 
-// Close closes the directory and so gives up a lock held through it.
-func (d *Dir) Close() error { return d.f.Close() }
+// Close closes the directory and gives up a lock held through it.
+func (d *Dir) Close() error {
+	if !d.locked {
+		return d.f.Close()
+	}
+	// Said outright, because closing unlocks only with the last copy of the descriptor, and a child that is being started has one
+	// until its exec.
+	d.locked = false
+	err := unix.Flock(d.fd(), unix.LOCK_UN)
+	if err != nil {
+		err = d.wrap("unlock", ".", err)
+	}
+	return errors.Join(err, d.f.Close())
+}
 
 // Sub opens the directory name below d, made with mode 0755 if it is missing. A link there, even to a directory, is
 // ErrNotRegular.
@@ -174,17 +189,32 @@ func writeSynced(f *os.File, data []byte, mode fs.FileMode) (err error) {
 	return f.Sync()
 }
 
-// Lock takes the directory's own lock without waiting, or returns ErrLocked. It is held until Close or the end of the
-// process, however that ends, and nothing that is done to the directory's entries can take it away.
-func (d *Dir) Lock() error {
-	err := unix.Flock(d.fd(), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("%s: %w", d.Path(), ErrLocked)
+const (
+	// lockPatience is for the lock of a process that was killed while it started a child: the child has a copy of the
+	// descriptor until its exec, which a busy machine may put off.
+	lockPatience = 3 * time.Second
+	lockPoll     = 10 * time.Millisecond
+)
+
+// Lock takes the directory's own lock, or returns ErrLocked where that is held by somebody for longer than a killed holder's
+// child can have it. Sleep waits between two tries. The lock is held until Close or the end of the process, however that ends,
+// and nothing that is done to the directory's entries can take it away.
+func (d *Dir) Lock(ctx context.Context, sleep func(context.Context, time.Duration) error) error {
+	for waited := time.Duration(0); ; waited += lockPoll {
+		err := unix.Flock(d.fd(), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			d.locked = true
+			return nil
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return d.wrap("lock", ".", err)
+		case waited >= lockPatience:
+			return fmt.Errorf("%s: %w", d.Path(), ErrLocked)
+		}
+		if err := sleep(ctx, lockPoll); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return d.wrap("lock", ".", err)
-	}
-	return nil
 }
 
 // ReadFile returns the bytes of the regular file at a trusted path, at most limit of them; a larger file is ErrTooLarge.
