@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/launchtest"
 )
 
@@ -190,14 +192,58 @@ func TestAFailedComposeIsReportedOnce(t *testing.T) {
 	assert.Error(t, tool.Create(t.Context(), tee(), inspect.ImageID{}), "no proved image")
 }
 
+// TestAComposeThatHangsEndsWithTheContext, and so does what it started.
 func TestAComposeThatHangsEndsWithTheContext(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	begin := time.Now()
-	_, err := compose.Find(ctx, os.Args[0]+" compose-double --fail=hang", "unix:///nonexistent")
-	assert.ErrorIs(t, err, context.DeadlineExceeded)
-	assert.Less(t, time.Since(begin), 20*time.Second)
+	dir := t.TempDir()
+	pipe, script := filepath.Join(dir, "pipe"), filepath.Join(dir, "compose")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
+	require.NoError(t, os.WriteFile(script, []byte("exec 3>"+pipe+"; echo >&3; sleep 1000 & wait\n"), 0o600))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("told to stop")
+	gone := make(chan error, 1)
+	go func() {
+		hangs, err := os.Open(pipe)
+		if err == nil {
+			defer hangs.Close()
+			_, err = hangs.Read(make([]byte, 1))
+			cancel(why)
+		}
+		if err == nil {
+			_, err = hangs.Read(make([]byte, 1))
+		}
+		gone <- err
+	}()
+	_, err := compose.Find(ctx, "sh "+script, "unix:///nonexistent")
+	assert.ErrorIs(t, err, why)
+	assert.ErrorIs(t, <-gone, io.EOF, "nobody has its pipe any more")
+}
+
+// TestComposeInheritsNothing, so that a launcher that is killed leaves nothing open in it, least of all its lock.
+func TestComposeInheritsNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	held, err := files.OpenDir(dir)
+	require.NoError(t, err)
+	defer held.Close()
+	require.NoError(t, held.Lock(t.Context(), func(context.Context, time.Duration) error { return files.ErrLocked }))
+	below, err := held.Sub("launcher")
+	require.NoError(t, err)
+	defer below.Close()
+	list := filepath.Join(dir, "list")
+	script := filepath.Join(dir, "compose")
+	require.NoError(t, os.WriteFile(script, []byte("for f in /proc/$$/fd/*; do readlink $f; done >"+list+"; echo 2.0.0\n"), 0o600))
+	_, err = compose.Find(t.Context(), "sh "+script, "unix:///nonexistent")
+	require.NoError(t, err)
+	data, err := os.ReadFile(list)
+	require.NoError(t, err)
+	for _, target := range strings.Fields(string(data)) {
+		assert.NotRegexp(t, "^(socket|anon_inode):", target)
+		if target != list && target != script && strings.HasPrefix(target, "/") {
+			assert.Equal(t, "/dev/null", target)
+		}
+	}
+	assert.Contains(t, string(data), script, "it is this shell's list")
 }
 
 // TestMain lets the test binary play Compose.

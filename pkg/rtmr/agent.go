@@ -22,13 +22,14 @@ import (
 // Agent is the client of dstack's guest agent. Every request has a connection of its own: the agent closes idle ones just
 // when it likes, and an emit that went out on one of those could be neither trusted nor repeated.
 type Agent struct {
-	Socket      string                                     // path of the unix socket
-	Timeout     time.Duration                              // of one EmitEvent; 0: 10 s
-	InfoTimeout time.Duration                              // of one Info, which makes a hardware quote; 0: 15 s
-	Patience    time.Duration                              // how long a log that is still unclear is read again; 0: 30 s
-	Logger      *slog.Logger                               // nil: discard
-	Now         func() time.Time                           // nil: time.Now
-	Sleep       func(context.Context, time.Duration) error // nil: sleep, or end early with the context's error
+	Socket   string                                     // path of the unix socket
+	Patience time.Duration                              // how long a log that is still unclear is read again; 0: 30 s
+	Logger   *slog.Logger                               // nil: discard
+	Now      func() time.Time                           // nil: time.Now
+	Sleep    func(context.Context, time.Duration) error // nil: sleep, or end early with the context's error
+
+	// WithTimeout bounds a call; nil: context.WithTimeout.
+	WithTimeout func(context.Context, time.Duration) (context.Context, context.CancelFunc)
 }
 
 // Info is what the agent says about this boot.
@@ -95,6 +96,9 @@ const (
 	methodInfo = "Info"
 	methodEmit = "EmitEvent"
 
+	emitTimeout = 10 * time.Second
+	infoTimeout = 15 * time.Second // it makes a hardware quote
+
 	// An error's text and the answer to an emit need no more.
 	maxAnswer = 64 << 10
 )
@@ -107,7 +111,7 @@ type emitRequest struct {
 // CanEmit asks without effect whether the agent can emit: a payload that isn't hex fails while the agent decodes the
 // arguments, so nothing is logged or measured; an agent without the method says that instead.
 func (a *Agent) CanEmit(ctx context.Context) error {
-	body, err := a.call(ctx, methodEmit, a.timeout(), maxAnswer, emitRequest{ProbeName, "not hex"})
+	body, err := a.call(ctx, methodEmit, emitTimeout, maxAnswer, emitRequest{ProbeName, "not hex"})
 	var failed *AgentError
 	switch {
 	case err == nil:
@@ -161,7 +165,7 @@ func (a *Agent) poll(ctx context.Context, enough func(Info, error) bool) (Info, 
 }
 
 func (a *Agent) readInfo(ctx context.Context) (Info, error) {
-	body, err := a.call(ctx, methodInfo, a.infoTimeout(), MaxSize, struct{}{})
+	body, err := a.call(ctx, methodInfo, infoTimeout, MaxSize, struct{}{})
 	if err != nil {
 		return Info{}, err
 	}
@@ -183,7 +187,7 @@ func (a *Agent) readInfo(ctx context.Context) (Info, error) {
 
 // emit asks the agent, once, to log and measure the event. Neither nil nor an error says whether it did: the log does.
 func (a *Agent) emit(ctx context.Context, name string, payload []byte) error {
-	body, err := a.call(ctx, methodEmit, a.timeout(), maxAnswer, emitRequest{name, hex.EncodeToString(payload)})
+	body, err := a.call(ctx, methodEmit, emitTimeout, maxAnswer, emitRequest{name, hex.EncodeToString(payload)})
 	if err != nil {
 		return err
 	}
@@ -202,7 +206,7 @@ func (a *Agent) call(ctx context.Context, method string, timeout time.Duration, 
 		return nil, err
 	}
 	var connected atomic.Bool
-	bounded, cancel := context.WithTimeout(ctx, timeout)
+	bounded, cancel := a.withTimeout(ctx, timeout)
 	defer cancel()
 	traced := httptrace.WithClientTrace(bounded, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
@@ -264,15 +268,11 @@ func (a *Agent) malformed(method string, status int, message string, body []byte
 	return &AgentError{Socket: a.Socket, Method: method, Fault: Malformed, Status: status, Message: message}
 }
 
-func (a *Agent) timeout() time.Duration     { return orDefault(a.Timeout, 10*time.Second) }
-func (a *Agent) infoTimeout() time.Duration { return orDefault(a.InfoTimeout, 15*time.Second) }
-func (a *Agent) patience() time.Duration    { return orDefault(a.Patience, 30*time.Second) }
-
-func orDefault(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
-		return otherwise
+func (a *Agent) patience() time.Duration {
+	if a.Patience == 0 {
+		return 30 * time.Second
 	}
-	return d
+	return a.Patience
 }
 
 func (a *Agent) logger() *slog.Logger {
@@ -287,6 +287,13 @@ func (a *Agent) now() time.Time {
 		return time.Now()
 	}
 	return a.Now()
+}
+
+func (a *Agent) withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if a.WithTimeout == nil {
+		return context.WithTimeout(ctx, d)
+	}
+	return a.WithTimeout(ctx, d)
 }
 
 func (a *Agent) sleep(ctx context.Context, d time.Duration) error {

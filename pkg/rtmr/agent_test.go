@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -23,12 +24,21 @@ import (
 	"tee-launcher/pkg/rtmr"
 )
 
-// clock passes only where somebody sleeps.
+const (
+	// bound is how long anything may take on the busiest of machines.
+	bound = time.Minute
+	// tick is how often a double is asked whether something has happened to it.
+	tick = time.Millisecond
+)
+
+// clock passes only where somebody sleeps, and where a call waits for an agent that hangs.
 type clock struct {
 	mu      sync.Mutex
 	elapsed time.Duration
 	naps    int
-	onNap   func(nap int) // called while it sleeps, from 1 on
+	onNap   func(nap int)   // called while it sleeps, from 1 on
+	hung    func() int      // how many requests an agent let hang
+	bounds  []time.Duration // of the calls
 }
 
 func (c *clock) now() time.Time {
@@ -49,6 +59,44 @@ func (c *clock) sleep(ctx context.Context, d time.Duration) error {
 	return context.Cause(ctx)
 }
 
+// withTimeout ends a call when the agent lets it hang, and not before: what is slow isn't late.
+func (c *clock) withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	c.mu.Lock()
+	c.bounds = append(c.bounds, d)
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, bound)
+	if hung := c.hung; hung != nil {
+		before := hung()
+		go func() {
+			if until(ctx, func() bool { return hung() > before }) {
+				cancel()
+			}
+		}()
+	}
+	return ctx, cancel
+}
+
+// until waits until the condition holds, and returns false where the context ends before.
+func until(ctx context.Context, holds func() bool) bool {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for !holds() {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// hangs returns how many requests the agent has let hang.
+func hangs(double *launchtest.Agent) func() int {
+	return func() int {
+		return double.Hits(launchtest.AgentHangs) + double.Hits(launchtest.AgentHangsDone) + double.Hits(launchtest.EmitLate)
+	}
+}
+
 // socket returns a path that is short enough for one.
 func socket(t testing.TB) string {
 	t.Helper()
@@ -64,12 +112,12 @@ func agents(t testing.TB, o launchtest.AgentOptions) (*launchtest.Agent, *rtmr.A
 	double, err := launchtest.NewAgent(socket(t), o)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, double.Close()) })
-	c := &clock{}
+	c := &clock{hung: hangs(double)}
 	return double, client(double.Socket(), c), c
 }
 
 func client(socket string, c *clock) *rtmr.Agent {
-	return &rtmr.Agent{Socket: socket, Now: c.now, Sleep: c.sleep}
+	return &rtmr.Agent{Socket: socket, Now: c.now, Sleep: c.sleep, WithTimeout: c.withTimeout}
 }
 
 // serve answers every request on a socket with a handler of the test's, for what the real agent never does.
@@ -201,10 +249,7 @@ func TestFaultsOfACall(t *testing.T) {
 	} {
 		for _, release := range []string{"0.5.8", "0.6.0"} {
 			double, agent, c := agents(t, launchtest.AgentOptions{Release: release})
-			agent.InfoTimeout, agent.Patience = 5*time.Second, time.Second
-			if kind == launchtest.AgentHangs || kind == launchtest.AgentHangsDone {
-				agent.InfoTimeout = 200 * time.Millisecond
-			}
+			agent.Patience = time.Second
 			what := fmt.Sprintf("%s, %s", kind, release)
 			double.Fail(launchtest.AgentFault{Kind: kind, Match: "Info", Times: -1})
 			_, err := agent.Log(t.Context())
@@ -278,24 +323,44 @@ func TestCallerGivesUp(t *testing.T) {
 	double.Heal()
 	double.Fail(launchtest.AgentFault{Kind: launchtest.AgentHangs})
 	ctx, cancel = context.WithCancelCause(t.Context())
-	time.AfterFunc(50*time.Millisecond, func() { cancel(why) })
+	c.hung = nil
+	go func() {
+		if until(ctx, func() bool { return double.Hits(launchtest.AgentHangs) == 1 }) {
+			cancel(why)
+		}
+	}()
 	_, err = agent.Log(ctx)
 	assert.ErrorIs(t, err, why, "during the call")
 }
 
-func TestRealSleepEnds(t *testing.T) {
+// TestRealTime is about the clock that is used where nobody gives another: with an agent that isn't there, so that nothing but time is
+// waited for.
+func TestRealTime(t *testing.T) {
 	t.Parallel()
-	double, _, _ := agents(t, launchtest.AgentOptions{})
-	double.Fail(launchtest.AgentFault{Kind: launchtest.QuoteFails, Times: -1})
-	agent := &rtmr.Agent{Socket: double.Socket(), Patience: 200 * time.Millisecond}
-	began := time.Now()
-	_, err := agent.Log(t.Context())
-	assert.ErrorIs(t, err, rtmr.ErrUnknown)
-	assert.GreaterOrEqual(t, time.Since(began), agent.Patience, "patience")
+	missing := socket(t)
+	synctest.Test(t, func(t *testing.T) {
+		agent := &rtmr.Agent{Socket: missing}
+		began := time.Now()
+		_, err := agent.Await(t.Context())
+		failed(t, err, rtmr.Unreachable, "nobody listens")
+		assert.Equal(t, 30*time.Second, time.Since(began), "patience")
 
-	agent.Patience = time.Hour
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_, err = agent.Log(ctx)
-	assert.ErrorIs(t, err, context.DeadlineExceeded)
+		agent.Patience = time.Hour
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		began = time.Now()
+		_, err = agent.Await(ctx)
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.Equal(t, 10*time.Minute, time.Since(began))
+	})
+}
+
+// TestACallIsBounded, whoever calls.
+func TestACallIsBounded(t *testing.T) {
+	t.Parallel()
+	_, agent, c := agents(t, launchtest.AgentOptions{})
+	_, err := agent.Log(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, agent.CanEmit(t.Context()))
+	assert.Equal(t, []time.Duration{15 * time.Second, 10 * time.Second}, c.bounds)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,9 +62,6 @@ func newBench(t testing.TB, release string) *bench {
 func (b *bench) fail(kind launchtest.AgentFaultKind, times int) {
 	b.double.Fail(launchtest.AgentFault{Kind: kind, Match: "EmitEvent mpc-image-digest", Times: times})
 }
-
-// impatient shortens the real time that a call may take, for agents that hang.
-func (b *bench) impatient() { b.agent.Timeout = 250 * time.Millisecond }
 
 // images counts the image events of this boot.
 func (b *bench) images() int {
@@ -214,7 +210,7 @@ func TestExactlyOnce(t *testing.T) {
 			ok:      true, effects: measured, asked: 1, images: 1, waited: time.Second,
 		},
 		"done, answer never comes": {
-			prepare: func(t *testing.T, b *bench) { b.impatient(); b.fail(launchtest.AgentHangsDone, 1) },
+			prepare: func(t *testing.T, b *bench) { b.fail(launchtest.AgentHangsDone, 1) },
 			ok:      true, effects: measured, asked: 1, images: 1, waited: time.Second,
 		},
 		"done, answer is nonsense": {
@@ -235,19 +231,18 @@ func TestExactlyOnce(t *testing.T) {
 			outcome: rtmr.Unclear, fault: rtmr.Lost, effects: began, asked: 1, waited: 31 * time.Second,
 		},
 		"not done, answer never comes": {
-			prepare: func(t *testing.T, b *bench) { b.impatient(); b.fail(launchtest.AgentHangs, 1) },
+			prepare: func(t *testing.T, b *bench) { b.fail(launchtest.AgentHangs, 1) },
 			outcome: rtmr.Unclear, fault: rtmr.Lost, effects: began, asked: 1, waited: 31 * time.Second,
 		},
 		"done late": {
 			prepare: func(t *testing.T, b *bench) {
-				b.impatient()
 				b.fail(launchtest.EmitLate, 1)
 				b.onNap(4, b.double.Release)
 			},
 			ok: true, effects: measured, asked: 1, images: 1, waited: 8 * time.Second,
 		},
 		"done too late": {
-			prepare: func(t *testing.T, b *bench) { b.impatient(); b.fail(launchtest.EmitLate, 1) },
+			prepare: func(t *testing.T, b *bench) { b.fail(launchtest.EmitLate, 1) },
 			outcome: rtmr.Unclear, fault: rtmr.Lost, effects: []string{"intent", emitted}, asked: 1, images: 1, waited: 31 * time.Second,
 		},
 		"refused, then lost": {
@@ -417,9 +412,6 @@ func TestFaultsAndOtherRuns(t *testing.T) {
 			t.Run(fmt.Sprintf("%v %s", before, last), func(t *testing.T) {
 				t.Parallel()
 				b := newBench(t, "")
-				if slices.Contains([]launchtest.AgentFaultKind{launchtest.AgentHangs, launchtest.AgentHangsDone, launchtest.EmitLate}, last) {
-					b.impatient()
-				}
 				for _, kind := range before {
 					b.fail(kind, 1)
 				}
@@ -442,7 +434,6 @@ func TestFaultsAndOtherRuns(t *testing.T) {
 				assert.Equal(t, len(before)+1, hits, "all of it went wrong")
 				b.double.Heal()
 				b.double.Release()
-				b.agent.Timeout = 0
 				assert.LessOrEqual(t, b.images(), 1, "after the first run")
 				run()
 				assert.LessOrEqual(t, b.images(), 1, "after the second run")
