@@ -164,6 +164,7 @@ func (r *run) pull(ctx context.Context) (string, error) {
 		Interval: max(r.retry.Interval, 1), MaxDelay: max(r.retry.MaxDelay, 1), // zero would mean the default
 		ForbiddenHelperDirs: []string{"/tapp", r.Settings.SharedDir}, // unmeasured: a helper there could be anybody's
 		Log:                 r.Log,
+		Tuning:              image.Tuning{Sleep: r.Sleep},
 	}
 	r.report.Pull = &PullReport{}
 	info, err := r.engine.Info(ctx)

@@ -2,6 +2,7 @@ package preflight_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -115,7 +116,7 @@ func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 		Platform: config.TEE, DefaultDigest: m.Digests[0], ConfigFile: m.ConfigFile, SharedDir: m.SharedDir, AgentSocket: m.AgentSocket,
 		DockerHost: m.Engine.Host(), Compose: os.Args[0] + " compose-double", Supervised: true,
 		Proc: w.proc, Patience: time.Millisecond, Free: func(string) (int64, error) { return 1 << 40, nil },
-		Tuning: image.Tuning{QuickDelay: time.Millisecond, HeaderTimeout: 5 * time.Second},
+		Tuning: image.Tuning{Sleep: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }},
 	}
 	w.write("proc/sys/kernel/random/boot_id", bootID+"\n")
 	w.write("proc/locks", "")
