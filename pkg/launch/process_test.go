@@ -26,7 +26,8 @@ import (
 	"tee-launcher/pkg/launchtest"
 )
 
-// TestMain lets the test binary play Compose, which the launcher runs as a process, and the launcher, which some tests kill.
+// TestMain lets the test binary play Compose, which the launcher runs as a process, and the
+// launcher, which some tests kill.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "compose-double" {
 		syscall.Exit(launchtest.ComposeMain(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
@@ -45,8 +46,9 @@ type order struct {
 	Halt     int // the number of the log line at which it stands still, after printing it; 0: never
 }
 
-// launcherMain is the launcher. Its log goes to standard output as JSON, the error to standard error. It stands still where it would
-// sleep for a second or more: whoever wants to see what comes then runs it in the test's own process.
+// launcherMain is the launcher. Its log goes to standard output as JSON, the error to standard
+// error. It stands still where it would sleep for a second or more: whoever wants to see what comes
+// then runs it in the test's own process.
 func launcherMain() int {
 	var o order
 	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
@@ -55,7 +57,9 @@ func launcherMain() int {
 	}
 	var c clock
 	log := slog.New(slog.NewJSONHandler(&halting{w: os.Stdout, at: o.Halt}, nil))
-	l := launch.Launcher{Settings: o.Settings, Log: log, Output: os.Stderr, BootID: o.BootID, SelfID: o.SelfID, Now: c.Now,
+	l := launch.Launcher{
+		Settings: o.Settings, Log: log, Output: os.Stderr, BootID: o.BootID, SelfID: o.SelfID,
+		Now: c.Now,
 		Sleep: func(ctx context.Context, d time.Duration) error {
 			if d >= time.Second {
 				<-ctx.Done()
@@ -124,7 +128,8 @@ func (w *world) start(halt int) *process {
 	require.NoError(w.t, err)
 	p := &process{t: w.t, cmd: exec.Command(os.Args[0], "launcher"), ended: make(chan struct{})}
 	p.cmd.Stdin, p.cmd.Stderr = bytes.NewReader(data), &p.stderr
-	p.cmd.Env = append(os.Environ(), "TMPDIR="+filepath.Dir(w.AgentSocket)) // what is killed leaves something there
+	// What is killed leaves something there.
+	p.cmd.Env = append(os.Environ(), "TMPDIR="+filepath.Dir(w.AgentSocket))
 	stdout, err := p.cmd.StdoutPipe()
 	require.NoError(w.t, err)
 	require.NoError(w.t, p.cmd.Start())

@@ -26,7 +26,8 @@ const (
 	tick = 2 * time.Millisecond
 )
 
-// await waits until the condition holds or the channel is closed, and returns false where neither happens.
+// await waits until the condition holds or the channel is closed, and returns false where neither
+// happens.
 func await(ended <-chan struct{}, holds func() bool) bool {
 	ticker, late := time.NewTicker(tick), time.NewTimer(bound)
 	defer ticker.Stop()
@@ -50,11 +51,13 @@ func (w *world) eventually(what string, holds func() bool) {
 
 // asked reports whether the engine was asked for what begins so.
 func (w *world) asked(request string) bool {
-	return slices.ContainsFunc(w.Engine.Requests(), func(r string) bool { return strings.HasPrefix(r, request) })
+	return slices.ContainsFunc(w.Engine.Requests(), func(r string) bool {
+		return strings.HasPrefix(r, request)
+	})
 }
 
-// clock passes where the launcher sleeps and nowhere else, at once and by ten seconds at least, so that nothing is looked at more often
-// than it has to be.
+// clock passes where the launcher sleeps and nowhere else, at once and by ten seconds at least, so
+// that nothing is looked at more often than it has to be.
 type clock struct {
 	mu      sync.Mutex
 	elapsed time.Duration
@@ -91,10 +94,13 @@ type watched struct {
 // begin runs a launcher, as far as to that message where one is named.
 func (w *world) begin(last string) *watched {
 	ctx, cancel := context.WithCancelCause(w.t.Context())
-	l := &watched{w: w, last: last, cancel: cancel, naps: make(chan time.Duration), ended: make(chan struct{})}
+	l := &watched{w: w, last: last, cancel: cancel}
+	l.naps, l.ended = make(chan time.Duration), make(chan struct{})
 	w.t.Cleanup(func() { cancel(nil); <-l.ended })
-	launcher := launch.Launcher{Settings: w.settings, BootID: w.bootID, SelfID: w.selfID, Output: &l.output,
-		Log: slog.New(slog.NewJSONHandler(l, nil)), Now: w.clock.Now, Sleep: l.sleep}
+	launcher := launch.Launcher{
+		Settings: w.settings, BootID: w.bootID, SelfID: w.selfID, Output: &l.output,
+		Log: slog.New(slog.NewJSONHandler(l, nil)), Now: w.clock.Now, Sleep: l.sleep,
+	}
 	go func() {
 		defer close(l.ended)
 		l.err = launcher.Run(ctx)
@@ -103,8 +109,9 @@ func (w *world) begin(last string) *watched {
 	return l
 }
 
-// boot runs a launcher until it ends by itself or is about to supervise, which is as good as the end with 0 without supervision. There
-// it ends as if it were killed, though not without giving up its lock.
+// boot runs a launcher until it ends by itself or is about to supervise, which is as good as the
+// end with 0 without supervision. There it ends as if it were killed, though not without giving up
+// its lock.
 func (w *world) boot() exit.Code {
 	w.t.Helper()
 	last := ""
@@ -112,9 +119,9 @@ func (w *world) boot() exit.Code {
 		last = "step started supervise"
 	}
 	l := w.begin(last)
-	require.True(w.t, await(l.ended, func() bool { return false }), "the launcher doesn't end: %q", l.messages())
+	err := l.end()
 	w.stderr = l.output.String()
-	return exit.Of(l.err)
+	return exit.Of(err)
 }
 
 func (w *world) mustBoot() {
@@ -122,18 +129,21 @@ func (w *world) mustBoot() {
 	require.Equal(w.t, exit.OK, w.boot(), "%s", w.stderr)
 }
 
-// watch boots and waits until the workload is supervised, or the launcher has ended. What it sleeps from then on waits for nap.
+// watch boots and waits until the workload is supervised, or the launcher has ended. What it sleeps
+// from then on waits for nap.
 func (w *world) watch() *watched {
 	w.t.Helper()
 	l := w.begin("")
-	require.True(w.t, await(l.ended, func() bool { return l.said("supervising") > 0 }), "the launcher doesn't supervise: %q", l.messages())
+	supervises := func() bool { return l.said("supervising") > 0 }
+	require.True(w.t, await(l.ended, supervises), "it doesn't supervise: %q", l.messages())
 	return l
 }
 
 // second is another launcher, which is told that the first one holds the lock.
 func (w *world) second() error {
 	var c clock
-	return (&launch.Launcher{Settings: w.settings, BootID: w.bootID, Now: c.Now, Sleep: c.Sleep}).Run(w.t.Context())
+	l := launch.Launcher{Settings: w.settings, BootID: w.bootID, Now: c.Now, Sleep: c.Sleep}
+	return l.Run(w.t.Context())
 }
 
 // Write takes the launcher's log.
@@ -170,7 +180,8 @@ func (l *watched) said(text string) int {
 
 func (l *watched) sleep(ctx context.Context, d time.Duration) error {
 	switch {
-	case d < 100*time.Millisecond: // for the lock, which another process, whose time is the real one, has to give up
+	case d < 100*time.Millisecond:
+		// For the lock, which another process has to give up, whose time is the real one.
 		select {
 		case <-time.After(d):
 		case <-ctx.Done():
@@ -217,7 +228,8 @@ func (l *watched) sleeps() []time.Duration {
 // end waits for the launcher's own end.
 func (l *watched) end() error {
 	l.w.t.Helper()
-	require.True(l.w.t, await(l.ended, func() bool { return false }), "the launcher doesn't end: %q", l.messages())
+	never := func() bool { return false }
+	require.True(l.w.t, await(l.ended, never), "the launcher doesn't end: %q", l.messages())
 	return l.err
 }
 

@@ -18,8 +18,8 @@ type MachineOptions struct {
 	Images int           // how many images the registry has; 0: 2
 }
 
-// Machine is a virtual machine made of doubles, as far as a launcher sees it: an engine, a guest agent, a registry with images,
-// a shared directory and a user config.
+// Machine is a virtual machine made of doubles, as far as a launcher sees it: an engine, a guest
+// agent, a registry with images, a shared directory and a user config.
 type Machine struct {
 	Effects     *Recorder // of engine and agent, in order
 	Engine      *Engine
@@ -79,8 +79,8 @@ func NewMachine(o MachineOptions) (_ *Machine, err error) {
 	return m, m.Configure("", "home_dir = \"/data\"")
 }
 
-// memory returns a directory that no disk is behind, or "" where there is none: a launcher syncs whatever it writes, and a hundred
-// boots at a time would do little else than wait for that.
+// memory returns a directory that no disk is behind, or "" where there is none: a launcher syncs
+// whatever it writes, and a hundred boots at a time would do little else than wait for that.
 func memory() string {
 	const tmpfs = "/dev/shm"
 	var fs unix.Statfs_t
@@ -104,8 +104,8 @@ func (m *Machine) push(o ImageOptions) error {
 	return err
 }
 
-// Configure writes the user config with these further lines in its two tables. Nothing is pulled in further rounds unless they
-// say so.
+// Configure writes the user config with these further lines in its two tables. Nothing is pulled in
+// further rounds unless they say so.
 func (m *Machine) Configure(launcher, node string) error {
 	text := fmt.Sprintf("[launcher_config]\nimage = %q\nport_mappings = [{ host = 11780, container = 11780 }]\npull_max_retries = 0\n%s\n\n[mpc_node_config]\n%s\n",
 		m.Registry.Host()+"/"+Repository+":main", launcher, node)
@@ -124,8 +124,8 @@ func (m *Machine) Approve(digests ...v1.Hash) error {
 // Shared returns the path of a file in the shared directory.
 func (m *Machine) Shared(name string) string { return filepath.Join(m.SharedDir, name) }
 
-// Reboot is what a power loss and what follows do: the engine starts by itself what its restart policies say, and log and
-// register are empty.
+// Reboot is what a power loss and what follows do: the engine starts by itself what its restart
+// policies say, and log and register are empty.
 func (m *Machine) Reboot() error {
 	err := m.Engine.Restart(false)
 	m.Agent.Reboot()

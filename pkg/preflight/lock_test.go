@@ -37,5 +37,6 @@ func TestTheLockIsSeenAndNotTaken(t *testing.T) {
 	dir, err := files.OpenDir(w.SharedDir)
 	require.NoError(t, err)
 	defer dir.Close()
-	assert.NoError(t, dir.Lock(t.Context(), func(context.Context, time.Duration) error { return files.ErrLocked }), "nobody else took it")
+	impatient := func(context.Context, time.Duration) error { return files.ErrLocked }
+	assert.NoError(t, dir.Lock(t.Context(), impatient), "nobody else took it")
 }

@@ -120,7 +120,8 @@ func client(socket string, c *clock) *rtmr.Agent {
 	return &rtmr.Agent{Socket: socket, Now: c.now, Sleep: c.sleep, WithTimeout: c.withTimeout}
 }
 
-// serve answers every request on a socket with a handler of the test's, for what the real agent never does.
+// serve answers every request on a socket with a handler of the test's, for what the real agent
+// never does.
 func serve(t *testing.T, handler http.HandlerFunc) (agent *rtmr.Agent, connections *atomic.Int32) {
 	t.Helper()
 	path := socket(t)
@@ -333,8 +334,8 @@ func TestCallerGivesUp(t *testing.T) {
 	assert.ErrorIs(t, err, why, "during the call")
 }
 
-// TestRealTime is about the clock that is used where nobody gives another: with an agent that isn't there, so that nothing but time is
-// waited for.
+// TestRealTime is about the clock that is used where nobody gives another: with an agent that isn't
+// there, so that nothing but time is waited for.
 func TestRealTime(t *testing.T) {
 	t.Parallel()
 	missing := socket(t)

@@ -1,8 +1,9 @@
 // Package files reads and writes small files in places that somebody else can write to as well.
 //
-// It guarantees that below an opened Dir no link is followed, nothing but a regular file is read, no read is larger than
-// its bound, and that a written file is there whole or not at all, even across a power cut. It does not guarantee
-// that what was written stays: whoever shares the directory can replace it.
+// It guarantees that below an opened Dir no link is followed, nothing but a regular file is read,
+// no read is larger than its bound, and that a written file is there whole or not at all, even
+// across a power cut. It does not guarantee that what was written stays: whoever shares the
+// directory can replace it.
 package files
 
 import (
@@ -22,7 +23,8 @@ import (
 // ErrTooLarge is returned for a file over the reader's bound.
 var ErrTooLarge = errors.New("file is too large")
 
-// ErrNotRegular is returned where a regular file or a directory was expected and something else stands.
+// ErrNotRegular is returned where a regular file or a directory was expected and something else
+// stands.
 var ErrNotRegular = errors.New("not a regular file or directory")
 
 // ErrLocked is returned by Lock while another process holds the lock.
@@ -51,8 +53,8 @@ func (d *Dir) Close() error {
 	if !d.locked {
 		return d.f.Close()
 	}
-	// Said outright, because closing unlocks only with the last copy of the descriptor, and a child that is being started has one
-	// until its exec.
+	// Said outright, because closing unlocks only with the last copy of the descriptor, and a child
+	// that is being started has one until its exec.
 	d.locked = false
 	err := unix.Flock(d.fd(), unix.LOCK_UN)
 	if err != nil {
@@ -61,8 +63,8 @@ func (d *Dir) Close() error {
 	return errors.Join(err, d.f.Close())
 }
 
-// Sub opens the directory name below d, made with mode 0755 if it is missing. A link there, even to a directory, is
-// ErrNotRegular.
+// Sub opens the directory name below d, made with mode 0755 if it is missing. A link there, even to
+// a directory, is ErrNotRegular.
 func (d *Dir) Sub(name string) (*Dir, error) {
 	if err := single(name); err != nil {
 		return nil, err
@@ -89,7 +91,8 @@ func (d *Dir) open(name string, flags int) (*Dir, error) {
 	return &Dir{f: f}, nil
 }
 
-// Read returns the bytes of the regular file name, at most limit of them; a larger file is ErrTooLarge.
+// Read returns the bytes of the regular file name, at most limit of them; a larger file is
+// ErrTooLarge.
 func (d *Dir) Read(name string, limit int64) ([]byte, error) {
 	if err := single(name); err != nil {
 		return nil, err
@@ -103,7 +106,8 @@ func (d *Dir) Read(name string, limit int64) ([]byte, error) {
 	return readRegular(f, limit)
 }
 
-// Names returns the names in the directory in no particular order, at most limit of them; more is ErrTooLarge.
+// Names returns the names in the directory in no particular order, at most limit of them; more is
+// ErrTooLarge.
 func (d *Dir) Names(limit int) ([]string, error) {
 	// A descriptor of its own: reading moves the position.
 	f, err := d.openat(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -145,13 +149,14 @@ func (d *Dir) Remove(name string) error {
 	return nil
 }
 
-// Write replaces the file name by one that holds data: a reader, and whoever looks after a power cut, finds the old
-// file or the new one, whole. One writer at a time.
+// Write replaces the file name by one that holds data: a reader, and whoever looks after a power
+// cut, finds the old file or the new one, whole. One writer at a time.
 func (d *Dir) Write(name string, data []byte, mode fs.FileMode) (err error) {
 	if err := single(name); err != nil {
 		return err
 	}
-	// A fixed name, so that a writer that was killed leaves at most one file behind, and its successor removes it.
+	// A fixed name, so that a writer that was killed leaves at most one file behind, and its
+	// successor removes it.
 	temporary := "." + name + ".tmp"
 	if err := d.Remove(temporary); err != nil {
 		return err
@@ -190,15 +195,16 @@ func writeSynced(f *os.File, data []byte, mode fs.FileMode) (err error) {
 }
 
 const (
-	// lockPatience is for the lock of a process that was killed while it started a child: the child has a copy of the
-	// descriptor until its exec, which a busy machine may put off.
+	// lockPatience is for the lock of a process that was killed while it started a child: the child
+	// has a copy of the descriptor until its exec, which a busy machine may put off.
 	lockPatience = 3 * time.Second
 	lockPoll     = 10 * time.Millisecond
 )
 
-// Lock takes the directory's own lock, or returns ErrLocked where that is held by somebody for longer than a killed holder's
-// child can have it. Sleep waits between two tries. The lock is held until Close or the end of the process, however that ends,
-// and nothing that is done to the directory's entries can take it away.
+// Lock takes the directory's own lock, or returns ErrLocked where that is held by somebody for
+// longer than a killed holder's child can have it. Sleep waits between two tries. The lock is held
+// until Close or the end of the process, however that ends, and nothing that is done to the
+// directory's entries can take it away.
 func (d *Dir) Lock(ctx context.Context, sleep func(context.Context, time.Duration) error) error {
 	for waited := time.Duration(0); ; waited += lockPoll {
 		err := unix.Flock(d.fd(), unix.LOCK_EX|unix.LOCK_NB)
@@ -217,7 +223,8 @@ func (d *Dir) Lock(ctx context.Context, sleep func(context.Context, time.Duratio
 	}
 }
 
-// ReadFile returns the bytes of the regular file at a trusted path, at most limit of them; a larger file is ErrTooLarge.
+// ReadFile returns the bytes of the regular file at a trusted path, at most limit of them; a larger
+// file is ErrTooLarge.
 func ReadFile(path string, limit int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {

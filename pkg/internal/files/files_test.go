@@ -114,12 +114,14 @@ func TestLockDiesWithItsHolderAndSurvivesUnlinking(t *testing.T) {
 	assert.ErrorIs(t, second.Lock(t.Context(), clock.sleep), files.ErrLocked)
 
 	why := errors.New("told to stop")
-	assert.ErrorIs(t, second.Lock(t.Context(), func(context.Context, time.Duration) error { return why }), why)
+	interrupted := func(context.Context, time.Duration) error { return why }
+	assert.ErrorIs(t, second.Lock(t.Context(), interrupted), why)
 
 	third, err := files.OpenDir(path)
 	require.NoError(t, err)
 	require.NoError(t, second.Close())
-	assert.ErrorIs(t, third.Lock(t.Context(), clock.sleep), files.ErrLocked, "who never had it can't give it up")
+	err = third.Lock(t.Context(), clock.sleep)
+	assert.ErrorIs(t, err, files.ErrLocked, "who never had it can't give it up")
 	require.NoError(t, first.Close())
 	clock.slept = 0
 	assert.NoError(t, third.Lock(t.Context(), clock.sleep))
@@ -127,11 +129,13 @@ func TestLockDiesWithItsHolderAndSurvivesUnlinking(t *testing.T) {
 	require.NoError(t, third.Close())
 }
 
-// TestALockIsGivenUpWhateverIsBeingStarted: between fork and exec every child has a copy of all descriptors.
+// TestALockIsGivenUpWhateverIsBeingStarted: between fork and exec every child has a copy of all
+// descriptors.
 func TestALockIsGivenUpWhateverIsBeingStarted(t *testing.T) {
 	t.Parallel()
 	_, path := open(t)
 	ctx, cancel := context.WithCancel(t.Context())
+	impatient := func(context.Context, time.Duration) error { return errors.New("it is held") }
 	var forks atomic.Int64
 	var forking sync.WaitGroup
 	defer func() { cancel(); forking.Wait() }()
@@ -146,7 +150,7 @@ func TestALockIsGivenUpWhateverIsBeingStarted(t *testing.T) {
 	for forks.Load() < 400 {
 		d, err := files.OpenDir(path)
 		require.NoError(t, err)
-		err = d.Lock(t.Context(), func(context.Context, time.Duration) error { return errors.New("it is held") })
+		err = d.Lock(t.Context(), impatient)
 		assert.NoError(t, errors.Join(err, d.Close()))
 		if t.Failed() {
 			return
@@ -154,8 +158,8 @@ func TestALockIsGivenUpWhateverIsBeingStarted(t *testing.T) {
 	}
 }
 
-// TestTheLockOfADeadProcessIsWaitedFor: a process that was killed while it started a child has left its lock in that for as long as
-// the child takes to its exec.
+// TestTheLockOfADeadProcessIsWaitedFor: a process that was killed while it started a child has left
+// its lock in that for as long as the child takes to its exec.
 func TestTheLockOfADeadProcessIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	d, path := open(t)
@@ -190,7 +194,8 @@ func TestTheLockOfADeadProcessIsWaitedFor(t *testing.T) {
 	assert.Equal(t, 2, tries)
 }
 
-// lockAndStartAChild locks a directory and starts a child as it is before its exec: with the descriptor of the lock.
+// lockAndStartAChild locks a directory and starts a child as it is before its exec: with the
+// descriptor of the lock.
 func lockAndStartAChild(path string) error {
 	d, err := files.OpenDir(path)
 	if err != nil {
@@ -224,8 +229,8 @@ func lockAndStartAChild(path string) error {
 	return child.Wait()
 }
 
-// TestWriteSurvivesAKillAtAnyPoint kills a real process that rewrites a file in a loop and finds one of its versions,
-// whole, each time.
+// TestWriteSurvivesAKillAtAnyPoint kills a real process that rewrites a file in a loop and finds
+// one of its versions, whole, each time.
 func TestWriteSurvivesAKillAtAnyPoint(t *testing.T) {
 	t.Parallel()
 	d, path := open(t)
