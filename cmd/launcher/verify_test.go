@@ -179,13 +179,12 @@ func sessions(t *testing.T) map[string]string {
 func session(t *testing.T, m *launchtest.Machine, environ []string) string {
 	t.Helper()
 	text, _, code := run(t, environ, "verify", "-o", "json")
+	double := os.Args[0] + " compose-double"
+	text = strings.NewReplacer( // in this order: the second command begins as the first one does
+		double+" --fail=old", "docker-compose", double, "docker compose",
+		m.Registry.Host(), "registry.example", m.SharedDir, "/mnt/shared", m.ConfigFile, "/tapp/user_config",
+	).Replace(text)
 	replace := func(old, by string) { text = strings.ReplaceAll(text, old, by) }
-	for old, by := range map[string]string{
-		m.Registry.Host(): "registry.example", m.SharedDir: "/mnt/shared", m.ConfigFile: "/tapp/user_config", os.Args[0] + " compose-double --fail=old": "docker-compose",
-		os.Args[0] + " compose-double": "docker compose",
-	} {
-		replace(old, by)
-	}
 	var report preflight.Report
 	require.NoError(t, json.Unmarshal([]byte(text), &report))
 	// Digests depend on the architecture: those of amd64 are shown, and what follows from them.
