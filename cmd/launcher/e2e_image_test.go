@@ -3,8 +3,12 @@
 package main_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
+	"debug/buildinfo"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -39,6 +43,7 @@ const (
 	maxLauncherMemory = 64 << 20
 	maxTmp            = 1 << 20
 	maxImage          = 45_000_000
+	maxLauncher       = 12_000_000
 )
 
 // teeFile is the contract's first compose file, to the letter. The arguments are the launcher's image, by digest, and the default digest.
@@ -112,10 +117,25 @@ func TestE2EDropIn(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, json.Unmarshal(data, &manifest))
 		size := manifest.Config.Size
+		var binary []byte
 		for _, l := range manifest.Layers {
 			size += l.Size
+			if content := fileIn(t, filepath.Join(images, "launcher", "image", "blobs", "sha256", l.Digest.Hex), "usr/local/bin/launcher"); content != nil {
+				binary = content
+			}
 		}
 		assert.LessOrEqual(t, size, int64(maxImage), "bytes compressed")
+		require.NotEmpty(t, binary, "the launcher")
+		assert.LessOrEqual(t, len(binary), maxLauncher, "bytes of the launcher")
+		info, err := buildinfo.Read(bytes.NewReader(binary))
+		require.NoError(t, err)
+		var linked []string
+		for _, m := range info.Deps {
+			linked = append(linked, m.Path)
+		}
+		known, err := os.ReadFile(filepath.Join("testdata", "modules.txt"))
+		require.NoError(t, err)
+		assert.ElementsMatch(t, strings.Fields(string(known)), linked, "what is linked into it")
 	})
 	t.Run("the list of what is in it", func(t *testing.T) {
 		var lists []string
@@ -505,6 +525,28 @@ func processPeak(pid string) (name string, resident int64) {
 		}
 	}
 	return name, resident
+}
+
+// fileIn returns the content of a file in a compressed layer, nil if it isn't there.
+func fileIn(t *testing.T, layer, name string) []byte {
+	t.Helper()
+	f, err := os.Open(layer)
+	require.NoError(t, err)
+	defer f.Close()
+	content, err := gzip.NewReader(f)
+	require.NoError(t, err)
+	for r := tar.NewReader(content); ; {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		require.NoError(t, err)
+		if header.Name == name {
+			data, err := io.ReadAll(r)
+			require.NoError(t, err)
+			return data
+		}
+	}
 }
 
 // layoutOf writes images into one OCI layout and returns their digests.

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -19,8 +21,19 @@ import (
 
 // Run is the whole program for tests, without a process.
 func Run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) exit.Code {
-	p := program{args: args, environ: environ, stdin: stdin, stdout: stdout, stderr: stderr}
+	var c clock
+	p := program{args: args, environ: environ, stdin: stdin, stdout: stdout, stderr: stderr, now: c.now, sleep: c.sleep}
 	return p.run(ctx)
+}
+
+// clock passes where the program sleeps, and at once: what it waits for is others' to test.
+type clock struct{ slept atomic.Int64 }
+
+func (c *clock) now() time.Time { return time.Now().Add(time.Duration(c.slept.Load())) }
+
+func (c *clock) sleep(ctx context.Context, d time.Duration) error {
+	c.slept.Add(int64(d))
+	return context.Cause(ctx)
 }
 
 // Generated returns the sections of the README that come from tables.

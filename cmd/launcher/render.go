@@ -37,7 +37,7 @@ func (o *renderOpts) runRender(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	settings := preflightSettings(s)
+	settings := p.preflightSettings(s)
 	settings.Log = s.log(p.stderr)
 	rendered, err := preflight.Render(cmd.Context(), settings)
 	if err != nil {

@@ -70,7 +70,7 @@ func TestRenderIsWhatRunUses(t *testing.T) {
 	assert.Equal(t, node, again)
 	require.NoError(t, m.Engine.Start())
 
-	_, stderr, _ := runUntilSupervised(t, m, onMachine(m), "run")
+	_, stderr, _ := runUntilSupervised(t, onMachine(m), "run")
 	written, err := os.ReadFile(m.Shared("mpc-config.toml"))
 	require.NoError(t, err, stderr)
 	assert.Equal(t, node, string(written))

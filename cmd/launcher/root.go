@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,10 @@ type program struct {
 	stdout   io.Writer
 	stderr   io.Writer
 	terminal bool // stderr is one
+
+	// The clock; nil, as everywhere but in tests: the machine's.
+	now   func() time.Time
+	sleep func(context.Context, time.Duration) error
 }
 
 // run executes the command line and prints the error, if any, once.

@@ -46,5 +46,8 @@ func (o *runOpts) runRun(cmd *cobra.Command, _ []string) error {
 func (p *program) launcher(s settings) (*launch.Launcher, *slog.Logger) {
 	screen := &screen{w: p.stderr}
 	log := s.log(screen)
-	return &launch.Launcher{Settings: s.launch, Log: log, Output: screen, Progress: newProgress(s.progress, p.terminal, screen, log)}, log
+	return &launch.Launcher{
+		Settings: s.launch, Log: log, Output: screen, Progress: newProgress(s.progress, p.terminal, screen, log),
+		Now: p.now, Sleep: p.sleep,
+	}, log
 }

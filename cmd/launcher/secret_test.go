@@ -3,21 +3,19 @@ package main_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	main "tee-launcher/cmd/launcher"
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 )
 
@@ -89,7 +87,7 @@ func TestNoSecretOfTheNodeIsEverShown(t *testing.T) {
 			}
 			var all strings.Builder
 			for _, args := range [][]string{{"verify"}, {"run"}, {"run", "--log-format", "json"}} {
-				stdout, stderr, code := runUntilSupervised(t, m, environ, args...)
+				stdout, stderr, code := runUntilSupervised(t, environ, args...)
 				all.WriteString(stdout + stderr)
 				if args[0] == "run" {
 					assert.Equal(t, c.code, code, "%s", stderr)
@@ -120,28 +118,29 @@ func TestNoSecretOfTheNodeIsEverShown(t *testing.T) {
 }
 
 // runUntilSupervised is run, ended by a signal where the launcher has come as far as supervising the workload.
-func runUntilSupervised(t *testing.T, m *launchtest.Machine, environ []string, args ...string) (stdout, stderr string, code exit.Code) {
+func runUntilSupervised(t *testing.T, environ []string, args ...string) (stdout, stderr string, code exit.Code) {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
-	done := make(chan struct{})
-	begin := time.Now().Truncate(time.Millisecond)
-	go func() {
-		defer cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
-		for {
-			var report launch.Report
-			data, err := os.ReadFile(m.Shared("launcher/report.json"))
-			if err == nil && json.Unmarshal(data, &report) == nil && !report.StartedAt.Before(begin) && report.Steps[len(report.Steps)-1].Status == "running" {
-				return
-			}
-			select {
-			case <-done:
-				return
-			case <-time.After(5 * time.Millisecond):
-			}
-		}
-	}()
-	var out, errs bytes.Buffer
+	var out bytes.Buffer
+	errs := until{text: "supervising", do: func() { cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")}) }}
 	code = main.Run(ctx, args, environ, strings.NewReader(""), &out, &errs)
-	close(done)
-	return out.String(), errs.String(), code
+	return out.String(), errs.all.String(), code
+}
+
+// until does something when a text is written.
+type until struct {
+	text string
+	do   func()
+	mu   sync.Mutex
+	all  bytes.Buffer
+}
+
+func (u *until) Write(p []byte) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n, err := u.all.Write(p)
+	if bytes.Contains(u.all.Bytes(), []byte(u.text)) {
+		u.do()
+	}
+	return n, err
 }

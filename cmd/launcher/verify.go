@@ -15,6 +15,7 @@ import (
 
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/preflight"
 )
@@ -60,7 +61,7 @@ func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
 		return usageError(cmd, errors.New("--offline and --deep contradict each other"))
 	}
 	s, mistakes := p.read(cmd, true)
-	settings := preflightSettings(s)
+	settings := p.preflightSettings(s)
 	settings.Mistakes = parts(mistakes)
 	settings.Warnings, s.warnings = s.warnings, nil
 	s.launch.Insecure = nil // what log would say is among the findings
@@ -86,12 +87,13 @@ func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
 	return nil
 }
 
-func preflightSettings(s settings) preflight.Settings {
+func (p *program) preflightSettings(s settings) preflight.Settings {
 	l := s.launch
 	return preflight.Settings{
 		Platform: l.Platform, DefaultDigest: l.DefaultDigest, ConfigFile: l.ConfigFile, SharedDir: l.SharedDir, AgentSocket: l.AgentSocket,
 		DockerHost: l.DockerHost, Compose: l.Compose, Insecure: l.Insecure,
 		Supervised: l.Supervise == launch.SuperviseOn || l.Supervise != launch.SuperviseOff && l.Platform == config.TEE,
+		Tuning:     image.Tuning{Sleep: p.sleep},
 	}
 }
 
