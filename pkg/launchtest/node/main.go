@@ -5,8 +5,9 @@
 //
 // Lines of the file at PATH, in whatever table they stand, choose how it behaves: exit_code = N and exit_after_ms = N
 // make it end by itself (N milliseconds after the start, 0 if only the code is given), ignore_term = true makes it
-// survive SIGTERM, and listen = PORT makes it answer TCP connections there. It reads just enough of TOML for that and does
-// nothing else that a node does.
+// survive SIGTERM, and listen = PORT makes it answer TCP connections there: it says which start of it this is, having read its
+// config, and whoever answers "exit N" ends it with that code. It reads just enough of TOML for that and does nothing else that
+// a node does.
 package main
 
 import (
@@ -50,15 +51,16 @@ func run(args []string, data string, terminated <-chan os.Signal, stdout, stderr
 	}
 	fmt.Fprintf(stdout, "mpc-node: start %d, image_hash = %q\n", starts, config.imageHash)
 
-	if config.listen != 0 {
+	ordered := make(chan int)
+	if config.listens {
 		listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", fmt.Sprintf(":%d", config.listen))
 		if err != nil {
 			fmt.Fprintln(stderr, "mpc-node:", err)
 			return 1
 		}
 		defer listener.Close()
-		go answer(listener)
-		fmt.Fprintf(stdout, "mpc-node: listening on port %d\n", config.listen)
+		go answer(listener, starts, ordered)
+		fmt.Fprintf(stdout, "mpc-node: listening on port %d\n", listener.Addr().(*net.TCPAddr).Port)
 	}
 
 	var ended <-chan time.Time
@@ -69,6 +71,8 @@ func run(args []string, data string, terminated <-chan os.Signal, stdout, stderr
 		select {
 		case <-ended:
 			return config.exitCode
+		case code := <-ordered:
+			return code
 		case <-terminated:
 			if config.ignoreTerm {
 				fmt.Fprintln(stdout, "mpc-node: ignoring SIGTERM")
@@ -86,7 +90,8 @@ type config struct {
 	exitCode   int
 	exitAfter  time.Duration
 	ignoreTerm bool
-	listen     uint16
+	listens    bool
+	listen     uint16 // 0: any
 }
 
 func readConfig(path string) (config, error) {
@@ -130,7 +135,7 @@ func (c *config) set(key, value string) error {
 	case "listen":
 		var port uint64
 		port, err = strconv.ParseUint(value, 10, 16)
-		c.listen = uint16(port)
+		c.listens, c.listen = true, uint16(port)
 	}
 	return err
 }
@@ -161,13 +166,19 @@ func recordStart(dir string) (int, error) {
 	return strings.Count(string(lines), "\n"), nil
 }
 
-func answer(listener net.Listener) {
+func answer(listener net.Listener, starts int, ordered chan<- int) {
 	for {
 		conn, err := listener.Accept()
 		if err != nil {
 			return
 		}
-		fmt.Fprintln(conn, "mpc-node")
-		conn.Close()
+		go func() {
+			defer conn.Close()
+			fmt.Fprintf(conn, "mpc-node: start %d\n", starts)
+			var code int
+			if _, err := fmt.Fscanf(conn, "exit %d\n", &code); err == nil {
+				ordered <- code
+			}
+		}()
 	}
 }

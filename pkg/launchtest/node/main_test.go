@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,9 +51,12 @@ func start(t *testing.T, data, config string) *node {
 	return n
 }
 
+// patience bounds every wait: nothing takes so long, on whatever machine.
+const patience = 2 * time.Minute
+
 func (n *node) says(t *testing.T, text string) {
 	t.Helper()
-	require.Eventually(t, func() bool { return strings.Contains(n.out.String(), text) }, 10*time.Second, time.Millisecond, "%q", text)
+	require.Eventually(t, func() bool { return strings.Contains(n.out.String(), text) }, patience, time.Millisecond, "%q", text)
 }
 
 func (n *node) code(t *testing.T) int {
@@ -59,7 +64,7 @@ func (n *node) code(t *testing.T) int {
 	select {
 	case code := <-n.exited:
 		return code
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		require.Fail(t, "it still runs", n.out.String())
 		return -1
 	}
@@ -100,26 +105,43 @@ func TestBehaviours(t *testing.T) {
 
 func TestIgnoresTermination(t *testing.T) {
 	t.Parallel()
-	n := start(t, t.TempDir(), "ignore_term = true\nexit_code = 6\nexit_after_ms = 300\n"+tee)
+	n := start(t, t.TempDir(), "ignore_term = true\nlisten = 0\n"+tee)
 	n.terminated <- syscall.SIGTERM
 	n.says(t, "ignoring SIGTERM")
+	n.order(t, "exit 6")
 	assert.Equal(t, 6, n.code(t))
+}
+
+// order says a line to a node that listens, and returns what the node said before.
+func (n *node) order(t *testing.T, line string) (greeting string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", "127.0.0.1:"+n.port(t))
+	require.NoError(t, err)
+	defer conn.Close()
+	greeting, err = bufio.NewReader(conn).ReadString('\n')
+	require.NoError(t, err)
+	_, err = fmt.Fprintln(conn, line)
+	require.NoError(t, err)
+	return greeting
+}
+
+// port is where the node listens, by its own word.
+func (n *node) port(t *testing.T) string {
+	t.Helper()
+	n.says(t, "listening on port ")
+	return regexp.MustCompile(`listening on port (\d+)\n`).FindStringSubmatch(n.out.String())[1]
 }
 
 func TestListens(t *testing.T) {
 	t.Parallel()
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	port := probe.Addr().(*net.TCPAddr).Port
-	require.NoError(t, probe.Close())
-	config := fmt.Sprintf("listen = %d\n", port) + tee
-	n := start(t, t.TempDir(), config)
-	n.says(t, "listening")
-	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	require.NoError(t, err)
-	require.NoError(t, conn.Close())
-	assert.Equal(t, 1, start(t, t.TempDir(), config).code(t), "a taken port")
-	n.terminated <- syscall.SIGTERM
+	data := t.TempDir()
+	n := start(t, data, "listen = 0\n"+tee)
+	assert.Equal(t, "mpc-node: start 1\n", n.order(t, "stay"))
+	assert.Equal(t, 1, start(t, t.TempDir(), "listen = "+n.port(t)+"\n"+tee).code(t), "a taken port")
+	assert.Equal(t, "mpc-node: start 1\n", n.order(t, "exit 7"))
+	assert.Equal(t, 7, n.code(t))
+	n = start(t, data, "listen = 0\n"+tee)
+	assert.Equal(t, "mpc-node: start 2\n", n.order(t, "exit 0"))
 	assert.Zero(t, n.code(t))
 }
 
