@@ -16,14 +16,16 @@ import (
 
 const maxModules = 16
 
-// TestTrustBase holds what is linked into the launcher to a list, so that a new dependency is a visible decision. It builds with the flags
-// of the tests, of whose packages only the linking is left to do; TestE2EDropIn holds the binary of the image to the same list.
+// TestTrustBase holds what is linked into the launcher to a list, so that a new dependency is a
+// visible decision. It builds with the flags of the tests, of whose packages only the linking is
+// left to do; TestE2EDropIn holds the binary of the image to the same list.
 func TestTrustBase(t *testing.T) {
 	t.Parallel()
 	binary := filepath.Join(t.TempDir(), "launcher")
 	commit := strings.Repeat("ab", 20)
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false",
-		"-ldflags", "-s -w -X main.version=v1.2.3 -X main.commit="+commit, "-o", binary, ".").CombinedOutput()
+	ldflags := "-s -w -X main.version=v1.2.3 -X main.commit=" + commit
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-ldflags", ldflags, "-o", binary, ".")
+	out, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	info, err := buildinfo.ReadFile(binary)
 	require.NoError(t, err)

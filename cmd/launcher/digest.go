@@ -87,7 +87,8 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 	}
 	log := s.log(p.stderr)
 	puller := image.Puller{
-		Insecure: s.launch.Insecure, ForbiddenHelperDirs: []string{"/tapp", s.launch.SharedDir}, Log: log, Tuning: image.Tuning{Sleep: p.sleep},
+		Insecure: s.launch.Insecure, ForbiddenHelperDirs: []string{"/tapp", s.launch.SharedDir},
+		Log: log, Tuning: image.Tuning{Sleep: p.sleep},
 	}
 	// All or nothing: half a list is easily taken for the whole.
 	var all []described

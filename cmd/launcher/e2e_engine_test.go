@@ -4,9 +4,13 @@ package main_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +18,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -33,6 +36,7 @@ type ownEngine struct {
 	cmd     *exec.Cmd
 	control io.WriteCloser
 	init    int // process 1 of its namespace, as this namespace counts
+	logged  int // bytes of its log when it was started
 }
 
 // dockerdScript is process 1 there. A line on standard input stops the daemon in an orderly way. A bridged engine has a bridge, and the
@@ -72,8 +76,6 @@ func newOwnEngine(t *testing.T, bridged bool) *ownEngine {
 	// Not below TMPDIR: the path of a unix socket has to fit into 107 bytes, and /tmp may be memory.
 	dir, err := os.MkdirTemp("/var/tmp", "engine")
 	require.NoError(t, err)
-	_, err = os.Stat("/tapp")
-	made := os.IsNotExist(err)
 	if os.Getenv("LAUNCHER_ENGINE_CONFIG") == "" { // a shared engine's containerd store is its own choice, not this one's
 		info.Driver = strings.Replace(info.Driver, "overlayfs", "overlay2", 1)
 	}
@@ -93,9 +95,6 @@ func newOwnEngine(t *testing.T, bridged bool) *ownEngine {
 					_ = os.Remove(g)
 				}
 			}
-		}
-		if made {
-			_ = os.Remove("/tapp")
 		}
 		assert.NoError(t, os.RemoveAll(dir))
 	})
@@ -118,27 +117,69 @@ func (e *ownEngine) start() {
 		config = "{}"
 	}
 	e.cmd = exec.Command("unshare", append(args, "bash", "-euc", dockerdScript, e.dir, e.driver, e.name(), strconv.FormatBool(e.bridged), config)...)
-	var err error
+	log, err := os.ReadFile(filepath.Join(e.dir, "log"))
+	if err != nil {
+		require.ErrorIs(e.t, err, os.ErrNotExist)
+	}
+	e.logged = len(log)
 	e.control, err = e.cmd.StdinPipe()
 	require.NoError(e.t, err)
 	require.NoError(e.t, e.cmd.Start())
-	require.Eventually(e.t, func() bool {
+	eventually(e.t, "unshare starts something", func() bool {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", e.cmd.Process.Pid, e.cmd.Process.Pid))
 		if err != nil {
 			return false
 		}
 		e.init, err = strconv.Atoi(strings.TrimSpace(string(children)))
 		return err == nil
-	}, 10*time.Second, 5*time.Millisecond, "unshare starts nothing")
+	})
 	if e.bridged {
 		require.NoError(e.t, inNetwork(e.init, loopbackUp))
 	}
 	reader, err := inspect.New(e.host())
 	require.NoError(e.t, err)
-	require.Eventually(e.t, func() bool {
+	eventually(e.t, "dockerd answers", func() bool {
 		_, err := reader.Info(context.Background())
 		return err == nil
-	}, time.Minute, 20*time.Millisecond, "dockerd doesn't answer")
+	})
+}
+
+// event is one of the engine's events.
+type event struct {
+	Actor struct{ Attributes map[string]string }
+}
+
+// events returns the engine's events up to a time.
+func (e *ownEngine) events(query url.Values) []event {
+	e.t.Helper()
+	require.NotEmpty(e.t, query.Get("until"))
+	answer := e.watch(e.t.Context(), query)
+	defer answer.Close()
+	var all []event
+	for decoder := json.NewDecoder(answer); ; {
+		var next event
+		err := decoder.Decode(&next)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		require.NoError(e.t, err)
+		all = append(all, next)
+	}
+}
+
+// watch returns the engine's events as it sends them.
+func (e *ownEngine) watch(ctx context.Context, query url.Values) io.ReadCloser {
+	e.t.Helper()
+	request, err := http.NewRequestWithContext(ctx, "GET", "http://docker/events?"+query.Encode(), nil)
+	require.NoError(e.t, err)
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", e.dir+"/docker.sock")
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
+	answer, err := client.Do(request)
+	require.NoError(e.t, err)
+	require.Equal(e.t, http.StatusOK, answer.StatusCode)
+	return answer.Body
 }
 
 // cut pulls the plug: daemon, containerd, shims and workload get no chance to do anything.
@@ -160,10 +201,10 @@ func (e *ownEngine) stop() {
 
 func (e *ownEngine) gone() {
 	_ = e.cmd.Wait()
-	assert.Eventually(e.t, func() bool {
+	eventually(e.t, "nothing of the engine lives on", func() bool {
 		_, err := os.Stat(fmt.Sprintf("/proc/%d", e.init))
 		return os.IsNotExist(err)
-	}, time.Minute, 5*time.Millisecond, "something of the engine lives on")
+	})
 	e.cmd = nil
 	_, err := net.Dial("unix", e.dir+"/docker.sock")
 	assert.Error(e.t, err)

@@ -75,6 +75,7 @@ func outside(text string) string {
 // TestE2EDropIn runs the image as `make image` builds it, with nothing but the contract's compose files, on an engine with a bridge of its own.
 // The launcher has only its own loopback, and there a registry.
 func TestE2EDropIn(t *testing.T) {
+	t.Parallel()
 	images := t.TempDir()
 	build := exec.Command("go", "run", "../../hack/image", "-root", "../..", "-out", filepath.Join(images, "launcher"), "-version", "e2e", "-arch", runtime.GOARCH)
 	build.Stderr = os.Stderr
@@ -120,7 +121,8 @@ func TestE2EDropIn(t *testing.T) {
 		var binary []byte
 		for _, l := range manifest.Layers {
 			size += l.Size
-			if content := fileIn(t, filepath.Join(images, "launcher", "image", "blobs", "sha256", l.Digest.Hex), "usr/local/bin/launcher"); content != nil {
+			layer := filepath.Join(images, "launcher", "image", "blobs", "sha256", l.Digest.Hex)
+			if content := fileIn(t, layer, "usr/local/bin/launcher"); content != nil {
 				binary = content
 			}
 		}
@@ -170,13 +172,18 @@ func TestE2EDropIn(t *testing.T) {
 		assert.Subset(t, modules, append(strings.Fields(string(linked)), "std", "github.com/docker/compose/v5", "golang.org/x/crypto/x509roots/fallback"))
 	})
 	t.Run("TEE", func(t *testing.T) {
+		t.Parallel()
 		dropInTEE(t, newDropIn(t, images, registry, launcher, digests, "TEE"), "/var/run/dstack.sock")
 	})
 	// Only the left sides of the text's mounts are the host's to choose.
 	t.Run("TEE, the socket elsewhere on the host", func(t *testing.T) {
+		t.Parallel()
 		dropInTEE(t, newDropIn(t, images, registry, launcher, digests, "TEE"), "/var/run/elsewhere/agent.sock")
 	})
-	t.Run("NONTEE", func(t *testing.T) { dropInOutside(t, newDropIn(t, images, registry, launcher, digests, "NONTEE")) })
+	t.Run("NONTEE", func(t *testing.T) {
+		t.Parallel()
+		dropInOutside(t, newDropIn(t, images, registry, launcher, digests, "NONTEE"))
+	})
 }
 
 func dropInTEE(t *testing.T, d *dropIn, socket string) {
@@ -195,7 +202,7 @@ func dropInTEE(t *testing.T, d *dropIn, socket string) {
 	require.NoError(t, err)
 	assert.Contains(t, string(config), m.digests[0].String())
 	assert.Contains(t, string(config), "type = 'dstack'")
-	assert.Contains(t, m.log(), "start 1, ")
+	m.says("start 1, ")
 	for _, mount := range c.Mounts {
 		if mount.Destination == compose.AgentSocket {
 			assert.Equal(t, socket, mount.Source, "the workload has the agent that the launcher has")
@@ -217,7 +224,7 @@ func dropInTEE(t *testing.T, d *dropIn, socket string) {
 		again := m.workload()
 		assert.Equal(t, "running", again.Status)
 		assert.NotEqual(t, c.ID, again.ID, "the container of the boot before")
-		assert.Contains(t, m.log(), "start 2, ", "the data volume is not the one of the boot before")
+		m.says("start 2, ") // or the data volume is not the one of the boot before
 		assert.Equal(t, 2, m.starts(d.engine), "something ran unmeasured")
 		d.sparing()
 	})
@@ -232,12 +239,12 @@ func dropInTEE(t *testing.T, d *dropIn, socket string) {
 		assert.Equal(t, "newest approved", upgraded.Image.Reason)
 		assert.Equal(t, upgraded.Image.ImageID, m.workload().Image)
 		assert.NotEqual(t, first.Image.ImageID, m.workload().Image)
-		assert.Contains(t, m.log(), "start 3, ")
-		assert.Contains(t, m.log(), m.digests[1].String())
+		m.says("start 3, ")
+		m.says(m.digests[1].String())
 		d.sparing()
 	})
 	t.Run("an orderly end", func(t *testing.T) {
-		d.docker("stop", "launcher")
+		d.docker("stop", "-t", strconv.Itoa(int(patience.Seconds())), "launcher")
 		self, err := m.engine.Container(t.Context(), "launcher")
 		require.NoError(t, err)
 		assert.Zero(t, self.ExitCode)
@@ -262,10 +269,10 @@ func dropInOutside(t *testing.T, d *dropIn) {
 	require.NoError(t, err)
 	assert.Contains(t, string(config), "type = 'local'")
 	d.answers(m.port)
-	require.Eventually(t, func() bool {
+	eventually(t, "it ends when all is done", func() bool {
 		self, err := m.engine.Container(t.Context(), "launcher")
 		return err == nil && !self.Live() && self.ExitCode == 0
-	}, 10*time.Second, 20*time.Millisecond, "it ends when all is done")
+	})
 	d.sparing()
 
 	t.Run("the archive", func(t *testing.T) {
@@ -303,7 +310,9 @@ func newDropIn(t *testing.T, images string, registry v1.Image, launcher v1.Hash,
 	require.NoError(t, err)
 	m.config = filepath.Join(e.dir, "tapp/user_config")
 	text := fmt.Sprintf("[launcher_config]\nimage = \"127.0.0.1:5000/nearone/mpc-node:main\"\n"+
-		"port_mappings = [{ host = %d, container = 11780 }]\n\n[mpc_node_config]\nhome_dir = \"/data\"\nlisten = 11780\n", m.port)
+		// The registry listens only once the launcher's network is there.
+		"port_mappings = [{ host = %d, container = 11780 }]\npull_max_retries = 1000\npull_max_delay_secs = 2\n\n"+
+		"[mpc_node_config]\nhome_dir = \"/data\"\nlisten = 11780\n", m.port)
 	require.NoError(t, os.WriteFile(m.config, []byte(text), 0o644))
 
 	// Copied, because the engine sees below its own directory what is there in every namespace.
@@ -387,14 +396,14 @@ func (d *dropIn) settle() launch.Report {
 	d.t.Helper()
 	defer d.usage.stop()
 	var report launch.Report
-	require.Eventually(d.t, func() bool {
+	eventually(d.t, "the launcher supervises or has ended", func() bool {
 		report = launch.Report{}
 		data, err := os.ReadFile(filepath.Join(d.shared, state.Name, "report.json"))
 		if err != nil || json.Unmarshal(data, &report) != nil || report.StartedAt.Before(d.began) {
 			return false
 		}
 		return report.ExitCode != nil || d.platform == "TEE" && outcome{report: report}.status("supervise") == "running"
-	}, 2*time.Minute, 50*time.Millisecond, "the launcher takes too long")
+	})
 	if d.platform == "TEE" && report.ExitCode != nil {
 		require.Fail(d.t, "the launcher ended", "with %d; its log is below", *report.ExitCode)
 	}
@@ -404,15 +413,15 @@ func (d *dropIn) settle() launch.Report {
 // answers requires that something listens on a port of the machine.
 func (d *dropIn) answers(port int) {
 	d.t.Helper()
-	assert.Eventually(d.t, func() bool {
+	eventually(d.t, fmt.Sprintf("something listens on port %d", port), func() bool {
 		return inNetwork(d.engine.init, func() error {
-			conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
+			conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), patience)
 			if err == nil {
 				conn.Close()
 			}
 			return err
 		}) == nil
-	}, 10*time.Second, 50*time.Millisecond, "nothing listens on port %d", port)
+	})
 }
 
 // sparing holds what the launcher used since up to its bounds.
@@ -454,9 +463,11 @@ func watch(group string) *usage {
 	u := &usage{done: make(chan struct{}), peaks: map[string]int64{}}
 	go func() {
 		defer close(u.done)
+		again := time.NewTicker(5 * time.Millisecond)
+		defer again.Stop()
 		for !u.over() {
 			u.sample(group)
-			time.Sleep(5 * time.Millisecond)
+			<-again.C
 		}
 	}()
 	return u

@@ -3,9 +3,9 @@
 package main_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -16,8 +16,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
@@ -31,17 +32,6 @@ import (
 	"tee-launcher/pkg/state"
 )
 
-// behave changes what the workload does from its next start on, as if its own config said so.
-func (m *machine) behave(lines string) {
-	m.t.Helper()
-	path := filepath.Join(m.shared, compose.NodeConfig)
-	data, err := os.ReadFile(path)
-	require.NoError(m.t, err)
-	data = regexp.MustCompile(`(?m)^(exit_|ignore_).*\n`).ReplaceAll(data, nil)
-	data = bytes.Replace(data, []byte("[tee]"), []byte(lines+"\n[tee]"), 1)
-	require.NoError(m.t, os.WriteFile(path, data, 0o644))
-}
-
 func (m *machine) docker(action string) {
 	m.t.Helper()
 	m.call("POST", "/containers/"+compose.Name+"/"+action, nil, nil)
@@ -53,11 +43,6 @@ func (p *process) workloadReport() launch.WorkloadReport {
 		return *report.Workload
 	}
 	return launch.WorkloadReport{}
-}
-
-func (m *machine) eventually(what string, holds func() bool) {
-	m.t.Helper()
-	require.Eventually(m.t, holds, 30*time.Second, 50*time.Millisecond, "%s", what)
 }
 
 // residentKiB is what a process holds in memory, its program included.
@@ -74,123 +59,143 @@ func residentKiB(t *testing.T, pid int) int {
 }
 
 func TestE2ESupervision(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "TEE")
-	m.node = "exit_code = 3\nexit_after_ms = 4000" // after the grace
-	m.configure("")
 	p := m.start()
 	o := p.settle()
 	require.True(t, o.stays, "%s", o.stderr)
 	id := m.workload().ID
 
-	m.eventually("it is started again", func() bool { return p.workloadReport().Restarts == 1 })
-	m.behave("")
-	m.eventually("and once more", func() bool { return p.workloadReport().Restarts == 2 })
-	c := m.workload()
-	assert.Equal(t, id, c.ID, "the same container")
+	for restarts := range 2 {
+		m.answers(restarts+1, "exit 3")
+		p.until("it is started again", func() bool {
+			return p.workloadReport().Restarts == restarts+1
+		})
+	}
+	m.answers(3, "")
+	assert.Equal(t, id, m.workload().ID, "the same container")
 	report := p.workloadReport()
 	require.NotNil(t, report.LastExitCode)
 	assert.Equal(t, 3, *report.LastExitCode)
-	assert.Equal(t, 2, strings.Count(p.stderr.String(), "is started again"))
 
-	for _, how := range []string{"stop", "kill", "kill?signal=TERM"} {
+	for i, how := range []string{"stop", "kill", "kill?signal=TERM"} {
 		m.docker(how)
-		m.eventually("the end is seen", func() bool { return strings.Contains(p.workloadReport().Status, "exited") })
-		time.Sleep(2 * time.Second)
+		p.says("was stopped on purpose", i+1)
 		assert.Equal(t, "exited", m.workload().Status, "%s is respected", how)
 		m.docker("start")
-		m.eventually("the start is seen", func() bool { return p.workloadReport().Status == "running" })
+		p.says("the workload runs", i+1)
+		m.answers(4+i, "")
 	}
-	m.docker("restart")
-	m.eventually("a restart is somebody's purpose", func() bool { return strings.Contains(m.log(), "start 7") })
-	time.Sleep(time.Second)
-	assert.Equal(t, 2, p.workloadReport().Restarts)
+	m.docker("restart") // somebody's purpose, too
+	m.answers(7, "")
 	m.measured(m.digests[0])
 	assert.Equal(t, 1, m.agent.Emits())
 
 	assert.Equal(t, exit.Busy, m.start().settle().code, "the lock is held")
 	assert.LessOrEqual(t, residentKiB(t, p.cmd.Process.Pid), 20<<10, "resident while waiting")
 
-	m.behave("exit_code = 0\nexit_after_ms = 500")
-	m.docker("restart")
-	select {
-	case <-p.ended:
-	case <-time.After(20 * time.Second):
-		require.Fail(t, "the workload ended with 0, and the launcher didn't")
-	}
+	m.answers(7, "exit 0")
+	p.until("the launcher ends as the workload does", p.hasEnded)
 	o = p.settle()
 	assert.Equal(t, exit.OK, o.code, "%s", o.stderr)
 	assert.Equal(t, launch.Status("done"), o.status("supervise"))
+	assert.Equal(t, 2, strings.Count(o.stderr, "is started again"), "what was done on purpose stood")
+	assert.Equal(t, 2, o.report.Workload.Restarts)
 
 	// A further run in the same boot starts it again, and a stubborn one is killed in time.
-	m.behave("ignore_term = true")
+	m.node = "ignore_term = true"
+	m.configure("")
+	r := newRelay(t, m.host)
+	m.relay = r.host
 	p = m.start()
 	o = p.settle()
 	require.True(t, o.stays, "%s", o.stderr)
-	began := time.Now()
+	m.answers(8, "")
+	asked := r.before(`^POST /containers/[^/]*/stop\?t=5$`, func() {})
 	o = p.terminate()
 	assert.Equal(t, exit.OK, o.code, "%s", o.stderr)
-	assert.Less(t, time.Since(began), 8*time.Second)
-	assert.Equal(t, "exited", m.workload().Status)
+	assert.True(t, closed(asked), "it may take 5 s to end by itself")
+	c := m.workload()
+	assert.Equal(t, "exited", c.Status)
+	assert.Equal(t, 128+int(syscall.SIGKILL), c.ExitCode)
 	assert.Equal(t, 1, m.agent.Emits())
 }
 
-// TestE2EPrunedAllTheTime does what dstack does at boot, without end: whatever no container uses is removed.
+// TestE2EPrunedAllTheTime does what dstack does at boot, without end: whatever no container uses is
+// removed, before every seventh request to the engine, and at one point of each boot where it
+// matters most.
 func TestE2EPrunedAllTheTime(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "TEE")
 	m.mustBoot()
+	m.says("start 1,")
 	// The launcher's own container, which this test has not, holds the shared volume.
 	m.call("POST", "/containers/create?name=mpc-node-launcher-stand-in", map[string]any{
 		"Image": m.workload().Image, "Cmd": []string{"/x"}, "HostConfig": map[string]any{"Binds": []string{"shared-volume:/mnt/shared"}},
 	}, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	var pruning sync.WaitGroup
-	prunes := 0
-	pruning.Go(func() {
-		for ctx.Err() == nil {
-			m.call("POST", "/volumes/prune", nil, nil)
-			m.call("POST", "/images/prune?filters="+url.QueryEscape(`{"dangling":["false"]}`), nil, nil)
-			prunes++
-			time.Sleep(30 * time.Millisecond)
+	var one sync.Mutex // the engine refuses a second one
+	prune := func() {
+		one.Lock()
+		defer one.Unlock()
+		m.call("POST", "/volumes/prune", nil, nil)
+		m.call("POST", "/images/prune?filters="+url.QueryEscape(`{"dangling":["false"]}`), nil, nil)
+	}
+	r := newRelay(t, m.host)
+	m.relay = r.host
+	requests, prunes := atomic.Int64{}, atomic.Int64{}
+	r.each = func() {
+		if requests.Add(1)%7 == 0 {
+			prune()
+			prunes.Add(1)
 		}
-	})
-	defer pruning.Wait()
-	defer cancel()
-
-	booted := 1
-	for i := range 6 {
+	}
+	for i, point := range []struct {
+		when  func(match string, do func()) <-chan struct{}
+		match string
+	}{
+		{r.during, `^POST /images/load`},
+		{r.before, `^POST /containers/create.*holder`},
+		{r.before, `^GET /images/[^/]*/json`},
+		{r.before, `^POST /containers/create\?name=mpc-node$`},
+		{r.before, `^DELETE /containers/`},
+		{r.before, `^POST /containers/[^/]*/start`},
+	} {
 		m.reboot()
 		digest := m.digests[(i+1)%2]
 		m.approve(digest)
-		o := m.boot()
-		if o.code != exit.OK {
+		pruned, before := point.when(point.match, prune), prunes.Load()
+		var o outcome
+		eventually(t, "it boots", func() bool {
+			if o = m.boot(); o.code == exit.OK {
+				return true
+			}
 			// An image can still go between the last look and the creation by Compose.
 			assert.Contains(t, []exit.Code{exit.Engine, exit.Workload}, o.code, "%s", o.stderr)
 			m.unmeasured()
 			m.nothingRuns()
-			continue
-		}
-		booted++
+			return false
+		})
+		assert.True(t, closed(pruned), "it did without %s", point.match)
+		assert.Greater(t, prunes.Load(), before+1)
 		m.measured(digest)
 		assert.Equal(t, "running", m.workload().Status)
 		assert.Equal(t, o.report.Image.ImageID, m.workload().Image)
-		assert.Contains(t, m.log(), fmt.Sprintf("start %d,", booted), "the data volume is another one")
+		m.says(fmt.Sprintf("start %d,", i+2)) // or the data volume is another one
 	}
-	cancel()
-	pruning.Wait()
-	assert.Greater(t, prunes, 50)
-	assert.GreaterOrEqual(t, booted, 5, "what is pruned away is loaded again")
 	_, err := m.engine.Volume(t.Context(), compose.DataVolume)
 	assert.NoError(t, err)
 }
 
-// relay stands between a launcher and the engine and can hold a request up: before the engine gets it, or after it was done.
+// relay stands between a launcher and the engine and can do something before a request gets there,
+// or hold it up.
 type relay struct {
 	host string
+	each func() // before every request; nil: nothing
 
 	mu    sync.Mutex
-	match *regexp.Regexp // of "METHOD /path"; nil: none
-	done  bool
-	held  chan struct{} // closed once one is held
+	match *regexp.Regexp // of "METHOD /path?query"; nil: none
+	act   func(w http.ResponseWriter, request *http.Request)
+	proxy *httputil.ReverseProxy
 }
 
 func newRelay(t *testing.T, engine string) *relay {
@@ -200,29 +205,98 @@ func newRelay(t *testing.T, engine string) *relay {
 	r := &relay{host: "unix://" + dir + "/docker.sock"}
 	listener, err := net.Listen("unix", dir+"/docker.sock")
 	require.NoError(t, err)
-	transport := &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(engine, "unix://"))
-	}}
-	proxy := &httputil.ReverseProxy{
+	}
+	r.proxy = &httputil.ReverseProxy{
 		Rewrite:       func(p *httputil.ProxyRequest) { p.Out.URL.Scheme, p.Out.URL.Host = "http", "docker" },
-		Transport:     transport,
+		Transport:     &http.Transport{DisableCompression: true, DialContext: dial},
 		FlushInterval: -1,
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		held, done := r.hold(request)
-		if held == nil {
-			proxy.ServeHTTP(w, request)
-			return
+		if r.each != nil {
+			r.each()
 		}
-		if done {
-			proxy.ServeHTTP(discarded{http.Header{}}, request)
+		if act := r.matching(request); act != nil {
+			act(w, request)
+		} else {
+			r.proxy.ServeHTTP(w, request)
 		}
-		close(held)
-		<-request.Context().Done()
 	})}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close(); os.RemoveAll(dir) })
 	return r
+}
+
+// matching returns what is to be done with a request, once.
+func (r *relay) matching(request *http.Request) func(http.ResponseWriter, *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	path := regexp.MustCompile(`^/v[0-9.]+/`).ReplaceAllString(request.URL.Path, "/")
+	asked := request.Method + " " + path
+	if request.URL.RawQuery != "" {
+		asked += "?" + request.URL.RawQuery
+	}
+	if r.match == nil || !r.match.MatchString(asked) {
+		return nil
+	}
+	r.match = nil
+	return r.act
+}
+
+func (r *relay) at(match string, act func(http.ResponseWriter, *http.Request)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.match, r.act = regexp.MustCompile(match), act
+}
+
+// before does something before the next such request gets to the engine, and closes what it
+// returns.
+func (r *relay) before(match string, do func()) <-chan struct{} {
+	did := make(chan struct{})
+	r.at(match, func(w http.ResponseWriter, request *http.Request) {
+		do()
+		close(did)
+		r.proxy.ServeHTTP(w, request)
+	})
+	return did
+}
+
+// during does something while the body of the next such request is on its way, and closes what it
+// returns.
+func (r *relay) during(match string, do func()) <-chan struct{} {
+	did := make(chan struct{})
+	r.at(match, func(w http.ResponseWriter, request *http.Request) {
+		request.Body = &firstRead{ReadCloser: request.Body, do: func() { do(); close(did) }}
+		r.proxy.ServeHTTP(w, request)
+	})
+	return did
+}
+
+// firstRead does something when somebody begins to read.
+type firstRead struct {
+	io.ReadCloser
+	once sync.Once
+	do   func()
+}
+
+func (f *firstRead) Read(p []byte) (int, error) {
+	f.once.Do(f.do)
+	return f.ReadCloser.Read(p)
+}
+
+// holdUp lets nobody see an answer to the next such request, which the engine gets only if it is to
+// be done. It closes what it returns once it is held.
+func (r *relay) holdUp(match string, done bool) <-chan struct{} {
+	held := make(chan struct{})
+	r.at(match, func(_ http.ResponseWriter, request *http.Request) {
+		if done {
+			r.proxy.ServeHTTP(discarded{http.Header{}}, request)
+		}
+		close(held)
+		<-request.Context().Done()
+	})
+	return held
 }
 
 // discarded is an answer that nobody gets.
@@ -232,30 +306,21 @@ func (d discarded) Header() http.Header         { return d.header }
 func (d discarded) Write(p []byte) (int, error) { return len(p), nil }
 func (d discarded) WriteHeader(int)             {}
 
-func (r *relay) hold(request *http.Request) (held chan struct{}, done bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	path := regexp.MustCompile(`^/v[0-9.]+/`).ReplaceAllString(request.URL.Path, "/")
-	if r.match == nil || !r.match.MatchString(request.Method+" "+path+"?"+request.URL.RawQuery) {
-		return nil, false
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
-	r.match = nil
-	return r.held, r.done
-}
-
-func (r *relay) holdUp(match string, done bool) <-chan struct{} {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.match, r.done, r.held = regexp.MustCompile(match), done, make(chan struct{})
-	return r.held
 }
 
 // TestE2EKilled kills the launcher where it matters most, starts it again in the same boot, and then in a new one.
 func TestE2EKilled(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "TEE")
 	m.mustBoot()
-	direct := m.host
-	r := newRelay(t, direct)
+	r := newRelay(t, m.host)
 	booted := 0
 	images := func() int {
 		n := 0
@@ -299,7 +364,7 @@ func TestE2EKilled(t *testing.T) {
 			if strings.Contains(c.match, "load") {
 				m.call("POST", "/images/prune?filters="+url.QueryEscape(`{"dangling":["false"]}`), nil, nil)
 			}
-			m.host = r.host
+			m.relay = r.host
 			var held <-chan struct{}
 			if c.agent != "" {
 				m.agent.Fail(launchtest.AgentFault{Kind: c.agent, Match: "EmitEvent mpc"})
@@ -308,24 +373,19 @@ func TestE2EKilled(t *testing.T) {
 			}
 			p := m.start()
 			if held != nil {
-				select {
-				case <-held:
-				case <-p.ended:
-					require.Fail(t, "the launcher came past it", "%s", &p.stderr)
-				case <-time.After(time.Minute):
-					require.Fail(t, "the launcher didn't come to it", "%s", &p.stderr)
-				}
+				p.until("the launcher comes to it", func() bool { return closed(held) || p.hasEnded() })
+				require.True(t, closed(held), "the launcher came past it: %s", &p.stderr)
 			} else {
-				m.eventually("it emits", func() bool { return m.agent.Hits(c.agent) > 0 })
+				p.until("it emits", func() bool { return m.agent.Hits(c.agent) > 0 })
 			}
 			p.kill()
-			m.host = direct
+			m.relay = ""
 			sound(digest)
 
 			again := m.start()
 			if c.refused {
 				// A short look is enough here; that it gives up by itself after half a minute is proved elsewhere.
-				m.eventually("it reads the log", func() bool { return strings.Contains(again.stderr.String(), "may be measuring still") })
+				again.says("may be measuring still", 1)
 				again.kill()
 				m.agent.Heal()
 				sound(digest)

@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/compose"
@@ -35,12 +36,14 @@ import (
 	"tee-launcher/pkg/state"
 )
 
-// machine is a virtual machine as far as the launcher sees it: a real engine and Compose, an agent, a registry, its files.
-// Its names on the engine are the contract's, so there is one at a time.
+// machine is a virtual machine as far as the launcher sees it: a real engine and Compose, an agent,
+// a registry, its files. Its names on the engine are the contract's, so there is one at a time on
+// each.
 type machine struct {
 	t        *testing.T
 	binary   string
 	host     string
+	relay    string // where the launcher takes the engine to be; empty: host
 	compose  string
 	engine   *docker.Engine
 	agent    *launchtest.Agent
@@ -54,10 +57,51 @@ type machine struct {
 	digests  []v1.Hash // of the images in the registry, the oldest first
 }
 
+// patience bounds every wait for a fact. Nothing takes so long, even on a machine that is busy with
+// other things.
+const patience = 4 * time.Minute
+
+// eventually waits until something holds.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	bound := time.After(patience)
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for !holds() {
+		select {
+		case <-look.C:
+		case <-bound:
+			require.Fail(t, "it doesn't come to this: "+what)
+		}
+	}
+}
+
+// alone waits until no other test is alone with the same thing, and returns what ends that.
+func alone(t *testing.T, with string) (end func()) {
+	t.Helper()
+	lock, err := os.Create(filepath.Join(os.Getenv(commonDir), with+".lock"))
+	require.NoError(t, err)
+	require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	return func() { lock.Close() }
+}
+
+// built returns the path of the launcher, built once for all tests.
+func built(t *testing.T) string {
+	t.Helper()
+	defer alone(t, "build")()
+	path := filepath.Join(os.Getenv(commonDir), "launcher")
+	if _, err := os.Stat(path); err != nil {
+		out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	return path
+}
+
 func newMachine(t *testing.T, platform string) *machine {
 	t.Helper()
 	host := os.Getenv("LAUNCHER_E2E_DOCKER_HOST")
 	require.NotEmpty(t, host, "LAUNCHER_E2E_DOCKER_HOST is not set: run make e2e")
+	t.Cleanup(alone(t, "engine"))
 	return machineOn(t, platform, host)
 }
 
@@ -68,10 +112,9 @@ func machineOn(t *testing.T, platform, host string) *machine {
 	require.NotEmpty(t, m.compose, "LAUNCHER_E2E_COMPOSE is not set: run make e2e")
 	dir := t.TempDir()
 
-	m.binary = filepath.Join(dir, "launcher")
-	out, err := exec.Command("go", "build", "-o", m.binary, ".").CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	m.binary = built(t)
 
+	var err error
 	m.engine, err = docker.New(m.host)
 	require.NoError(t, err)
 	m.clear()
@@ -112,11 +155,17 @@ func machineOn(t *testing.T, platform, host string) *machine {
 	return m
 }
 
+// freePort returns a port that nobody listens on, and that no connection gets by chance until the
+// workload has it.
 func freePort(t *testing.T) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	for port := 20000; port < 32768; port++ {
+		if l, err := net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", port)); err == nil {
+			require.NoError(t, l.Close())
+			return port
+		}
+	}
+	require.Fail(t, "no port is free")
+	return 0
 }
 
 func (m *machine) configure(launcherKeys string) {
@@ -181,9 +230,14 @@ func (b *lockedBuffer) String() string {
 func (m *machine) start(args ...string) *process {
 	m.t.Helper()
 	p := &process{m: m, began: time.Now().Truncate(time.Millisecond), ended: make(chan struct{}), cmd: exec.Command(m.binary, args...)}
+	host := m.host
+	if m.relay != "" {
+		host = m.relay
+	}
 	p.cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "PLATFORM=" + m.platform, "DOCKER_CONTENT_TRUST=1",
-		"DEFAULT_IMAGE_DIGEST=" + m.digests[0].String(), "DOCKER_HOST=" + m.host, "LAUNCHER_COMPOSE=" + m.compose,
+		"DEFAULT_IMAGE_DIGEST=" + m.digests[0].String(),
+		"DOCKER_HOST=" + host, "LAUNCHER_COMPOSE=" + m.compose,
 		"LAUNCHER_CONFIG=" + m.config, "LAUNCHER_SHARED_DIR=" + m.shared, "LAUNCHER_DSTACK_SOCKET=" + m.socket,
 	}
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
@@ -209,28 +263,48 @@ func (p *process) report() (launch.Report, bool) {
 // settle waits until the launcher supervises, or has ended.
 func (p *process) settle() outcome {
 	p.m.t.Helper()
-	deadline := time.After(3 * time.Minute)
-	for {
-		ended := false
-		select {
-		case <-p.ended:
-			ended = true
-		case <-deadline:
-			p.kill()
-			require.Fail(p.m.t, "the launcher takes too long", "%s", &p.stderr)
-		case <-time.After(20 * time.Millisecond):
-		}
+	var o outcome
+	p.until("the launcher supervises or ends", func() bool {
+		ended := p.hasEnded() // before what it left is read
 		report, ours := p.report()
-		o := outcome{stdout: p.stdout.String(), stderr: p.stderr.String(), report: report}
-		switch {
-		case ended:
+		o = outcome{stdout: p.stdout.String(), stderr: p.stderr.String(), report: report}
+		// A step that is skipped runs for a moment, too.
+		o.stays = !ended && ours && o.status("supervise") == "running" &&
+			strings.Contains(o.stderr, "supervising")
+		if ended {
 			o.code = exit.Code(p.cmd.ProcessState.ExitCode())
-			return o
-		case ours && o.status("supervise") == "running" && strings.Contains(o.stderr, "supervising"): // a step that is skipped runs for a moment, too
-			o.stays = true
-			return o
 		}
+		return ended || o.stays
+	})
+	return o
+}
+
+// until waits until something holds, and fails with the launcher's log.
+func (p *process) until(what string, holds func() bool) {
+	p.m.t.Helper()
+	defer func() {
+		if p.m.t.Failed() {
+			p.m.t.Logf("the launcher's log:\n%s", &p.stderr)
+		}
+	}()
+	eventually(p.m.t, what, holds)
+}
+
+func (p *process) hasEnded() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
 	}
+}
+
+// says waits until the launcher's log has a text so many times.
+func (p *process) says(text string, times int) {
+	p.m.t.Helper()
+	p.until(fmt.Sprintf("the launcher says %q, %d times", text, times), func() bool {
+		return strings.Count(p.stderr.String(), text) >= times
+	})
 }
 
 func (p *process) kill() {
@@ -242,12 +316,7 @@ func (p *process) kill() {
 func (p *process) terminate() outcome {
 	p.m.t.Helper()
 	require.NoError(p.m.t, p.cmd.Process.Signal(syscall.SIGTERM))
-	select {
-	case <-p.ended:
-	case <-time.After(10 * time.Second):
-		p.kill()
-		require.Fail(p.m.t, "the launcher doesn't end", "%s", &p.stderr)
-	}
+	p.until("the launcher ends", p.hasEnded)
 	return p.settle()
 }
 
@@ -305,10 +374,35 @@ func (m *machine) workload() docker.Container {
 	return c
 }
 
-func (m *machine) log() string {
-	log, err := m.engine.Logs(m.t.Context(), compose.Name, 100, 1<<20)
-	require.NoError(m.t, err)
-	return string(log)
+// says waits until the workload's log has a text.
+func (m *machine) says(text string) {
+	m.t.Helper()
+	eventually(m.t, fmt.Sprintf("the workload says %q", text), func() bool {
+		log, err := m.engine.Logs(m.t.Context(), compose.Name, 100, 1<<20)
+		require.NoError(m.t, err)
+		return strings.Contains(string(log), text)
+	})
+}
+
+// answers waits until the workload's start of this number answers on the port: by then it has read
+// its config. Order is what is said to it.
+func (m *machine) answers(start int, order string) {
+	m.t.Helper()
+	eventually(m.t, fmt.Sprintf("start %d answers", start), func() bool {
+		conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", m.port), patience)
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		require.NoError(m.t, conn.SetDeadline(time.Now().Add(patience)))
+		var answering int
+		_, err = fmt.Fscanf(conn, "mpc-node: start %d\n", &answering)
+		if err != nil || answering != start {
+			return false // the engine listens before the workload does
+		}
+		_, err = fmt.Fprintln(conn, order)
+		return err == nil
+	})
 }
 
 // nothingRuns requires that no container runs, and that the engine holds nothing of ours but volumes and, at most, a stopped workload.
@@ -368,6 +462,7 @@ func (m *machine) call(method, path string, body, out any) {
 }
 
 func TestE2EBootsInTEEMode(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "TEE")
 
 	first := m.mustBoot()
@@ -385,11 +480,8 @@ func TestE2EBootsInTEEMode(t *testing.T) {
 	assert.Equal(t, first.report.Image.ImageID, c.Image, "the container's image is the proved one")
 	assert.Equal(t, "no", c.RestartPolicy)
 	assert.Contains(t, c.Environment, "DSTACK_ENDPOINT=/var/run/dstack.sock")
-	assert.Contains(t, m.log(), m.digests[0].String(), "the workload sees its digest in its config")
-	conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", m.port), 5*time.Second)
-	if assert.NoError(t, err, "the published port") {
-		conn.Close()
-	}
+	m.says(m.digests[0].String()) // the workload sees its digest in its config
+	m.answers(1, "")
 	node, err := os.ReadFile(filepath.Join(m.shared, compose.NodeConfig))
 	require.NoError(t, err)
 	assert.Contains(t, string(node), `type = 'dstack'`)
@@ -412,7 +504,7 @@ func TestE2EBootsInTEEMode(t *testing.T) {
 		m.measured(m.digests[0])
 		assert.Equal(t, 2, m.agent.Emits(), "once for each boot")
 		assert.NotEqual(t, c.ID, m.workload().ID, "the container of the boot before")
-		assert.Contains(t, m.log(), "start 2", "the data volume is not the one of the boot before")
+		m.says("start 2,") // or the data volume is not the one of the boot before
 		previous, err := os.ReadFile(filepath.Join(m.shared, state.Name, "previous.log"))
 		require.NoError(t, err)
 		assert.Contains(t, string(previous), "start 1")
@@ -424,8 +516,8 @@ func TestE2EBootsInTEEMode(t *testing.T) {
 		m.measured(m.digests[1])
 		assert.Equal(t, "newest approved", upgraded.report.Image.Reason)
 		assert.Equal(t, upgraded.report.Image.ImageID, m.workload().Image)
-		assert.Contains(t, m.log(), "start 3")
-		assert.Contains(t, m.log(), m.digests[1].String())
+		m.says("start 3,")
+		m.says(m.digests[1].String())
 	})
 	t.Run("another digest in the same boot", func(t *testing.T) {
 		running := m.workload()
@@ -475,6 +567,7 @@ func TestE2EBootsInTEEMode(t *testing.T) {
 }
 
 func TestE2EBootsOutsideACVM(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "NONTEE")
 
 	first := m.mustBoot()
@@ -494,11 +587,12 @@ func TestE2EBootsOutsideACVM(t *testing.T) {
 	assert.Len(t, m.registry.Requests(), fetched, "something was fetched")
 	assert.Equal(t, c.ID, m.workload().ID, "an unchanged container is reused")
 	assert.Equal(t, c.StartedAt, m.workload().StartedAt, "restarted")
+	m.says("start 1,")
 
 	m.approve(m.digests[1])
 	upgraded := m.mustBoot()
 	assert.Equal(t, upgraded.report.Image.ImageID, m.workload().Image)
-	assert.Contains(t, m.log(), "start 2")
+	m.says("start 2,")
 
 	m.approve(m.digests[0])
 	m.configure("mpc_hash_override = \"sha256:" + strings.Repeat("0", 64) + "\"")
@@ -509,8 +603,10 @@ func TestE2EBootsOutsideACVM(t *testing.T) {
 
 // TestE2EReplacesAForeignContainer starts with what an older launcher left: a container of the workload's name that isn't of its project.
 func TestE2EReplacesAForeignContainer(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "TEE")
 	m.mustBoot()
+	m.says("start 1,")
 	old := m.workload()
 	m.call("DELETE", "/containers/"+old.ID+"?force=1", nil, nil)
 	m.call("POST", "/containers/create?name="+compose.Name, map[string]any{
@@ -518,13 +614,14 @@ func TestE2EReplacesAForeignContainer(t *testing.T) {
 		"HostConfig": map[string]any{"RestartPolicy": map[string]any{"Name": "on-failure"}, "Binds": []string{"mpc-data:/data", "shared-volume:/mnt/shared"}},
 	}, nil)
 	m.call("POST", "/containers/"+compose.Name+"/start", nil, nil)
+	m.says("start 2,")
 	m.agent.Reboot()
 
 	m.mustBoot()
 	m.measured(m.digests[0])
 	c := m.workload()
 	assert.Equal(t, compose.Name, c.Labels[compose.ProjectLabel])
-	assert.Contains(t, m.log(), "start 3", "volumes stay")
+	m.says("start 3,") // volumes stay
 	containers, err := m.engine.Containers(t.Context())
 	require.NoError(t, err)
 	assert.Len(t, containers, 1, "nothing of the replacement stays")

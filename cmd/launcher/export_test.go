@@ -22,7 +22,10 @@ import (
 // Run is the whole program for tests, without a process.
 func Run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) exit.Code {
 	var c clock
-	p := program{args: args, environ: environ, stdin: stdin, stdout: stdout, stderr: stderr, now: c.now, sleep: c.sleep}
+	p := program{
+		args: args, environ: environ, stdin: stdin, stdout: stdout, stderr: stderr,
+		now: c.now, sleep: c.sleep,
+	}
 	return p.run(ctx)
 }
 

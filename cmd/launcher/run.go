@@ -47,7 +47,8 @@ func (p *program) launcher(s settings) (*launch.Launcher, *slog.Logger) {
 	screen := &screen{w: p.stderr}
 	log := s.log(screen)
 	return &launch.Launcher{
-		Settings: s.launch, Log: log, Output: screen, Progress: newProgress(s.progress, p.terminal, screen, log),
-		Now: p.now, Sleep: p.sleep,
+		Settings: s.launch, Log: log, Output: screen,
+		Progress: newProgress(s.progress, p.terminal, screen, log),
+		Now:      p.now, Sleep: p.sleep,
 	}, log
 }

@@ -118,11 +118,15 @@ func TestNoSecretOfTheNodeIsEverShown(t *testing.T) {
 }
 
 // runUntilSupervised is run, ended by a signal where the launcher has come as far as supervising the workload.
-func runUntilSupervised(t *testing.T, environ []string, args ...string) (stdout, stderr string, code exit.Code) {
+func runUntilSupervised(
+	t *testing.T, environ []string, args ...string,
+) (stdout, stderr string, code exit.Code) {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	var out bytes.Buffer
-	errs := until{text: "supervising", do: func() { cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")}) }}
+	errs := until{text: "supervising", do: func() {
+		cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
+	}}
 	code = main.Run(ctx, args, environ, strings.NewReader(""), &out, &errs)
 	return out.String(), errs.all.String(), code
 }

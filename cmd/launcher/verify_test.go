@@ -182,7 +182,8 @@ func session(t *testing.T, m *launchtest.Machine, environ []string) string {
 	double := os.Args[0] + " compose-double"
 	text = strings.NewReplacer( // in this order: the second command begins as the first one does
 		double+" --fail=old", "docker-compose", double, "docker compose",
-		m.Registry.Host(), "registry.example", m.SharedDir, "/mnt/shared", m.ConfigFile, "/tapp/user_config",
+		m.Registry.Host(), "registry.example",
+		m.SharedDir, "/mnt/shared", m.ConfigFile, "/tapp/user_config",
 	).Replace(text)
 	replace := func(old, by string) { text = strings.ReplaceAll(text, old, by) }
 	var report preflight.Report

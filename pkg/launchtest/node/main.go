@@ -3,10 +3,11 @@
 //
 //	mpc-node start-with-config-file PATH
 //
-// Lines of the file at PATH, in whatever table they stand, choose how it behaves: exit_code = N and exit_after_ms = N
-// make it end by itself (N milliseconds after the start, 0 if only the code is given), ignore_term = true makes it
-// survive SIGTERM, and listen = PORT makes it answer TCP connections there: it says which start of it this is, having read its
-// config, and whoever answers "exit N" ends it with that code. It reads just enough of TOML for that and does nothing else that
+// Lines of the file at PATH, in whatever table they stand, choose how it behaves: exit_code = N and
+// exit_after_ms = N make it end by itself (N milliseconds after the start, 0 if only the code is
+// given), ignore_term = true makes it survive SIGTERM, and listen = PORT makes it answer TCP
+// connections there: it says which start of it this is, having read its config, and whoever answers
+// "exit N" ends it with that code. It reads just enough of TOML for that and does nothing else that
 // a node does.
 package main
 

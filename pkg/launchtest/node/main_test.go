@@ -56,7 +56,8 @@ const patience = 2 * time.Minute
 
 func (n *node) says(t *testing.T, text string) {
 	t.Helper()
-	require.Eventually(t, func() bool { return strings.Contains(n.out.String(), text) }, patience, time.Millisecond, "%q", text)
+	said := func() bool { return strings.Contains(n.out.String(), text) }
+	require.Eventually(t, said, patience, time.Millisecond, "%q", text)
 }
 
 func (n *node) code(t *testing.T) int {
@@ -137,7 +138,8 @@ func TestListens(t *testing.T) {
 	data := t.TempDir()
 	n := start(t, data, "listen = 0\n"+tee)
 	assert.Equal(t, "mpc-node: start 1\n", n.order(t, "stay"))
-	assert.Equal(t, 1, start(t, t.TempDir(), "listen = "+n.port(t)+"\n"+tee).code(t), "a taken port")
+	taken := "listen = " + n.port(t) + "\n"
+	assert.Equal(t, 1, start(t, t.TempDir(), taken+tee).code(t), "a taken port")
 	assert.Equal(t, "mpc-node: start 1\n", n.order(t, "exit 7"))
 	assert.Equal(t, 7, n.code(t))
 	n = start(t, data, "listen = 0\n"+tee)
