@@ -7,6 +7,8 @@ BUILDVCS := $(shell git rev-parse -q --verify HEAD >/dev/null 2>&1 && echo true 
 # The commit that the image names: none where the tree isn't exactly one.
 COMMIT ?= $(shell test -z "$$(git status --porcelain 2>/dev/null)" && git rev-parse -q --verify HEAD 2>/dev/null)
 FUZZTIME ?= 15s
+# For the end-to-end tests.
+TIMEOUT ?= 15m
 SCRIPTS := .ci/run $(filter-out %.md,$(shell find hack -maxdepth 1 -type f))
 
 .DEFAULT_GOAL := help
@@ -40,17 +42,27 @@ demo: build ## boot a small real image, end to end, and show what came of it
 	hack/with-engine go run ./hack/demo -launcher bin/launcher
 
 .PHONY: test
-test: ## run the hermetic tests and the end-to-end tests
-	go test ./...
-	$(MAKE) e2e
+test: hermetic e2e ## run all tests: the hermetic ones, with the race detector, and the end-to-end ones
 
+# What the race detector costs in memory isn't the launcher's.
+.PHONY: hermetic
+hermetic: ## run the hermetic tests, which need nothing of the machine but a C compiler, with the race detector
+	hack/need cc
+	CGO_ENABLED=1 go test -race -timeout 20m ./...
+	go test -run TestPeakMemory ./pkg/image
+
+# Most of it is waiting, so more tests run at once than there are cores.
 .PHONY: e2e
 e2e: ## run the end-to-end tests on a real engine with a real compose
-	hack/with-engine go test -count=1 -timeout 15m -tags e2e ./cmd/launcher
+	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '^TestE2E' ./cmd/launcher
 
-# The test of the generated documents is one of the hermetic tests: what is out of date fails in race.
+# The test of the generated documents is one of the hermetic tests: what is out of date fails there.
 .PHONY: check
-check: format vet lint race reproduce e2e ## all that has to pass: what .ci/run runs
+check: format vet lint test reproduce ## all that has to pass: what .ci/run runs
+
+.PHONY: busy
+busy: ## run all tests three times each while the machine has no time for them; two hours
+	hack/busy
 
 .PHONY: format
 format: ## fail if a file is not formatted
@@ -67,12 +79,6 @@ vet: ## run go vet, also over the end-to-end tests
 .PHONY: lint
 lint: vet ## run staticcheck, pinned in hack/tools/staticcheck
 	tool=$$(hack/tool staticcheck) && "$$tool" ./... && "$$tool" -tags e2e ./...
-
-.PHONY: race
-race: ## run the hermetic tests with the race detector
-	hack/need cc
-	CGO_ENABLED=1 go test -race ./...
-	go test -count=1 -run TestPeakMemory ./pkg/image
 
 .PHONY: docs
 docs: ## write the generated parts of the documents anew
