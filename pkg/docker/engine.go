@@ -31,12 +31,20 @@ type (
 // Engine acts on one engine, and reads it.
 type Engine struct {
 	*inspect.Engine
-	// StallLimit is how long the engine may take neither bytes nor say anything during a load; 0: 5 min.
-	StallLimit time.Duration
+	// LoadSize is how many bytes make a load of their own, so that the engine unpacks them while the rest comes; 0: 8 MiB.
+	LoadSize int64
 	// Sleep pauses between two loads; nil: a timer, or the context's end.
 	Sleep func(context.Context, time.Duration) error
+	// AfterFunc makes the timer that ends a load in which the engine has stopped; nil: time.AfterFunc.
+	AfterFunc func(time.Duration, func()) Timer
 
 	client *api.Client
+}
+
+// Timer is a *time.Timer, as far as a load needs one.
+type Timer interface {
+	Reset(time.Duration) bool
+	Stop() bool
 }
 
 // New returns the engine at host, "unix://" and an absolute path. Nothing is contacted.
@@ -62,6 +70,20 @@ func (e *Engine) sleep(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
+}
+
+func (e *Engine) afterFunc(d time.Duration, f func()) Timer {
+	if e.AfterFunc != nil {
+		return e.AfterFunc(d, f)
+	}
+	return time.AfterFunc(d, f)
+}
+
+func (e *Engine) loadSize() int64 {
+	if e.LoadSize != 0 {
+		return e.LoadSize
+	}
+	return loadSize
 }
 
 // ForbidRestart sets a container's restart policy to "no", so that the engine never starts it by itself.

@@ -185,7 +185,7 @@ func (l *loading) once(ctx context.Context, frugal bool) (err error) {
 		if have, err = l.present(ctx); err != nil {
 			return err
 		}
-		size = minGroup
+		size = l.engine.loadSize()
 	}
 	groups := planLoads(layers, have, size)
 	var order []int

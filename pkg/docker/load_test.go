@@ -29,6 +29,7 @@ type bench struct {
 	engine   *docker.Engine
 	double   *launchtest.Engine
 	registry *launchtest.Registry
+	puller   image.Puller
 	effects  *launchtest.Recorder
 	ref      name.Digest
 	layers   []v1.Hash
@@ -52,6 +53,8 @@ func newBench(t *testing.T, o launchtest.EngineOptions) *bench {
 	})
 	b.engine, err = docker.New(b.double.Host())
 	require.NoError(t, err)
+	b.engine.LoadSize = 8 * unit
+	b.puller.Tuning.RangeSize = 2 * unit
 	b.engine.Sleep = func(context.Context, time.Duration) error { return nil }
 	layers, err := launchtest.RandomLayers(7, 30_000, 20_000, 10)
 	require.NoError(t, err)
@@ -70,7 +73,12 @@ func newBench(t *testing.T, o launchtest.EngineOptions) *bench {
 
 func (b *bench) resolve() *image.Verified {
 	b.t.Helper()
-	v, err := (&image.Puller{}).Resolve(b.t.Context(), b.ref)
+	return b.resolved(b.ref)
+}
+
+func (b *bench) resolved(ref name.Digest) *image.Verified {
+	b.t.Helper()
+	v, err := b.puller.Resolve(b.t.Context(), ref)
 	require.NoError(b.t, err)
 	return v
 }
@@ -181,7 +189,7 @@ func (b *bench) nothingNamed() {
 func TestLoadBreaksOffForWhatIsNotProved(t *testing.T) {
 	t.Parallel()
 	for store, options := range stores() {
-		for layer, size := range map[string]int{"small": 20_000, "large": 9 * mega} {
+		for layer, size := range map[string]int{"small": 20_000, "large": 9 * unit} {
 			t.Run(store+"/"+layer, func(t *testing.T) {
 				t.Parallel()
 				b := newBench(t, options)

@@ -6,8 +6,8 @@ import (
 	"tee-launcher/pkg/image"
 )
 
-// minGroup is how many bytes a load must bring to be worth a load of its own.
-const minGroup = 8 << 20
+// loadSize is how many bytes a load must bring to be worth a load of its own.
+const loadSize = 8 << 20
 
 // group is one load: after it the engine has the first upto layers.
 type group struct {

@@ -189,13 +189,10 @@ func (l *loading) measureZstd(ctx context.Context, order []int) error {
 	return nil
 }
 
-const (
-	// glance is how long the link is looked at, and brisk what has to arrive in that time for a first load to be sent as it comes. With the
-	// puller's parts of 2 MiB, which count when they are whole, that takes about 300 MB/s. There gunzip beside the link begins to
-	// cost more time than it spares the engine: measured, a layer of 48 MB takes the same time at 280 MB/s.
-	glance = 100 * time.Millisecond
-	brisk  = 8 << 20
-)
+// glance is how long the link is looked at, and what makes a load has to arrive in that time for the first one to be sent as it comes.
+// With the puller's parts of 2 MiB, which count when they are whole, that takes about 300 MB/s. There gunzip beside the link begins to
+// cost more time than it spares the engine: measured, a layer of 48 MB takes the same time at 280 MB/s.
+const glance = 100 * time.Millisecond
 
 // choosePlain chooses the gzip layers that are sent uncompressed, by the size that they claim. The stream has begun to fetch; arrived
 // says how many bytes it has.
@@ -207,12 +204,12 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 		return
 	}
 	layers := l.image.Layers()
-	outrun := sync.OnceValue(func() bool { return linkIsBrisk(ctx, arrived) })
+	outrun := sync.OnceValue(func() bool { return linkIsBrisk(ctx, arrived, l.engine.loadSize()) })
 	var mu sync.Mutex
 	var questions sync.WaitGroup
 	for n, g := range groups {
 		for _, i := range g.send {
-			if layers[i].Size < minGroup || n == 0 && outrun() {
+			if layers[i].Size < l.engine.loadSize() || n == 0 && outrun() {
 				continue
 			}
 			questions.Go(func() {
@@ -228,7 +225,7 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 }
 
 // linkIsBrisk tells whether the link brings bytes so fast that gunzip here would hold them up.
-func linkIsBrisk(ctx context.Context, arrived func() int64) bool {
+func linkIsBrisk(ctx context.Context, arrived func() int64, brisk int64) bool {
 	look := time.NewTicker(glance / 20)
 	defer look.Stop()
 	for end := time.Now().Add(glance); time.Now().Before(end); {

@@ -47,11 +47,7 @@ type upload struct {
 func (e *Engine) send(ctx context.Context, info inspect.Info, v *image.Verified, u upload) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	limit := e.StallLimit
-	if limit == 0 {
-		limit = stallLimit
-	}
-	stalled := time.AfterFunc(limit, func() { cancel(errStalled) })
+	stalled := e.afterFunc(stallLimit, func() { cancel(errStalled) })
 	stalled.Stop()
 	defer stalled.Stop()
 
@@ -66,7 +62,7 @@ func (e *Engine) send(ctx context.Context, info inspect.Info, v *image.Verified,
 	}
 	body, sink := io.Pipe()
 	written := make(chan error, 1)
-	watch := &timed{Writer: sink, timer: stalled, limit: limit}
+	watch := &timed{Writer: sink, timer: stalled, limit: stallLimit}
 	go func() {
 		t := tar.NewWriter(watch)
 		err := u.write(t)
@@ -75,15 +71,15 @@ func (e *Engine) send(ctx context.Context, info inspect.Info, v *image.Verified,
 		}
 		if err == nil {
 			// From here on it is the engine's turn, and it may have nothing to say until all is unpacked.
-			watch.limit = limit + time.Duration(watch.bytes/slowUnpacking)*time.Second
+			watch.limit = stallLimit + time.Duration(watch.bytes/slowUnpacking)*time.Second
 			stalled.Reset(watch.limit)
 		}
+		written <- err // before the client can fail for it: it is the cause then
 		sink.CloseWithError(err)
-		written <- err
 	}()
 	answer, err := e.client.Stream(ctx, api.Request{Op: opLoad, Method: http.MethodPost, Path: "/images/load", Query: query}, body, "application/x-tar")
 	if err == nil {
-		err = readAnswer(answer, func() { stalled.Reset(limit) }, u.unpacked)
+		err = readAnswer(answer, func() { stalled.Reset(stallLimit) }, u.unpacked)
 		answer.Close()
 	}
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
@@ -114,7 +110,7 @@ func (e *Engine) send(ctx context.Context, info inspect.Info, v *image.Verified,
 // timed writes under a watch that is stopped in between, when the bytes are somebody else's to bring.
 type timed struct {
 	io.Writer
-	timer *time.Timer
+	timer Timer
 	limit time.Duration
 	bytes int64
 }

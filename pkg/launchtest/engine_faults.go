@@ -18,6 +18,8 @@ type EngineFault struct {
 
 	// Delay waits before anything else, shorter if the client gives up.
 	Delay time.Duration
+	// Before is called then, to tell of the request or to hold it; nil: nothing is.
+	Before func()
 	// After does what was asked for first, and then goes wrong: the answer is lost, the work is not.
 	After bool
 	// Status and Message are the answer, with Docker's error document as its body; 500 if only Message is set.
@@ -114,6 +116,9 @@ func (e *Engine) disturb(w http.ResponseWriter, r *engineRequest) error {
 		case <-r.ctx.Done():
 		case <-e.down():
 		}
+	}
+	if f.Before != nil {
+		f.Before()
 	}
 	if r.session.Err() != nil {
 		panic(http.ErrAbortHandler)
