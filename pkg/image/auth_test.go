@@ -36,6 +36,10 @@ func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
 // away makes p reach hosts by name: host:port to an address.
 func away(p *image.Puller, r *launchtest.Registry, hosts map[string]string) *image.Puller {
 	p.Tuning.RootCAs = r.CertPool()
+	dial := new(net.Dialer).DialContext
+	if network := r.Network(); network != nil {
+		dial = network.Dial
+	}
 	p.Tuning.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		to, ok := hosts[addr]
 		if !ok && addr != r.StorageHost() {
@@ -43,7 +47,7 @@ func away(p *image.Puller, r *launchtest.Registry, hosts map[string]string) *ima
 		} else if !ok {
 			to = addr
 		}
-		return new(net.Dialer).DialContext(ctx, network, to)
+		return dial(ctx, network, to)
 	}
 	return p
 }
@@ -186,21 +190,21 @@ func TestTokenServerFaults(t *testing.T) {
 		"redirect always": {launchtest.RegistryFault{Kind: launchtest.FaultRedirect, Location: "https://" + remote + "/elsewhere", Times: -1}, image.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			r, p, ref := bearerAt(t, launchtest.RegistryOptions{}, img)
-			p.Rounds, p.Tuning.QuickTries = 1, 2
-			p.Tuning.HeaderTimeout, p.Tuning.Window = 200*time.Millisecond, 200*time.Millisecond
-			c.fault.On = launchtest.RequestToken
-			r.Fail(c.fault)
-			_, err := p.Resolve(t.Context(), ref)
-			if c.kind == 0 {
-				require.NoError(t, err)
-				return
-			}
-			e := requireError(t, err, c.kind)
-			assert.Equal(t, "token.test", e.Host)
-			assert.Zero(t, r.Hits(launchtest.FaultRedirect)-r.Count(launchtest.RequestToken)*boolean(c.fault.Kind == launchtest.FaultRedirect),
-				"a redirect of the token server is not followed")
+			inBubble(t, func(t *testing.T, network *launchtest.Network) {
+				r, p, ref := bearerAt(t, launchtest.RegistryOptions{Network: network}, img)
+				p.Rounds, p.Tuning.QuickTries = 1, 2
+				c.fault.On = launchtest.RequestToken
+				r.Fail(c.fault)
+				_, err := p.Resolve(t.Context(), ref)
+				if c.kind == 0 {
+					require.NoError(t, err)
+					return
+				}
+				e := requireError(t, err, c.kind)
+				assert.Equal(t, "token.test", e.Host)
+				assert.Zero(t, r.Hits(launchtest.FaultRedirect)-r.Count(launchtest.RequestToken)*boolean(c.fault.Kind == launchtest.FaultRedirect),
+					"a redirect of the token server is not followed")
+			})
 		})
 	}
 }
@@ -372,10 +376,11 @@ func TestClockHint(t *testing.T) {
 	r := newRegistry(t, launchtest.RegistryOptions{TLS: true, Expired: true})
 	p := defaults(new(clock))
 	p.Tuning.RootCAs = r.CertPool()
+	p.Tuning.Now = func() time.Time { return time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC) }
 	_, err := p.Resolve(t.Context(), push(t, r, small(t)))
 	e := requireError(t, err, image.Unavailable)
 	require.Len(t, e.Hints(), 1)
-	assert.Contains(t, e.Hints()[0], "the clock says "+time.Now().UTC().Format("2006-"))
+	assert.Contains(t, e.Hints()[0], "the clock says 2031-02-03T04:05:06Z")
 	assert.Contains(t, e.Hints()[0], "this certificate is valid from")
 }
 
@@ -388,20 +393,21 @@ func (k hangingKeychain) Resolve(authn.Resource) (authn.Authenticator, error) {
 }
 
 func TestKeychainThatHangs(t *testing.T) {
-	t.Parallel()
 	img := small(t)
-	r := newRegistry(t, launchtest.RegistryOptions{Auth: launchtest.RegistryBearer, Public: true})
-	ref := push(t, r, img)
-	release := make(chan struct{})
-	defer close(release)
-	p := defaults(new(clock))
-	p.Keychain, p.Tuning.HelperTimeout = hangingKeychain{release}, 50*time.Millisecond
-	v, err := p.Resolve(t.Context(), ref)
-	require.NoError(t, err, "what anybody may have can be had without")
-	assert.Equal(t, "anonymous", v.Stats().Credential)
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		r := newRegistry(t, launchtest.RegistryOptions{Network: network, Auth: launchtest.RegistryBearer, Public: true})
+		ref := push(t, r, img)
+		release := make(chan struct{})
+		defer close(release)
+		p := within(network)
+		p.Keychain = hangingKeychain{release}
+		v, err := p.Resolve(t.Context(), ref)
+		require.NoError(t, err, "what anybody may have can be had without")
+		assert.Equal(t, "anonymous", v.Stats().Credential)
 
-	r = newRegistry(t, launchtest.RegistryOptions{Auth: launchtest.RegistryBasic})
-	_, err = p.Resolve(t.Context(), push(t, r, img))
-	e := requireError(t, err, image.Refused)
-	assert.Contains(t, e.Hints()[0], "didn't answer in time")
+		r = newRegistry(t, launchtest.RegistryOptions{Network: network, Auth: launchtest.RegistryBasic})
+		_, err = p.Resolve(t.Context(), push(t, r, img))
+		e := requireError(t, err, image.Refused)
+		assert.Contains(t, e.Hints()[0], "didn't answer in time")
+	})
 }

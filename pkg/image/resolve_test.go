@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -76,16 +77,22 @@ func TestDescribe(t *testing.T) {
 }
 
 func TestCheckLayers(t *testing.T) {
-	t.Parallel()
 	img := small(t)
+	inBubble(t, func(t *testing.T, network *launchtest.Network) { testCheckLayers(t, network, img) })
+}
+
+func testCheckLayers(t *testing.T, network *launchtest.Network, img v1.Image) {
 	for _, o := range []launchtest.RegistryOptions{{}, {Redirect: launchtest.RedirectHost}, {TLS: true, Auth: launchtest.RegistryBearer, Public: true}} {
+		o.Network = network
 		r := newRegistry(t, o)
-		p := defaults(new(clock))
+		p := within(network)
 		p.Tuning.RootCAs = r.CertPool()
 		v, err := p.Resolve(t.Context(), push(t, r, img))
 		require.NoError(t, err)
+		synctest.Wait() // the registry counts an answer once all of it is gone
 		sent := r.BlobBytes()
 		require.NoError(t, v.CheckLayers(t.Context()))
+		synctest.Wait()
 		assert.Equal(t, sent, r.BlobBytes(), "bytes of layers")
 		assert.Empty(t, r.Unexpected())
 

@@ -75,20 +75,21 @@ func credentialOf(o launchtest.RegistryOptions) string {
 
 // TestRangesUseConnections asserts the reason for speed.
 func TestRangesUseConnections(t *testing.T) {
-	t.Parallel()
 	img := threeLayers(t)
-	r := newRegistry(t, launchtest.RegistryOptions{Rate: 4_000_000})
-	p := defaults(new(clock))
-	p.Tuning.RangeSize = 500_000
-	_, digests, err := pull(t.Context(), p, push(t, r, img))
-	require.NoError(t, err)
-	requireLayers(t, img, digests)
-	connections := map[string]bool{}
-	for _, q := range r.Requests() {
-		connections[q.Remote] = true
-	}
-	assert.Greater(t, len(connections), 8, "connections at once")
-	assert.LessOrEqual(t, len(connections), 18, "and not more than workers")
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		r := newRegistry(t, launchtest.RegistryOptions{Network: network, Rate: 4_000_000})
+		p := within(network)
+		p.Tuning.RangeSize = 500_000
+		_, digests, err := pull(t.Context(), p, push(t, r, img))
+		require.NoError(t, err)
+		requireLayers(t, img, digests)
+		connections := map[string]bool{}
+		for _, q := range r.Requests() {
+			connections[q.Remote] = true
+		}
+		assert.Greater(t, len(connections), 8, "connections at once")
+		assert.LessOrEqual(t, len(connections), 18, "and not more than workers")
+	})
 }
 
 // TestRedirectExpires takes the URLs back on which ranges are fetched.

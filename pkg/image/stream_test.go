@@ -5,11 +5,12 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
-	"math/rand/v2"
 	"runtime"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -96,59 +97,73 @@ func TestMisuse(t *testing.T) {
 	assert.NoError(t, stream.Close(), "closing twice")
 }
 
-// TestCloseEndsEverything closes a stream that somebody reads from, at any time, and looks for goroutines afterwards.
+// TestCloseEndsEverything closes a stream that somebody reads from, at any time, and looks for goroutines afterwards. It is not parallel,
+// so that no other test has a bubble meanwhile.
 func TestCloseEndsEverything(t *testing.T) {
 	img := threeLayers(t)
-	r := newRegistry(t, launchtest.RegistryOptions{Rate: 20_000_000})
-	v, err := defaults(new(clock)).Resolve(t.Context(), push(t, r, img))
-	require.NoError(t, err)
-	before := runtime.NumGoroutine()
-	for range 10 {
-		stream := v.Open(t.Context(), []int{0, 1, 2})
-		ended := make(chan error)
-		go func() {
-			for {
-				layer, err := stream.Next()
-				if err == nil {
-					_, err = io.Copy(io.Discard, layer)
+	synctest.Test(t, func(t *testing.T) {
+		network := new(launchtest.Network)
+		r := newRegistry(t, launchtest.RegistryOptions{Network: network, Rate: 20_000_000})
+		before := inBubbles()
+		v, err := within(network).Resolve(t.Context(), push(t, r, img))
+		require.NoError(t, err)
+		for n := range 30 {
+			stream := v.Open(t.Context(), []int{0, 1, 2})
+			ended := make(chan error)
+			go func() {
+				for {
+					layer, err := stream.Next()
+					if err == nil {
+						_, err = io.Copy(io.Discard, layer)
+					}
+					if err != nil {
+						ended <- err
+						return
+					}
 				}
-				if err != nil {
-					ended <- err
-					return
-				}
-			}
-		}()
-		time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
-		require.NoError(t, stream.Close())
-		assert.Error(t, <-ended)
-	}
-	// Connections end a little later than what used them.
-	assert.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+5 }, 10*time.Second, 10*time.Millisecond, "goroutines")
+			}()
+			<-time.After(time.Duration(n) * 3 * time.Millisecond)
+			require.NoError(t, stream.Close())
+			assert.Error(t, <-ended)
+		}
+		<-time.After(time.Minute) // connections are kept for a while
+		synctest.Wait()
+		assert.LessOrEqual(t, inBubbles(), before, "goroutines")
+	})
+}
+
+// inBubbles counts the goroutines in bubbles.
+func inBubbles() int {
+	stacks := make([]byte, 8<<20)
+	return bytes.Count(stacks[:runtime.Stack(stacks, true)], []byte("synctest bubble"))
 }
 
 // TestSlowReader asserts that a reader that takes its time is no stall, and that nothing is fetched beyond the buffers.
 func TestSlowReader(t *testing.T) {
-	t.Parallel()
 	img := threeLayers(t)
-	for _, o := range []launchtest.RegistryOptions{{}, {NoRanges: true}} {
-		r := newRegistry(t, o)
-		p := impatient(new(clock))
-		p.Tuning.Workers, p.Tuning.RangeSize = 2, 500_000
-		v, err := p.Resolve(t.Context(), push(t, r, img))
-		require.NoError(t, err)
-		stream := v.Open(t.Context(), []int{1})
-		defer stream.Close()
-		time.Sleep(3 * p.Tuning.Window)
-		assert.LessOrEqual(t, v.Stats().Fetched, int64(4*500_000), "fetched ahead of the reader")
-		layer, err := stream.Next()
-		require.NoError(t, err)
-		_, err = io.ReadFull(layer, make([]byte, 3_000_000))
-		require.NoError(t, err)
-		time.Sleep(3 * p.Tuning.Window)
-		_, err = io.Copy(io.Discard, layer)
-		require.NoError(t, err)
-		require.NoError(t, layer.Close())
-		assert.Zero(t, v.Stats().Resumes, "resumes (no ranges: %t)", o.NoRanges)
+	for _, noRanges := range []bool{false, true} {
+		t.Run(fmt.Sprintf("no ranges: %t", noRanges), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, network *launchtest.Network) {
+				r := newRegistry(t, launchtest.RegistryOptions{Network: network, NoRanges: noRanges})
+				p := within(network)
+				p.Tuning.Workers, p.Tuning.RangeSize = 2, 500_000
+				v, err := p.Resolve(t.Context(), push(t, r, img))
+				require.NoError(t, err)
+				stream := v.Open(t.Context(), []int{1})
+				defer stream.Close()
+				<-time.After(time.Minute)
+				assert.Equal(t, int64(4*500_000), v.Stats().Fetched, "fetched ahead of the reader")
+				layer, err := stream.Next()
+				require.NoError(t, err)
+				_, err = io.ReadFull(layer, make([]byte, 3_000_000))
+				require.NoError(t, err)
+				<-time.After(time.Minute)
+				_, err = io.Copy(io.Discard, layer)
+				require.NoError(t, err)
+				require.NoError(t, layer.Close())
+				assert.Zero(t, v.Stats().Resumes, "resumes")
+			})
+		})
 	}
 }
 

@@ -50,6 +50,8 @@ type RegistryOptions struct {
 	// Expire and sends away whoever brings credentials.
 	Redirect RegistryRedirect
 
+	// Network is where the registry listens; nil: this machine's loopback.
+	Network *Network
 	// Rate bounds what a connection carries, in bytes per second; 0: nothing does.
 	Rate int64
 	// TotalRate bounds what all connections carry together, in bytes per second; 0: nothing does.
@@ -161,7 +163,7 @@ func (r *Registry) Start() error {
 	if r.servers != nil {
 		return errors.New("registry is up")
 	}
-	main, err := net.Listen("tcp", r.address)
+	main, err := r.listen(r.address)
 	if err != nil {
 		return err
 	}
@@ -171,13 +173,20 @@ func (r *Registry) Start() error {
 	if r.storage == "" {
 		return nil
 	}
-	storage, err := net.Listen("tcp", r.storage)
+	storage, err := r.listen(r.storage)
 	if err != nil {
 		return err
 	}
 	r.storage = storage.Addr().String()
 	r.serve(storage, r.o.TLS && r.o.Redirect != RedirectHTTP, http.HandlerFunc(r.serveStorage))
 	return nil
+}
+
+func (r *Registry) listen(address string) (net.Listener, error) {
+	if r.o.Network != nil {
+		return r.o.Network.Listen(address)
+	}
+	return net.Listen("tcp", address)
 }
 
 func (r *Registry) serve(listener net.Listener, secure bool, handler http.Handler) {
@@ -214,6 +223,9 @@ func (r *Registry) Stop() error {
 // Close ends the registry.
 func (r *Registry) Close() error { return r.Stop() }
 
+// Network returns the network that the registry is on, nil for this machine's.
+func (r *Registry) Network() *Network { return r.o.Network }
+
 // Host returns the registry's host and port.
 func (r *Registry) Host() string { return r.address }
 
@@ -247,9 +259,11 @@ func (r *Registry) Push(repository string, img v1.Image, tags ...string) (name.D
 		if err != nil {
 			return name.Digest{}, err
 		}
-		if _, err := r.PushBlob(repository, data); err != nil {
+		h, err := l.Digest()
+		if err != nil {
 			return name.Digest{}, err
 		}
+		r.blobs.put(h, data)
 	}
 	config, err := img.RawConfigFile()
 	if err != nil {
