@@ -104,6 +104,7 @@ func TestCloseEndsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := new(launchtest.Network)
 		r := newRegistry(t, launchtest.RegistryOptions{Network: network, Rate: 20_000_000})
+		synctest.Wait()
 		before := inBubbles()
 		v, err := within(network).Resolve(t.Context(), push(t, r, img))
 		require.NoError(t, err)
