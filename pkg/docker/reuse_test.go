@@ -71,6 +71,9 @@ func TestAnUpgradeMovesOnlyWhatChanged(t *testing.T) {
 			old := b.push(launchtest.ImageOptions{OCI: true}, []uint64{1, 2, 3}, 400_000, 300_000, 200_000)
 			_, err := b.engine.Load(t.Context(), old, docker.LoadOptions{})
 			require.NoError(t, err)
+			// The registry counts an answer once all of it is gone.
+			all := old.Size() + int64(len(old.Config()))
+			require.Eventually(t, func() bool { return b.registry.BlobBytes() >= all }, time.Minute, time.Millisecond)
 			before := b.registry.BlobBytes()
 
 			upgrade := b.push(launchtest.ImageOptions{OCI: true}, []uint64{1, 2, 9}, 400_000, 300_000, 200_000)
@@ -428,6 +431,8 @@ func TestTooLittleSpaceIsSaidBeforeAnythingIsFetched(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, launchtest.EngineOptions{})
 	v := b.resolve()
+	fetched := int64(len(v.Config()))
+	require.Eventually(t, func() bool { return b.registry.BlobBytes() >= fetched }, time.Minute, time.Millisecond)
 	before := b.registry.BlobBytes()
 	_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{Space: func(info inspect.Info, missing int64) error {
 		return inspect.CheckSpace(info, missing, missing)
