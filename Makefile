@@ -54,7 +54,7 @@ hermetic: ## run the hermetic tests, which need nothing of the machine but a C c
 # Most of it is waiting, so more tests run at once than there are cores.
 .PHONY: e2e
 e2e: ## run the end-to-end tests on a real engine with a real compose
-	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '^TestE2E' ./cmd/launcher
+	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '^TestE2E|^TestConformanceOf' ./pkg/launchtest ./cmd/launcher
 
 # The test of the generated documents is one of the hermetic tests: what is out of date fails there.
 .PHONY: check

@@ -73,7 +73,7 @@ func (s *containerdStore) load(r *engineRequest, a *archive, say *loadAnswer) er
 		}
 		if name == "" {
 			name = danglingPrefix + m.Digest.String()
-		} else if before, ok := s.names[name]; ok && before.Digest != m.Digest {
+		} else if before, ok := s.names[name]; ok && before.Digest != m.Digest && s.engine.api.atLeast(48) {
 			s.names[danglingPrefix+before.Digest.String()] = before
 		}
 		m.Annotations = nil
@@ -423,11 +423,16 @@ func (s *containerdStore) config(id string) (*v1.ConfigFile, error) {
 	if best == nil {
 		return nil, refusal(http.StatusNotFound, "image with reference %s was found but does not provide any platform", id)
 	}
-	if err := s.missing(*best); err != nil {
+	_, config, err := s.read(*best)
+	if err != nil {
 		return nil, refusal(http.StatusNotFound, "%v", err)
 	}
-	_, config, err := s.read(*best)
-	return config, err
+	if err := s.missing(*best); err != nil && s.engine.api.atLeast(48) {
+		return nil, err
+	} else if err != nil {
+		return nil, refusal(http.StatusNotFound, "%v", err)
+	}
+	return config, nil
 }
 
 func (s *containerdStore) inspect(r *engineRequest, ref string) (map[string]any, error) {
@@ -539,6 +544,11 @@ func (s *containerdStore) manifests(target v1.Descriptor) []map[string]any {
 	return list
 }
 
+// dangling reports whether an image has no name but the one that keeps it.
+func (s *containerdStore) dangling(id string) bool {
+	return !slices.ContainsFunc(s.targets()[id], func(name string) bool { return !strings.HasPrefix(name, danglingPrefix) })
+}
+
 // shownNames returns RepoTags and RepoDigests of an image.
 func (s *containerdStore) shownNames(id string) (tags, digests []string) {
 	tags, digests = []string{}, []string{}
@@ -546,8 +556,11 @@ func (s *containerdStore) shownNames(id string) (tags, digests []string) {
 		if strings.HasPrefix(name, danglingPrefix) {
 			continue
 		}
-		tags = append(tags, familiarName(name))
-		if ref, err := parseImageRef(name); err == nil {
+		ref, err := parseImageRef(name)
+		if err != nil || ref.digest == "" || s.engine.api.atLeast(48) {
+			tags = append(tags, familiarName(name))
+		}
+		if err == nil {
 			digests = append(digests, imageRef{repository: ref.repository, digest: id}.familiar())
 		}
 	}
@@ -696,8 +709,7 @@ func (s *containerdStore) prune(all bool) []map[string]string {
 	var deleted []map[string]string
 	targets := s.targets()
 	for _, id := range slices.Sorted(maps.Keys(targets)) {
-		names, _ := s.shownNames(id)
-		if s.engine.user(id) == nil && (all || len(names) == 0) {
+		if s.engine.user(id) == nil && (all || s.dangling(id)) {
 			deleted = append(deleted, s.drop(id)...)
 		}
 	}

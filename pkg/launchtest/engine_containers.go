@@ -595,6 +595,9 @@ func (e *Engine) signalled(c *container, signal string, code int) bool {
 		return true
 	}
 	e.containerEvent(c, "kill", map[string]string{"signal": signal})
+	if signal != "9" && code == 137 {
+		e.containerEvent(c, "kill", map[string]string{"signal": "9"})
+	}
 	e.die(c, code, true)
 	return true
 }

@@ -213,9 +213,22 @@ func (e *Engine) summary(c *container) map[string]any {
 	return map[string]any{
 		"Id": c.id, "Names": []string{"/" + c.name}, "Image": image, "ImageID": c.image,
 		"Command": strings.Join(append(slices.Clone(c.entrypoint), c.cmd...), " "),
-		"Created": c.created.Unix(), "Ports": []any{}, "Labels": c.labels, "State": c.status(), "Status": status,
+		"Created": c.created.Unix(), "Ports": c.published(), "Labels": c.labels, "State": c.status(), "Status": status,
 		"HostConfig": map[string]any{"NetworkMode": c.host["NetworkMode"]}, "NetworkSettings": e.networkSettings(c), "Mounts": c.mountDocs(),
 	}
+}
+
+// published are the ports of the host that lead to a container now.
+func (c *container) published() []map[string]any {
+	list := []map[string]any{}
+	for port, host := range c.ports {
+		number, protocol, _ := strings.Cut(port, "/")
+		private, _ := strconv.Atoi(number)
+		if public, err := strconv.Atoi(host); err == nil && c.running {
+			list = append(list, map[string]any{"IP": "0.0.0.0", "PrivatePort": private, "PublicPort": public, "Type": protocol})
+		}
+	}
+	return list
 }
 
 func (c *container) mountDocs() []map[string]any {
