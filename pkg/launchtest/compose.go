@@ -11,11 +11,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"regexp"
+	"os/signal"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
+	"syscall"
 
 	"gopkg.in/yaml.v3"
 
@@ -25,220 +24,140 @@ import (
 // ComposeVersion is the version that the compose double gives itself out for.
 const ComposeVersion = "5.0.2"
 
-// ComposeFault makes the compose double go wrong. No environment reaches it, so a fault is an argument before all
-// others: "--fail=" and the fault.
+// ComposeFault makes the compose double go wrong. No environment reaches it, so a fault is an argument
+// before all others: "--fail=" and the fault.
 type ComposeFault string
 
 // The faults.
 const (
 	ComposeOld    ComposeFault = "old"    // says that it is Compose 1.29.2
 	ComposeCreate ComposeFault = "create" // ends with 1 before it changes anything
-	ComposeLate   ComposeFault = "late"   // does everything, and ends with 1
 	ComposeSilent ComposeFault = "silent" // does nothing, and ends with 0
-	ComposeHang   ComposeFault = "hang"   // reads its input and waits until it is killed
+	ComposeHang   ComposeFault = "hang"   // waits until it is killed
 	ComposeNoise  ComposeFault = "noise"  // as ComposeCreate, after a few MiB of output on both streams
 	ComposeTamper ComposeFault = "tamper" // creates the container with another command
-	ComposeRename ComposeFault = "rename" // is gone before a recreated container gets its name
 )
 
-// ComposeMain is a double of a stand-alone Compose v2: "version" and "-p NAME -f - up --no-start", with the effects that
-// the real one has on the engine at DOCKER_HOST, which may be a double or a real one. A test binary becomes it by
-// calling ComposeMain from TestMain with the arguments after its own name and the word that chose it; the result is the
-// exit code. It is best given to syscall.Exit, since os.Exit(0) takes a second in a binary with the race detector.
+// ComposeMain is a double of a stand-alone Compose v2 that knows what the launcher asks of one:
+// "version --short" and "--ansi never -p NAME -f - up --no-start", with the effects that the real one has
+// on the engine at DOCKER_HOST. A test binary becomes it by calling ComposeMain from TestMain with the
+// arguments after its own name and the word that chose it; the result is the exit code. It is best given
+// to syscall.Exit, since os.Exit(0) takes a second in a binary with the race detector.
 //
-// It refuses to run in an environment that wasn't built from nothing, in a working directory that isn't empty, and when it
-// is asked for anything that the launcher has no business asking.
+// It refuses to run in an environment that wasn't built from nothing, in a working directory that isn't
+// empty, and when it is asked for anything else: a file that it doesn't know to the last key, a variable
+// in it, a container that would have to be made anew.
 func ComposeMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	c := &composeDouble{stdin: stdin, stdout: stdout, stderr: stderr, env: map[string]string{}}
-	for len(args) > 0 && strings.HasPrefix(args[0], "--fail=") {
-		c.fault = ComposeFault(strings.TrimPrefix(args[0], "--fail="))
+	var fault ComposeFault
+	if len(args) > 0 && strings.HasPrefix(args[0], "--fail=") {
+		fault = ComposeFault(strings.TrimPrefix(args[0], "--fail="))
 		args = args[1:]
 	}
-	if err := errors.Join(c.checkSurroundings(os.Environ()), c.checkFault()); err != nil {
+	socket, err := composeSurroundings(os.Environ())
+	if err != nil {
 		fmt.Fprintln(stderr, "compose double:", err)
 		return 125
 	}
-	if err := c.run(context.Background(), args); err != nil {
+	if err := composeRun(fault, socket, args, stdin, stdout, stderr); err != nil {
 		fmt.Fprintln(stderr, err)
 		return 1
 	}
 	return 0
 }
 
-type composeDouble struct {
-	fault          ComposeFault
-	stdin          io.Reader
-	stdout, stderr io.Writer
-	env            map[string]string
-	dir            string
-	client         *http.Client
-	socket         string
-}
-
-func (c *composeDouble) checkFault() error {
-	known := []ComposeFault{"", ComposeOld, ComposeCreate, ComposeLate, ComposeSilent, ComposeHang, ComposeNoise, ComposeTamper, ComposeRename}
-	if !slices.Contains(known, c.fault) {
-		return fmt.Errorf("unknown fault %q", c.fault)
-	}
-	return nil
-}
-
-// checkSurroundings refuses whatever could let somebody else's settings in.
-func (c *composeDouble) checkSurroundings(environ []string) error {
+// composeSurroundings refuses whatever could let somebody else's settings in, and returns the socket of
+// the engine.
+func composeSurroundings(environ []string) (socket string, err error) {
+	env := map[string]string{}
 	for _, setting := range environ {
 		name, value, _ := strings.Cut(setting, "=")
 		if !slices.Contains([]string{"PATH", "HOME", "DOCKER_CONFIG", "DOCKER_HOST"}, name) {
-			return fmt.Errorf("the environment has %s", name)
+			return "", fmt.Errorf("the environment has %s", name)
 		}
-		c.env[name] = value
+		env[name] = value
 	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return err
-	}
-	c.dir = dir
-	for _, name := range []string{dir, c.env["HOME"], c.env["DOCKER_CONFIG"]} {
+	for _, name := range []string{".", env["HOME"], env["DOCKER_CONFIG"]} {
 		entries, err := os.ReadDir(name)
-		if err != nil && (name == dir || !errors.Is(err, os.ErrNotExist)) {
-			return err
+		if err != nil && (name == "." || !errors.Is(err, os.ErrNotExist)) {
+			return "", err
 		}
 		if len(entries) > 0 {
-			return fmt.Errorf("%s is not empty: %s", name, entries[0].Name())
+			return "", fmt.Errorf("%s is not empty: %s", name, entries[0].Name())
 		}
 	}
-	socket, ok := strings.CutPrefix(c.env["DOCKER_HOST"], "unix://")
+	socket, ok := strings.CutPrefix(env["DOCKER_HOST"], "unix://")
 	if !ok {
-		return fmt.Errorf("DOCKER_HOST is %q", c.env["DOCKER_HOST"])
+		return "", fmt.Errorf("DOCKER_HOST is %q", env["DOCKER_HOST"])
 	}
-	c.socket, c.client = socket, unixhttp.Client(socket, true)
-	return nil
+	return socket, nil
 }
 
-func (c *composeDouble) run(ctx context.Context, args []string) error {
-	var project, file string
-	for len(args) > 0 && strings.HasPrefix(args[0], "-") {
-		if len(args) < 2 {
-			return fmt.Errorf("flag needs an argument: %s", args[0])
-		}
-		switch args[0] {
-		case "-p", "--project-name":
-			project = args[1]
-		case "-f", "--file":
-			file = args[1]
-		case "--ansi", "--progress":
-		default:
-			return fmt.Errorf("unknown flag: %s", args[0])
-		}
-		args = args[2:]
-	}
-	if len(args) == 0 {
-		return errors.New("usage: compose [-p NAME] [-f -] up --no-start | version")
-	}
-	switch args[0] {
-	case "version":
-		return c.version(args[1:])
-	case "up":
-		return c.up(ctx, project, file, args[1:])
-	}
-	return fmt.Errorf("unknown docker command: \"compose %s\"", args[0])
-}
-
-func (c *composeDouble) version(args []string) error {
+func composeRun(fault ComposeFault, socket string, args []string,
+	stdin io.Reader, stdout, stderr io.Writer) error {
 	switch {
-	case c.fault == ComposeHang:
-		time.Sleep(time.Hour)
-	case c.fault == ComposeOld && slices.Contains(args, "--short"):
-		fmt.Fprintln(c.stdout, "1.29.2")
-	case c.fault == ComposeOld:
-		fmt.Fprintln(c.stdout, "docker-compose version 1.29.2, build unknown")
-	case len(args) == 0:
-		fmt.Fprintln(c.stdout, "Docker Compose version v"+ComposeVersion)
-	case slices.Equal(args, []string{"--short"}):
-		fmt.Fprintln(c.stdout, ComposeVersion)
-	case slices.Equal(args, []string{"--format", "json"}), slices.Equal(args, []string{"-f", "json"}):
-		fmt.Fprintf(c.stdout, "{\"version\":\"v%s\"}\n", ComposeVersion)
-	default:
-		return fmt.Errorf("unknown flag: %s", args[0])
-	}
-	return nil
-}
-
-func (c *composeDouble) up(ctx context.Context, project, file string, args []string) error {
-	var noStart, force, never, removeOrphans bool
-	for _, arg := range args {
-		switch arg {
-		case "--no-start":
-			noStart = true
-		case "--force-recreate":
-			force = true
-		case "--no-recreate":
-			never = true
-		case "--remove-orphans":
-			removeOrphans = true
-		case "--no-build", "--quiet-pull", "--pull=never":
-		default:
-			return fmt.Errorf("unknown flag: %s", arg)
+	case fault == ComposeHang:
+		terminated, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		<-terminated.Done()
+		return errors.New("terminated")
+	case slices.Equal(args, []string{"version", "--short"}):
+		version := ComposeVersion
+		if fault == ComposeOld {
+			version = "1.29.2"
 		}
+		fmt.Fprintln(stdout, version)
+		return nil
+	case len(args) != 8 || !slices.Equal(slices.Concat(args[:3], args[4:]),
+		[]string{"--ansi", "never", "-p", "-f", "-", "up", "--no-start"}):
+		return fmt.Errorf("the compose double does not know %q", args)
 	}
-	switch {
-	case !noStart:
-		return errors.New("the compose double starts nothing: --no-start is missing")
-	case force && never:
-		return errors.New("--force-recreate and --no-recreate are incompatible")
-	case project == "" || file != "-":
-		return errors.New("the compose double wants -p NAME and -f -")
-	}
-	text, err := io.ReadAll(c.stdin)
+	text, err := io.ReadAll(stdin)
 	if err != nil {
 		return err
 	}
-	switch c.fault {
+	switch fault {
 	case ComposeSilent:
 		return nil
-	case ComposeHang:
-		time.Sleep(time.Hour)
 	case ComposeNoise:
 		for range 40_000 {
-			fmt.Fprintln(c.stdout, strings.Repeat("noise ", 10))
-			fmt.Fprintln(c.stderr, strings.Repeat("noise ", 10))
+			fmt.Fprintln(stdout, strings.Repeat("noise ", 10))
+			fmt.Fprintln(stderr, strings.Repeat("noise ", 10))
 		}
 		return dockerWords("Error response from daemon: injected")
 	case ComposeCreate:
 		return dockerWords("Error response from daemon: injected")
 	}
-	p, err := c.parse(project, text)
+	p, err := parseCompose(args[3], text)
 	if err != nil {
 		return err
 	}
-	if err := c.converge(ctx, p, force, never, removeOrphans); err != nil {
-		return err
+	if fault == ComposeTamper {
+		for _, s := range p.Services {
+			s.Command = []string{"/bin/sh"}
+		}
 	}
-	if c.fault == ComposeLate {
-		return dockerWords("Error response from daemon: injected")
-	}
-	return nil
+	c := &composeDouble{stderr: stderr, client: unixhttp.Client(socket, true), socket: socket}
+	return c.up(context.Background(), p)
 }
 
 // composeProject is as much of a compose file as the double knows; anything else in it is refused.
 type composeProject struct {
 	Name     string                     `yaml:"name"`
 	Services map[string]*composeService `yaml:"services"`
-	Volumes  map[string]*composeVolume  `yaml:"volumes"`
+	Volumes  map[string]composeVolume   `yaml:"volumes"`
 }
 
 type composeService struct {
-	Image         string               `yaml:"image"`
-	ContainerName string               `yaml:"container_name"`
-	PullPolicy    string               `yaml:"pull_policy" json:"-"`
-	Restart       string               `yaml:"restart"`
-	SecurityOpt   []string             `yaml:"security_opt"`
-	Entrypoint    []string             `yaml:"entrypoint"`
-	Command       []string             `yaml:"command"`
-	Environment   composeMapping       `yaml:"environment"`
-	Labels        composeMapping       `yaml:"labels"`
-	NetworkMode   string               `yaml:"network_mode"`
-	Ports         []composePort        `yaml:"ports"`
-	Volumes       []composeVolumeMount `yaml:"volumes"`
+	Image         string            `yaml:"image"`
+	ContainerName string            `yaml:"container_name"`
+	PullPolicy    string            `yaml:"pull_policy"`
+	Restart       string            `yaml:"restart"`
+	SecurityOpt   []string          `yaml:"security_opt"`
+	Command       []string          `yaml:"command"`
+	Environment   map[string]string `yaml:"environment"`
+	Labels        map[string]string `yaml:"labels"`
+	Ports         []string          `yaml:"ports"`
+	Volumes       []composeMount    `yaml:"volumes"`
 
 	imageID string
 }
@@ -248,88 +167,25 @@ type composeVolume struct {
 	External bool   `yaml:"external"`
 }
 
-type composeVolumeMount struct {
+type composeMount struct {
 	Type     string `yaml:"type"`
 	Source   string `yaml:"source"`
 	Target   string `yaml:"target"`
 	ReadOnly bool   `yaml:"read_only"`
 	Bind     struct {
-		CreateHostPath *bool `yaml:"create_host_path"`
+		CreateHostPath bool `yaml:"create_host_path"`
 	} `yaml:"bind"`
 }
 
-// UnmarshalYAML also reads the short form, source:target[:mode].
-func (m *composeVolumeMount) UnmarshalYAML(node *yaml.Node) error {
-	if node.Kind != yaml.ScalarNode {
-		type long composeVolumeMount
-		return node.Decode((*long)(m))
+func parseCompose(name string, text []byte) (*composeProject, error) {
+	if len(bytes.TrimSpace(text)) == 0 {
+		return nil, errors.New("empty compose file")
 	}
-	fields := strings.Split(node.Value, ":")
-	if len(fields) < 2 || len(fields) > 3 {
-		return fmt.Errorf("invalid volume %q", node.Value)
-	}
-	m.Type, m.Source, m.Target = "volume", fields[0], fields[1]
-	if strings.HasPrefix(m.Source, "/") {
-		m.Type = "bind"
-	}
-	m.ReadOnly = len(fields) == 3 && slices.Contains(strings.Split(fields[2], ","), "ro")
-	return nil
-}
-
-// composePort is a published port.
-type composePort struct {
-	Target    int    `yaml:"target"`
-	Published string `yaml:"published"`
-	Protocol  string `yaml:"protocol"`
-	HostIP    string `yaml:"host_ip"`
-	Mode      string `yaml:"mode"`
-}
-
-// UnmarshalYAML also reads the short form, host:container[/protocol].
-func (p *composePort) UnmarshalYAML(node *yaml.Node) error {
-	if node.Kind != yaml.ScalarNode {
-		type long composePort
-		return node.Decode((*long)(p))
-	}
-	value, protocol, _ := strings.Cut(node.Value, "/")
-	host, target, ok := strings.Cut(value, ":")
-	number, err := strconv.Atoi(target)
-	if !ok || err != nil {
-		return fmt.Errorf("invalid containerPort: %s", node.Value)
-	}
-	p.Target, p.Published, p.Protocol = number, host, protocol
-	return nil
-}
-
-// composeMapping is a mapping that may also be written as a list of KEY=VALUE.
-type composeMapping map[string]string
-
-// UnmarshalYAML reads both forms.
-func (m *composeMapping) UnmarshalYAML(node *yaml.Node) error {
-	if node.Kind != yaml.SequenceNode {
-		return node.Decode((*map[string]string)(m))
-	}
-	var list []string
-	if err := node.Decode(&list); err != nil {
-		return err
-	}
-	*m = composeMapping{}
-	for _, setting := range list {
-		key, value, _ := strings.Cut(setting, "=")
-		(*m)[key] = value
-	}
-	return nil
-}
-
-func (c *composeDouble) parse(name string, text []byte) (*composeProject, error) {
 	var node yaml.Node
 	if err := yaml.Unmarshal(text, &node); err != nil {
 		return nil, fmt.Errorf("failed to parse -: %w", err)
 	}
-	if len(bytes.TrimSpace(text)) == 0 {
-		return nil, errors.New("empty compose file")
-	}
-	if err := c.interpolate(&node, ""); err != nil {
+	if err := composeLiteral(&node); err != nil {
 		return nil, err
 	}
 	plain, err := yaml.Marshal(&node)
@@ -343,121 +199,74 @@ func (c *composeDouble) parse(name string, text []byte) (*composeProject, error)
 		return nil, fmt.Errorf("validating -: %w", err)
 	}
 	p.Name = name
-	for key, volume := range p.Volumes {
-		if volume == nil {
-			volume = &composeVolume{}
-			p.Volumes[key] = volume
+	for key, s := range p.Services {
+		if s.PullPolicy != "never" {
+			return nil, fmt.Errorf("service %q may be pulled", key)
 		}
-		if volume.Name == "" && volume.External {
-			volume.Name = key
-		} else if volume.Name == "" {
-			volume.Name = name + "_" + key
-		}
-	}
-	for key, service := range p.Services {
-		if service == nil || service.Image == "" {
-			return nil, fmt.Errorf("service %q has neither an image nor a build context specified: invalid compose project", key)
-		}
-		for _, m := range service.Volumes {
-			if m.Type != "bind" && m.Type != "volume" {
-				return nil, fmt.Errorf("the compose double does not know volumes of type %q", m.Type)
-			}
-			if m.Type == "volume" && p.Volumes[m.Source] == nil {
-				return nil, fmt.Errorf("service %q refers to undefined volume %s: invalid compose project", key, m.Source)
+		for _, m := range s.Volumes {
+			if m.Type == "volume" && !p.Volumes[m.Source].External {
+				return nil, fmt.Errorf("service %q refers to undefined volume %s", key, m.Source)
 			}
 		}
-	}
-	if len(p.Services) == 0 {
-		return nil, errors.New("no service selected")
 	}
 	return &p, nil
 }
 
-// interpolate does to every value what Compose does: $NAME and ${NAME} become what the environment says, $$ becomes $.
-func (c *composeDouble) interpolate(node *yaml.Node, path string) error {
-	if node.Kind == yaml.ScalarNode && node.Tag == "!!str" {
-		value, err := c.expand(node.Value, path)
-		node.Value = value
-		return err
-	}
-	if node.Tag == "!!null" {
-		node.Value = "null" // written out, as nothing it would come back as an empty text
-	}
-	for i, child := range node.Content {
-		at := path
-		if node.Kind == yaml.MappingNode {
-			if i%2 == 0 {
-				continue
-			}
-			at = strings.TrimPrefix(path+"."+node.Content[i-1].Value, ".")
+// composeLiteral makes each $$ a $, as Compose does; a variable, of which no file has a need, is refused.
+func composeLiteral(node *yaml.Node) error {
+	if node.Kind == yaml.ScalarNode {
+		parts := strings.Split(node.Value, "$$")
+		node.Value = strings.Join(parts, "$")
+		if strings.Contains(strings.Join(parts, ""), "$") {
+			return fmt.Errorf("invalid interpolation format for %q", node.Value)
 		}
-		if err := c.interpolate(child, at); err != nil {
+	}
+	for _, child := range node.Content {
+		if err := composeLiteral(child); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *composeDouble) expand(text, path string) (string, error) {
-	variable := regexp.MustCompile(`\$(?:(\$)|([_a-zA-Z][_a-zA-Z0-9]*)|\{([_a-zA-Z][_a-zA-Z0-9]*)\}|(.?))`)
-	var err error
-	text = variable.ReplaceAllStringFunc(text, func(match string) string {
-		m := variable.FindStringSubmatch(match)
-		name := m[2] + m[3]
-		switch {
-		case m[1] != "":
-			return "$"
-		case name == "":
-			err = fmt.Errorf("invalid interpolation format for %s.\nYou may need to escape any $ with another $.\n%s", path, text)
-			return ""
-		}
-		value, ok := c.env[name]
-		if !ok {
-			fmt.Fprintf(c.stderr, "level=warning msg=\"The \\\"%s\\\" variable is not set. Defaulting to a blank string.\"\n", name)
-		}
-		return value
-	})
-	return text, err
+type composeDouble struct {
+	stderr io.Writer
+	client *http.Client
+	socket string
 }
 
-// converge brings the engine to what the project says, in the order in which Compose does it.
-func (c *composeDouble) converge(ctx context.Context, p *composeProject, force, never, removeOrphans bool) error {
-	for _, name := range slices.Sorted(maps.Keys(p.Services)) {
-		if err := c.findImage(ctx, p.Services[name]); err != nil {
-			return err
+// up brings the engine to what the project says, in the order in which Compose does it.
+func (c *composeDouble) up(ctx context.Context, p *composeProject) error {
+	for _, s := range p.Services {
+		var image struct{ ID string }
+		if err := c.call(ctx, http.MethodGet, "/images/"+s.Image+"/json", nil, &image); err != nil {
+			return fmt.Errorf("unable to get image '%s': %w", s.Image, err)
 		}
+		s.imageID = image.ID
 	}
-	if err := c.ensureNetwork(ctx, p); err != nil {
+	if err := c.ensureNetwork(ctx, p.Name); err != nil {
 		return err
 	}
-	for _, key := range slices.Sorted(maps.Keys(p.Volumes)) {
-		if err := c.ensureVolume(ctx, p, key); err != nil {
+	for _, v := range p.Volumes {
+		if found, err := c.exists(ctx, "/volumes/"+v.Name); err != nil {
 			return err
+		} else if !found {
+			return fmt.Errorf("external volume %q not found", v.Name)
 		}
 	}
-	var existing []composeContainer
-	filters, err := json.Marshal(map[string][]string{"label": {"com.docker.compose.config-hash", "com.docker.compose.project=" + p.Name}})
+	filters, err := json.Marshal(map[string][]string{
+		"label": {"com.docker.compose.config-hash", "com.docker.compose.project=" + p.Name}})
 	if err != nil {
 		return err
 	}
 	query := url.Values{"all": {"1"}, "filters": {string(filters)}}
-	if err := c.call(ctx, http.MethodGet, "/containers/json?"+query.Encode(), nil, &existing); err != nil {
+	var existing []composeContainer
+	target := "/containers/json?" + query.Encode()
+	if err := c.call(ctx, http.MethodGet, target, nil, &existing); err != nil {
 		return err
 	}
-	for _, container := range existing {
-		if p.Services[container.Labels["com.docker.compose.service"]] != nil {
-			continue
-		}
-		if !removeOrphans {
-			fmt.Fprintf(c.stderr, "level=warning msg=\"Found orphan containers (%v) for this project.\"\n", container.Names)
-			continue
-		}
-		if err := c.remove(ctx, container.ID); err != nil {
-			return err
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(p.Services)) {
-		if err := c.ensureService(ctx, p, name, existing, force, never); err != nil {
+	for name, s := range p.Services {
+		if err := c.ensureService(ctx, p, name, s, existing); err != nil {
 			return err
 		}
 	}
@@ -465,235 +274,92 @@ func (c *composeDouble) converge(ctx context.Context, p *composeProject, force, 
 }
 
 type composeContainer struct {
-	ID     string `json:"Id"`
-	Names  []string
+	ID     string
 	Labels map[string]string
-	Mounts []struct{ Type, Name string }
 }
 
-// findImage asks for the image by the name in the file. Only pull_policy: never keeps Compose away from the registry.
-func (c *composeDouble) findImage(ctx context.Context, service *composeService) error {
-	var image struct {
-		ID string `json:"Id"`
-	}
-	err := c.call(ctx, http.MethodGet, "/images/"+service.Image+"/json", nil, &image)
-	var refused *engineRefusal
-	missing := errors.As(err, &refused) && refused.status == http.StatusNotFound
-	if err != nil && !missing {
-		return fmt.Errorf("unable to get image '%s': %w", service.Image, err)
-	}
-	if service.PullPolicy == "always" || missing && service.PullPolicy != "never" {
-		return c.call(ctx, http.MethodPost, "/images/create?"+url.Values{"fromImage": {service.Image}}.Encode(), nil, nil)
-	}
-	service.imageID = image.ID
-	return nil
-}
-
-func (c *composeDouble) ensureNetwork(ctx context.Context, p *composeProject) error {
-	needed := false
-	for _, service := range p.Services {
-		needed = needed || service.NetworkMode == ""
-	}
-	if !needed {
-		return nil
-	}
-	name := p.Name + "_default"
-	err := c.call(ctx, http.MethodGet, "/networks/"+name, nil, nil)
-	var refused *engineRefusal
-	if !errors.As(err, &refused) || refused.status != http.StatusNotFound {
+func (c *composeDouble) ensureNetwork(ctx context.Context, project string) error {
+	name := project + "_default"
+	if found, err := c.exists(ctx, "/networks/"+name); found || err != nil {
 		return err
 	}
-	c.say("Network "+name, "Creating")
 	labels := map[string]string{
-		"com.docker.compose.network": "default", "com.docker.compose.project": p.Name, "com.docker.compose.version": ComposeVersion,
+		"com.docker.compose.network": "default", "com.docker.compose.project": project,
+		"com.docker.compose.version": ComposeVersion,
 	}
-	labels["com.docker.compose.config-hash"] = composeHash(labels)
-	body := map[string]any{"Name": name, "CheckDuplicate": true, "Labels": labels}
-	if err := c.call(ctx, http.MethodPost, "/networks/create", body, nil); err != nil {
-		return err
-	}
-	c.say("Network "+name, "Created")
-	return nil
+	return c.call(ctx, http.MethodPost, "/networks/create", map[string]any{"Name": name, "Labels": labels}, nil)
 }
 
-func (c *composeDouble) ensureVolume(ctx context.Context, p *composeProject, key string) error {
-	volume := p.Volumes[key]
-	err := c.call(ctx, http.MethodGet, "/volumes/"+volume.Name, nil, nil)
-	var refused *engineRefusal
-	switch {
-	case !errors.As(err, &refused) || refused.status != http.StatusNotFound:
-		return err
-	case volume.External:
-		return fmt.Errorf("external volume %q not found", volume.Name)
-	}
-	c.say("Volume "+volume.Name, "Creating")
-	body := map[string]any{"Name": volume.Name, "Labels": map[string]string{
-		"com.docker.compose.volume": key, "com.docker.compose.project": p.Name, "com.docker.compose.version": ComposeVersion,
-	}}
-	return c.call(ctx, http.MethodPost, "/volumes/create", body, nil)
-}
-
-func (c *composeDouble) ensureService(ctx context.Context, p *composeProject, name string, existing []composeContainer,
-	force, never bool) error {
-	service := p.Services[name]
-	containerName := service.ContainerName
-	if containerName == "" {
-		containerName = p.Name + "-" + name + "-1"
-	}
-	resource := "Container " + containerName
+// ensureService makes a service's container unless it is there, made by Compose from the same file and
+// image. One that would have to be made anew is refused: the launcher leaves none to Compose.
+func (c *composeDouble) ensureService(ctx context.Context, p *composeProject, name string,
+	s *composeService, existing []composeContainer) error {
+	hash := composeHash(s)
 	for _, old := range existing {
 		if old.Labels["com.docker.compose.service"] != name {
 			continue
 		}
-		if never || !force && !c.diverged(p, service, old) {
-			return nil
+		if old.Labels["com.docker.compose.config-hash"] != hash || old.Labels["com.docker.compose.image"] != s.imageID {
+			return fmt.Errorf("the compose double makes no container anew: %s", old.ID)
 		}
-		resource = "Container " + strings.TrimPrefix(old.Names[0], "/")
-		c.say(resource, "Recreate")
-		temporary := old.ID[:12] + "_" + containerName
-		if err := c.create(ctx, p, name, temporary, containerName); err != nil {
-			c.say(resource, err.Error())
-			return err
-		}
-		if err := c.remove(ctx, old.ID); err != nil {
-			return err
-		}
-		if c.fault == ComposeRename {
-			return errors.New("signal: killed")
-		}
-		if err := c.call(ctx, http.MethodPost, "/containers/"+temporary+"/rename?name="+containerName, nil, nil); err != nil {
-			return err
-		}
-		c.say(resource, "Recreated")
 		return nil
 	}
-	c.say(resource, "Creating")
-	if err := c.create(ctx, p, name, containerName, ""); err != nil {
-		c.say(resource, err.Error())
-		return err
+	labels := map[string]string{
+		"com.docker.compose.config-hash": hash, "com.docker.compose.container-number": "1",
+		"com.docker.compose.image": s.imageID, "com.docker.compose.oneoff": "False",
+		"com.docker.compose.project": p.Name, "com.docker.compose.service": name,
+		"com.docker.compose.version": ComposeVersion,
 	}
-	c.say(resource, "Created")
-	return nil
-}
-
-// diverged says whether a container is to be recreated: its configuration, its image, or a volume that it lacks.
-func (c *composeDouble) diverged(p *composeProject, service *composeService, old composeContainer) bool {
-	if old.Labels["com.docker.compose.config-hash"] != composeHash(service) || old.Labels["com.docker.compose.image"] != service.imageID {
-		return true
+	maps.Copy(labels, s.Labels)
+	host := map[string]any{
+		"NetworkMode": p.Name + "_default", "SecurityOpt": s.SecurityOpt,
+		"RestartPolicy": map[string]string{"Name": s.Restart},
 	}
-	for _, m := range service.Volumes {
-		if m.Type != "volume" {
+	var binds []string
+	var mounts []map[string]any
+	for _, m := range s.Volumes {
+		if m.Type == "bind" && !m.Bind.CreateHostPath {
+			mounts = append(mounts, map[string]any{
+				"Type": "bind", "Source": m.Source, "Target": m.Target, "ReadOnly": m.ReadOnly})
 			continue
 		}
-		has := slices.ContainsFunc(old.Mounts, func(mounted struct{ Type, Name string }) bool {
-			return mounted.Type == "volume" && mounted.Name == p.Volumes[m.Source].Name
-		})
-		if !has {
-			return true
+		source, mode := m.Source, "rw"
+		if m.Type == "volume" {
+			source = p.Volumes[m.Source].Name
 		}
-	}
-	return false
-}
-
-func (c *composeDouble) remove(ctx context.Context, id string) error {
-	if err := c.call(ctx, http.MethodPost, "/containers/"+id+"/stop", nil, nil); err != nil {
-		return err
-	}
-	return c.call(ctx, http.MethodDelete, "/containers/"+id, nil, nil)
-}
-
-func (c *composeDouble) create(ctx context.Context, p *composeProject, name, containerName, replaces string) error {
-	service := p.Services[name]
-	labels := maps.Clone(map[string]string(service.Labels))
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	maps.Copy(labels, map[string]string{
-		"com.docker.compose.config-hash": composeHash(service), "com.docker.compose.container-number": "1", "com.docker.compose.depends_on": "",
-		"com.docker.compose.oneoff": "False", "com.docker.compose.project": p.Name, "com.docker.compose.project.config_files": "-",
-		"com.docker.compose.project.working_dir": c.dir, "com.docker.compose.service": name, "com.docker.compose.version": ComposeVersion,
-	})
-	if service.imageID != "" {
-		labels["com.docker.compose.image"] = service.imageID
-	}
-	if replaces != "" {
-		labels["com.docker.compose.replace"] = replaces
-	}
-	binds, mounts := []string{}, []map[string]any{}
-	for _, m := range service.Volumes {
-		mode := "rw"
 		if m.ReadOnly {
 			mode = "ro"
 		}
-		switch {
-		case m.Type == "volume":
-			binds = append(binds, p.Volumes[m.Source].Name+":"+m.Target+":"+mode)
-		case m.Bind.CreateHostPath == nil || *m.Bind.CreateHostPath:
-			binds = append(binds, m.Source+":"+m.Target+":"+mode)
-		default:
-			mounts = append(mounts, map[string]any{
-				"Type": "bind", "Source": m.Source, "Target": m.Target, "ReadOnly": m.ReadOnly, "BindOptions": map[string]any{},
-			})
-		}
+		binds = append(binds, source+":"+m.Target+":"+mode)
 	}
-	exposed, bindings := map[string]any{}, map[string][]map[string]string{}
-	for _, port := range service.Ports {
-		protocol := port.Protocol
-		if protocol == "" {
-			protocol = "tcp"
-		}
-		key := fmt.Sprintf("%d/%s", port.Target, protocol)
-		exposed[key] = struct{}{}
-		bindings[key] = append(bindings[key], map[string]string{"HostIp": port.HostIP, "HostPort": port.Published})
+	host["Binds"], host["Mounts"] = binds, mounts
+	exposed, bindings := map[string]any{}, map[string]any{}
+	for _, port := range s.Ports {
+		published, target, _ := strings.Cut(port, ":")
+		exposed[target+"/tcp"] = struct{}{}
+		bindings[target+"/tcp"] = []map[string]string{{"HostIp": "", "HostPort": published}}
 	}
-	env := []string{}
-	for _, key := range slices.Sorted(maps.Keys(service.Environment)) {
-		env = append(env, key+"="+service.Environment[key])
+	host["PortBindings"] = bindings
+	var env []string
+	for _, key := range slices.Sorted(maps.Keys(s.Environment)) {
+		env = append(env, key+"="+s.Environment[key])
 	}
-	command := service.Command
-	if c.fault == ComposeTamper {
-		command = []string{"/bin/sh"}
-	}
-	restart := service.Restart
-	if restart == "" {
-		restart = "no"
-	}
-	policy, count, _ := strings.Cut(restart, ":")
-	retries, _ := strconv.Atoi(count)
-	network := service.NetworkMode
 	body := map[string]any{
-		"Image": service.Image, "Entrypoint": service.Entrypoint, "Cmd": command, "Env": env, "Labels": labels, "ExposedPorts": exposed,
-		"AttachStdout": true, "AttachStderr": true,
+		"Image": s.Image, "Cmd": s.Command, "Env": env, "Labels": labels, "ExposedPorts": exposed, "HostConfig": host,
+		"NetworkingConfig": map[string]any{"EndpointsConfig": map[string]any{
+			p.Name + "_default": map[string]any{"Aliases": []string{s.ContainerName, name}}}},
 	}
-	if network == "" {
-		network = p.Name + "_default"
-		endpoint := map[string]any{"Aliases": []string{service.ContainerName, name}}
-		body["NetworkingConfig"] = map[string]any{"EndpointsConfig": map[string]any{network: endpoint}}
-	}
-	body["HostConfig"] = map[string]any{
-		"Binds": binds, "Mounts": mounts, "NetworkMode": network, "PortBindings": bindings, "SecurityOpt": service.SecurityOpt,
-		"RestartPolicy": map[string]any{"Name": policy, "MaximumRetryCount": retries},
-	}
-	var created struct {
-		ID string `json:"Id"`
-	}
-	if err := c.call(ctx, http.MethodPost, "/containers/create?name="+containerName, body, &created); err != nil {
-		return err
-	}
-	return c.call(ctx, http.MethodGet, "/containers/"+created.ID+"/json", nil, nil)
+	fmt.Fprintf(c.stderr, " Container %s Creating \n", s.ContainerName)
+	return c.call(ctx, http.MethodPost, "/containers/create?name="+s.ContainerName, body, nil)
 }
 
 // composeHash is the digest by which a change of a configuration is noticed.
-func composeHash(v any) string {
-	text, err := json.Marshal(v)
+func composeHash(s *composeService) string {
+	text, err := json.Marshal(s)
 	if err != nil {
-		return ""
+		panic(err) // texts and lists of them always marshal
 	}
 	return strings.TrimPrefix(digestOf(text), "sha256:")
-}
-
-func (c *composeDouble) say(resource, status string) {
-	fmt.Fprintf(c.stderr, " %s %s \n", resource, status)
 }
 
 // dockerWords is an error as Docker's client words it.
@@ -701,29 +367,35 @@ type dockerWords string
 
 func (w dockerWords) Error() string { return string(w) }
 
-// daemonAnswer is a refusal of the engine as Docker's client words it.
-type daemonAnswer struct{ refused *engineRefusal }
+// daemonRefusal is a refusal of the engine as Docker's client words it.
+type daemonRefusal struct {
+	status  int
+	message string
+}
 
-func (a *daemonAnswer) Error() string { return "Error response from daemon: " + a.refused.message }
-func (a *daemonAnswer) Unwrap() error { return a.refused }
+func (r *daemonRefusal) Error() string { return "Error response from daemon: " + r.message }
+
+// exists asks for something that may be missing.
+func (c *composeDouble) exists(ctx context.Context, target string) (bool, error) {
+	err := c.call(ctx, http.MethodGet, target, nil, nil)
+	var refused *daemonRefusal
+	if errors.As(err, &refused) && refused.status == http.StatusNotFound {
+		return false, nil
+	}
+	return err == nil, err
+}
 
 // call does one request; an answer of 400 and above is an error in the words of Docker's client.
 func (c *composeDouble) call(ctx context.Context, method, target string, body, answer any) error {
-	var content io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		content = bytes.NewReader(text)
-	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://engine"+target, content)
+	content, err := json.Marshal(body)
 	if err != nil {
 		return err
 	}
-	if body != nil {
-		request.Header.Set("Content-Type", "application/json")
+	request, err := http.NewRequestWithContext(ctx, method, "http://engine"+target, bytes.NewReader(content))
+	if err != nil {
+		return err
 	}
+	request.Header.Set("Content-Type", "application/json")
 	response, err := c.client.Do(request)
 	if err != nil {
 		return dockerWords("Cannot connect to the Docker daemon at unix://" + c.socket + ". Is the docker daemon running?")
@@ -738,9 +410,9 @@ func (c *composeDouble) call(ctx context.Context, method, target string, body, a
 		if json.Unmarshal(text, &refused) != nil {
 			refused.Message = strings.TrimSpace(string(text))
 		}
-		return &daemonAnswer{&engineRefusal{status: response.StatusCode, message: refused.Message}}
+		return &daemonRefusal{response.StatusCode, refused.Message}
 	}
-	if answer == nil || response.StatusCode == http.StatusNotModified {
+	if answer == nil {
 		return nil
 	}
 	return json.Unmarshal(text, answer)

@@ -2,7 +2,6 @@ package launchtest_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"net/http"
 	"os"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -27,364 +25,278 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// project is a compose file as the launcher writes it.
+// project is a compose file as the launcher writes it; what stands in capitals is the test's.
 const project = `
+name: PROJECT
 services:
   mpc-node:
     image: IMAGE
-    container_name: mpc-node
+    container_name: PROJECT
     pull_policy: never
     restart: "no"
     security_opt: ["no-new-privileges:true"]
-    command: [/app/mpc-node, start-with-config-file, /mnt/shared/mpc-config.toml]
+    command: [/app/mpc-node, start-with-config-file, /config/runs]
     environment: {DSTACK_ENDPOINT: /var/run/dstack.sock}
     labels: {price: "5$$"}
-    ports: ["11780:11780"]
+    ports: ["PORT:11780"]
     volumes:
-      - {type: bind, source: /tapp, target: /tapp, read_only: true}
-      - {type: bind, source: /var/run/dstack.sock, target: /var/run/dstack.sock, bind: {create_host_path: false}}
-      - {type: volume, source: shared-volume, target: /mnt/shared}
+      - {type: bind, source: /tmp, target: /tapp, read_only: true, bind: {create_host_path: true}}
+      - {type: bind, source: /dev/null, target: /var/run/dstack.sock, bind: {create_host_path: false}}
       - {type: volume, source: mpc-data, target: /data}
 volumes:
-  shared-volume: {name: shared-volume, external: true}
-  mpc-data: {name: mpc-data, external: true}
+  mpc-data: {name: PROJECT-data, external: true}
 `
 
+// composeRun is a run of Compose in the surroundings that the launcher makes for it.
 type composeRun struct {
-	env  []string
-	dir  string
-	args []string
-	file string
+	command, env []string
+	dir, file    string
+	args         []string
 }
 
-// composer returns the surroundings of a compose that is to succeed.
-func composer(t *testing.T, e *engine, file string) composeRun {
+func newComposeRun(t *testing.T, command []string, host, file string) *composeRun {
 	t.Helper()
 	home := t.TempDir()
-	return composeRun{
-		env: []string{"PATH=/usr/bin:/bin", "HOME=" + home, "DOCKER_CONFIG=" + home, "DOCKER_HOST=" + e.Host()}, dir: t.TempDir(),
-		args: []string{"-p", "mpc-node", "-f", "-", "up", "--no-start"}, file: file,
+	return &composeRun{
+		command: command, file: file, dir: t.TempDir(), args: []string{"up", "--no-start"},
+		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "DOCKER_CONFIG=" + home, "DOCKER_HOST=" + host},
 	}
 }
 
-// run returns exit code, standard output and standard error.
-func (c composeRun) run(t *testing.T) (int, string, string) {
+// doubleRun is a run of the double.
+func doubleRun(t *testing.T, host, file string) *composeRun {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, self, append([]string{"compose-double"}, c.args...)...)
-	cmd.Env, cmd.Dir, cmd.Stdin = c.env, c.dir, strings.NewReader(c.file)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err = cmd.Run()
-	var exited *exec.ExitError
-	if err != nil && !errors.As(err, &exited) {
-		require.NoError(t, err)
-	}
-	return cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()
+	return newComposeRun(t, []string{self, "compose-double"}, host, file)
 }
 
-// forProject returns an engine with image and volumes, and the file that names that image.
+func (c *composeRun) cmd(t *testing.T, project string) *exec.Cmd {
+	t.Helper()
+	args := append(c.command[1:len(c.command):len(c.command)], "--ansi", "never", "-p", project, "-f", "-")
+	cmd := exec.CommandContext(t.Context(), c.command[0], append(args, c.args...)...)
+	cmd.Env, cmd.Dir, cmd.Stdin = c.env, c.dir, strings.NewReader(c.file)
+	return cmd
+}
+
+// run returns exit code, standard output and standard error.
+func (c *composeRun) run(t *testing.T, project string) (code int, stdout, stderr string) {
+	t.Helper()
+	cmd := c.cmd(t, project)
+	var out, complaints bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	if err := cmd.Run(); !errors.As(err, new(*exec.ExitError)) {
+		require.NoError(t, err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), complaints.String()
+}
+
+// TestComposeConformance holds the compose double to what Compose does; on a real engine with the real one by `make e2e`.
+func TestComposeConformance(t *testing.T) {
+	t.Parallel()
+	double, socket := newDouble(t, launchtest.EngineOptions{})
+	composes(t, newSubject(t, socket), doubleRun(t, double.Host(), ""))
+	assert.Empty(t, double.Unexpected(), "no attempt to pull")
+}
+
+// composes has Compose create a container twice and looks at what comes of it.
+func composes(t *testing.T, s *subject, c *composeRun) {
+	t.Helper()
+	port := freePort(t)
+	s.knows(port, "PORT")
+	image := s.workload()
+	s.volumes, s.networks = append(s.volumes, s.prefix+"-data"), append(s.networks, s.prefix+"_default")
+	s.containers = append(s.containers, s.prefix)
+	c.file = strings.NewReplacer("PROJECT", s.prefix, "IMAGE", image, "PORT", port).Replace(project)
+	code, _, _ := c.run(t, s.prefix)
+	s.see("without its volume: %d", code)
+	s.must(http.MethodPost, "/volumes/create", map[string]any{"Name": s.prefix + "-data"})
+	code, _, stderr := c.run(t, s.prefix)
+	s.see("created: %d", code)
+	require.Zero(t, code, stderr)
+	box := s.get("/containers/" + s.prefix + "/json")
+	id := box["Id"].(string)
+	config, host := box["Config"].(map[string]any), box["HostConfig"].(map[string]any)
+	s.see("named as the file says: %t", config["Image"] == image)
+	s.see("runs: %v %v", config["Entrypoint"], config["Cmd"])
+	s.see("environment: %v", sorted(config["Env"]))
+	s.see("restarts: %v, security: %v", host["RestartPolicy"].(map[string]any)["Name"], host["SecurityOpt"])
+	s.see("published: %v", host["PortBindings"])
+	s.see("network: %v", host["NetworkMode"])
+	labels := config["Labels"].(map[string]any)
+	s.see("price: %v", labels["price"])
+	for _, label := range []string{"project", "service", "oneoff", "container-number"} {
+		s.see("%s: %v", label, labels["com.docker.compose."+label])
+	}
+	s.see("knows its image: %t", labels["com.docker.compose.image"] == image)
+	s.see("knows its configuration: %t", len(labels["com.docker.compose.config-hash"].(string)) == 64)
+	for _, place := range []string{"/tapp", "/var/run/dstack.sock", "/data"} {
+		s.mountOf(box, place)
+	}
+	s.state("then", s.prefix)
+	s.see("network made: %v", s.get("/networks/" + s.prefix + "_default")["Labels"].(map[string]any)["com.docker.compose.project"])
+	code, _, _ = c.run(t, s.prefix)
+	s.see("again: %d, the same: %t", code, s.get("/containers/" + s.prefix + "/json")["Id"] == id)
+	s.must(http.MethodPost, "/containers/"+s.prefix+"/start", nil)
+	code, _, _ = c.run(t, s.prefix)
+	s.see("while it runs: %d, the same: %t", code, s.get("/containers/" + s.prefix + "/json")["Id"] == id)
+	s.must(http.MethodDelete, "/containers/"+id+"?force=1", nil)
+	s.must(http.MethodPost, "/containers/create?name="+s.prefix, map[string]any{"Image": image})
+	code, _, stderr = c.run(t, s.prefix)
+	s.see("somebody else's is there: %d %t", code, strings.Contains(stderr, "is already in use by container"))
+	assert.Equal(t, expected(`
+		without its volume: 1
+		created: 0
+		named as the file says: true
+		runs: <nil> [/app/mpc-node start-with-config-file /config/runs]
+		environment: [DSTACK_ENDPOINT=/var/run/dstack.sock]
+		restarts: no, security: [no-new-privileges:true]
+		published: map[11780/tcp:[map[HostIp: HostPort:PORT]]]
+		network: PREFIX_default
+		price: 5$
+		project: PREFIX
+		service: mpc-node
+		oneoff: False
+		container-number: 1
+		knows its image: true
+		knows its configuration: true
+		then: created 0
+		network made: PREFIX
+		again: 0, the same: true
+		while it runs: 0, the same: true
+		somebody else's is there: 1 true`, s.personality), s.seen)
+}
+
+// forProject returns an engine with image and volume, and the file that names that image.
 func forProject(t *testing.T) (*engine, string) {
 	t.Helper()
 	e, id := withImage(t, launchtest.EngineOptions{})
-	for _, name := range []string{"shared-volume", "mpc-data"} {
-		_, err := e.Call(http.MethodPost, "/volumes/create", map[string]string{"Name": name})
-		require.NoError(t, err)
-	}
-	return e, strings.Replace(project, "IMAGE", id, 1)
+	_, err := e.Call(http.MethodPost, "/volumes/create", map[string]string{"Name": "mpc-node-data"})
+	require.NoError(t, err)
+	return e, strings.NewReplacer("PROJECT", "mpc-node", "IMAGE", id, "PORT", "11780").Replace(project)
 }
 
 func TestComposeTellsItsVersion(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, launchtest.EngineOptions{})
-	for args, want := range map[string]string{
-		"version":                    "Docker Compose version v5.0.2\n",
-		"version --short":            "5.0.2\n",
-		"version --format json":      "{\"version\":\"v5.0.2\"}\n",
-		"--fail=old version":         "docker-compose version 1.29.2, build unknown\n",
-		"--fail=old version --short": "1.29.2\n",
-	} {
-		c := composer(t, e, "")
-		c.args = strings.Fields(args)
-		code, stdout, stderr := c.run(t)
-		assert.Zero(t, code, stderr)
-		assert.Equal(t, want, stdout, args)
+	for fault, want := range map[string]string{"": "5.0.2\n", "--fail=old": "1.29.2\n"} {
+		c := doubleRun(t, e.Host(), "")
+		args := append(c.command[1:], strings.Fields(fault)...)
+		cmd := exec.CommandContext(t.Context(), c.command[0], append(args, "version", "--short")...)
+		cmd.Env, cmd.Dir = c.env, c.dir
+		stdout, err := cmd.Output()
+		require.NoError(t, err)
+		assert.Equal(t, want, string(stdout), fault)
 	}
 	assert.Empty(t, e.Requests(), "the version is not the engine's business")
 }
 
-func TestComposeCreatesAndStartsNothing(t *testing.T) {
-	t.Parallel()
-	e, file := forProject(t)
-	code, _, stderr := composer(t, e, file).run(t)
-	require.Zero(t, code, stderr)
-	assert.Contains(t, stderr, " Container mpc-node Created")
-	assert.Equal(t, []string{"network-create mpc-node_default", "create mpc-node"}, e.effects.Effects())
-
-	const volumes = "/var/lib/docker/volumes/"
-	c := e.container("mpc-node")
-	assert.Equal(t, "created", c.Status)
-	assert.Equal(t, []string{"/app/mpc-node", "start-with-config-file", "/mnt/shared/mpc-config.toml"}, c.Cmd)
-	assert.Contains(t, c.Env, "DSTACK_ENDPOINT=/var/run/dstack.sock")
-	assert.Equal(t, "no", c.RestartPolicy)
-	assert.Equal(t, []string{"no-new-privileges:true"}, c.SecurityOpt)
-	assert.Equal(t, map[string]string{"11780/tcp": "11780"}, c.Ports)
-	assert.Equal(t, []launchtest.ContainerMount{
-		{Type: "bind", Source: "/tapp", Destination: "/tapp", Mode: "ro"},
-		{Type: "volume", Name: "shared-volume", Source: volumes + "shared-volume/_data", Destination: "/mnt/shared", Mode: "rw", RW: true},
-		{Type: "volume", Name: "mpc-data", Source: volumes + "mpc-data/_data", Destination: "/data", Mode: "rw", RW: true},
-		{Type: "bind", Source: "/var/run/dstack.sock", Destination: "/var/run/dstack.sock", RW: true},
-	}, c.Mounts)
-	assert.Equal(t, "5$", c.Labels["price"], "$$ is one $")
-	assert.Equal(t, "image", c.Labels["from"], "the image's labels are there, too")
-	for label, want := range map[string]string{
-		"project": "mpc-node", "service": "mpc-node", "oneoff": "False", "container-number": "1", "image": c.Image,
-	} {
-		assert.Equal(t, want, c.Labels["com.docker.compose."+label], label)
-	}
-	assert.Len(t, c.Labels["com.docker.compose.config-hash"], 64)
-	e.must(http.MethodPost, "/containers/mpc-node/start", nil)
-	assert.Empty(t, e.Unexpected(), "no attempt to pull")
-}
-
-func TestComposeKeepsWhatIsUnchangedAndRecreatesTheRest(t *testing.T) {
-	t.Parallel()
-	e, file := forProject(t)
-	up := func(file string, flags ...string) string {
-		t.Helper()
-		c := composer(t, e, file)
-		c.args = append(c.args, flags...)
-		code, _, stderr := c.run(t)
-		require.Zero(t, code, stderr)
-		require.Len(t, e.Containers(), 1)
-		return e.container("mpc-node").ID
-	}
-	first := up(file)
-	e.must(http.MethodPost, "/containers/mpc-node/start", nil)
-	before := len(e.effects.Effects())
-	assert.Equal(t, first, up(file), "unchanged")
-	assert.Equal(t, first, up(strings.Replace(file, "pull_policy: never", "pull_policy: missing", 1)), "the pull policy is not part of it")
-	assert.Equal(t, first, up(strings.Replace(file, `"no"`, "on-failure", 1), "--no-recreate"))
-	assert.Equal(t, "running", e.container("mpc-node").Status)
-	require.Len(t, e.effects.Effects(), before)
-
-	second := up(strings.Replace(file, `"no"`, "on-failure", 1))
-	assert.NotEqual(t, first, second, "changed")
-	assert.Equal(t, []string{
-		"create <id>_mpc-node", "stop mpc-node", "remove mpc-node", "rename <id>_mpc-node mpc-node",
-	}, e.effects.Effects()[before:], "there is a container with the volumes at every moment")
-	assert.Equal(t, "created", e.container("mpc-node").Status)
-	assert.NotEqual(t, second, up(strings.Replace(file, `"no"`, "on-failure", 1), "--force-recreate"))
-	assert.Equal(t, []string{"mpc-data", "shared-volume"}, e.Volumes())
-}
-
-func TestComposeRecreatesForAnotherImageUnderTheSameName(t *testing.T) {
-	t.Parallel()
-	e, _ := forProject(t)
-	file := strings.Replace(project, "IMAGE", "node:1", 1)
-	code, _, stderr := composer(t, e, file).run(t)
-	require.Zero(t, code, stderr)
-	first := e.container("mpc-node")
-	layers, err := launchtest.RandomLayers(5, 100)
-	require.NoError(t, err)
-	img, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
-	require.NoError(t, err)
-	_, err = e.AddImage(img, "node:1")
-	require.NoError(t, err)
-	code, _, stderr = composer(t, e, file).run(t)
-	require.Zero(t, code, stderr)
-	assert.NotEqual(t, first.Image, e.container("mpc-node").Image)
-}
-
 func TestComposeFailures(t *testing.T) {
 	t.Parallel()
-	cases := []struct {
-		name    string
+	replace := func(old, text string) func(t *testing.T, e *engine, c *composeRun) {
+		return func(t *testing.T, _ *engine, c *composeRun) {
+			require.Contains(t, c.file, old)
+			c.file = strings.Replace(c.file, old, text, 1)
+		}
+	}
+	fails := func(fault launchtest.ComposeFault) func(t *testing.T, e *engine, c *composeRun) {
+		return func(_ *testing.T, _ *engine, c *composeRun) { c.command = append(c.command, "--fail="+string(fault)) }
+	}
+	for name, tc := range map[string]struct {
 		arrange func(t *testing.T, e *engine, c *composeRun)
 		says    string
 	}{
-		{"foreign container", func(t *testing.T, e *engine, _ *composeRun) {
-			_, err := e.Call(http.MethodPost, "/containers/create?name=mpc-node", map[string]any{"Image": "node:1"})
-			require.NoError(t, err)
-		}, `Error response from daemon: Conflict. The container name "/mpc-node" is already in use by container`},
-		{"external volume missing", func(t *testing.T, e *engine, _ *composeRun) {
-			_, err := e.Call(http.MethodDelete, "/volumes/mpc-data", nil)
-			require.NoError(t, err)
-		}, `external volume "mpc-data" not found`},
-		{"image missing", func(t *testing.T, e *engine, _ *composeRun) {
-			_, err := e.Call(http.MethodDelete, "/images/node:1", nil)
-			require.NoError(t, err)
-		}, "Error response from daemon: No such image: sha256:"},
-		{"engine gone", func(t *testing.T, e *engine, _ *composeRun) { require.NoError(t, e.Stop(true)) },
+		"image missing": {replace("sha256:", "sha256:0"), "Error response from daemon: no such image: sha256:"},
+		"engine gone": {func(t *testing.T, e *engine, _ *composeRun) { require.NoError(t, e.Stop(true)) },
 			"Cannot connect to the Docker daemon at unix://"},
-		{"engine refuses", func(_ *testing.T, e *engine, _ *composeRun) {
+		"engine refuses": {func(_ *testing.T, e *engine, _ *composeRun) {
 			e.Fail(launchtest.EngineFault{Match: "POST /containers/create", Status: 500, Message: "no"})
 		}, "Error response from daemon: no"},
-		{"empty file", func(_ *testing.T, _ *engine, c *composeRun) { c.file = "\n" }, "empty compose file"},
-		{"bad YAML", func(_ *testing.T, _ *engine, c *composeRun) { c.file = "a: [" }, "failed to parse -: yaml:"},
-		{"unknown key", func(_ *testing.T, _ *engine, c *composeRun) {
-			c.file = strings.Replace(c.file, "restart:", "restrat:", 1)
-		}, "restrat"},
-		{"bad variable", func(_ *testing.T, _ *engine, c *composeRun) { c.file = strings.Replace(c.file, "5$$", "5${", 1) },
-			"invalid interpolation format for services.mpc-node.labels.price"},
-		{"undefined volume", func(_ *testing.T, _ *engine, c *composeRun) {
-			c.file = strings.Replace(c.file, "source: mpc-data", "source: other", 1)
-		}, `service "mpc-node" refers to undefined volume other: invalid compose project`},
-		{"asked to start", func(_ *testing.T, _ *engine, c *composeRun) { c.args = c.args[:len(c.args)-1] }, "--no-start is missing"},
-		{"told to answer yes", func(_ *testing.T, _ *engine, c *composeRun) { c.args = append(c.args, "--yes") }, "unknown flag: --yes"},
-		{"contradiction", func(_ *testing.T, _ *engine, c *composeRun) {
-			c.args = append(c.args, "--force-recreate", "--no-recreate")
-		}, "incompatible"},
-		{"--fail=create", func(_ *testing.T, _ *engine, c *composeRun) { c.args = append([]string{"--fail=create"}, c.args...) }, "injected"},
-		{"--fail=noise", func(_ *testing.T, _ *engine, c *composeRun) { c.args = append([]string{"--fail=noise"}, c.args...) }, "injected"},
-	}
-	for _, tc := range cases {
-		t.Run(tc.name, func(t *testing.T) {
+		"empty file":       {func(_ *testing.T, _ *engine, c *composeRun) { c.file = "\n" }, "empty compose file"},
+		"bad YAML":         {func(_ *testing.T, _ *engine, c *composeRun) { c.file = "a: [" }, "failed to parse -: yaml:"},
+		"unknown key":      {replace("restart:", "restrat:"), "restrat"},
+		"variable":         {replace("5$$", "$HOME"), "invalid interpolation format"},
+		"undefined volume": {replace("source: mpc-data", "source: other"), "refers to undefined volume other"},
+		"pull":             {replace("never", "always"), "may be pulled"},
+		"asked to start":   {func(_ *testing.T, _ *engine, c *composeRun) { c.args = c.args[:1] }, "does not know"},
+		"fault create":     {fails(launchtest.ComposeCreate), "Error response from daemon: injected"},
+		"fault noise":      {fails(launchtest.ComposeNoise), "Error response from daemon: injected"},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e, file := forProject(t)
-			c := composer(t, e, file)
-			tc.arrange(t, e, &c)
-			code, stdout, stderr := c.run(t)
+			c := doubleRun(t, e.Host(), file)
+			tc.arrange(t, e, c)
+			code, stdout, stderr := c.run(t, "mpc-node")
 			assert.Equal(t, 1, code, stderr)
 			assert.Contains(t, stderr, tc.says)
-			assert.NotContains(t, strings.Join(e.effects.Effects(), "\n"), "create mpc-node\n", "no container")
-			assert.Equal(t, tc.name == "--fail=noise", len(stdout) > 1<<20)
+			assert.Empty(t, e.Containers())
+			assert.Equal(t, name == "fault noise", len(stdout) > 1<<20)
 		})
 	}
 }
 
-func TestComposeFaults(t *testing.T) {
+func TestComposeThatLies(t *testing.T) {
 	t.Parallel()
-	for fault, want := range map[launchtest.ComposeFault]struct {
-		code    int
-		command string
-		effects int
-	}{
-		launchtest.ComposeLate:   {1, "/app/mpc-node", 2},
-		launchtest.ComposeTamper: {0, "/bin/sh", 2},
-		launchtest.ComposeSilent: {0, "", 0},
-		launchtest.ComposeRename: {0, "/app/mpc-node", 2}, // there is nothing to rename the first time
-		"nonsense":               {125, "", 0},
+	for fault, want := range map[launchtest.ComposeFault][]string{
+		"": {"/app/mpc-node", "start-with-config-file", "/config/runs"}, launchtest.ComposeTamper: {"/bin/sh"}, launchtest.ComposeSilent: nil,
 	} {
 		e, file := forProject(t)
-		c := composer(t, e, file)
-		c.args = append([]string{"--fail=" + string(fault)}, c.args...)
-		code, _, stderr := c.run(t)
-		assert.Equal(t, want.code, code, "%s: %s", fault, stderr)
-		assert.Len(t, e.effects.Effects(), want.effects, fault)
-		if want.command != "" {
-			assert.Equal(t, want.command, e.container("mpc-node").Cmd[0], fault)
+		c := doubleRun(t, e.Host(), file)
+		c.command = append(c.command, "--fail="+string(fault))
+		code, _, stderr := c.run(t, "mpc-node")
+		require.Zero(t, code, "%s: %s", fault, stderr)
+		if want == nil {
+			assert.Empty(t, e.effects.Effects())
+			continue
 		}
+		assert.Equal(t, want, e.container("mpc-node").Cmd)
+		assert.Equal(t, []string{"network-create mpc-node_default", "create mpc-node"}, e.effects.Effects())
 	}
 }
 
-func TestComposeThatIsGoneBeforeTheRename(t *testing.T) {
+func TestComposeMakesNothingAnew(t *testing.T) {
 	t.Parallel()
 	e, file := forProject(t)
-	code, _, stderr := composer(t, e, file).run(t)
+	code, _, stderr := doubleRun(t, e.Host(), file).run(t, "mpc-node")
 	require.Zero(t, code, stderr)
-	c := composer(t, e, file)
-	c.args = append([]string{"--fail=rename"}, append(c.args, "--force-recreate")...)
-	code, _, stderr = c.run(t)
-	assert.Equal(t, 1, code, stderr)
-	require.Len(t, e.Containers(), 1)
-	assert.Regexp(t, "^[0-9a-f]{12}_mpc-node$", e.Containers()[0].Name)
-	code, _, stderr = composer(t, e, file).run(t)
-	require.Zero(t, code, stderr)
-	assert.Regexp(t, "^[0-9a-f]{12}_mpc-node$", e.Containers()[0].Name, "the next run finds nothing to do")
+	id := e.container("mpc-node").ID
+	code, _, stderr = doubleRun(t, e.Host(), strings.Replace(file, `"no"`, "on-failure", 1)).run(t, "mpc-node")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "makes no container anew")
+	assert.Equal(t, id, e.container("mpc-node").ID)
 }
 
 func TestComposeThatHangs(t *testing.T) {
 	t.Parallel()
 	e, file := forProject(t)
-	c := composer(t, e, file)
-	self, err := os.Executable()
-	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, self, append([]string{"compose-double", "--fail=hang"}, c.args...)...)
-	cmd.Env, cmd.Dir, cmd.Stdin = c.env, c.dir, strings.NewReader(c.file)
-	require.Error(t, cmd.Run())
-	require.ErrorIs(t, ctx.Err(), context.DeadlineExceeded, "it ran until it was killed")
+	c := doubleRun(t, e.Host(), file)
+	c.command = append(c.command, "--fail=hang")
+	cmd := c.cmd(t, "mpc-node")
+	require.NoError(t, cmd.Start())
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait(), "it ran until it was killed")
 	assert.Empty(t, e.Requests())
-}
-
-func TestComposeWithoutNeverGoesToTheRegistry(t *testing.T) {
-	t.Parallel()
-	e, file := forProject(t)
-	c := composer(t, e, strings.Replace(file, "pull_policy: never", "pull_policy: always", 1))
-	code, _, _ := c.run(t)
-	assert.Equal(t, 1, code)
-	assert.Equal(t, []string{"POST /images/create"}, e.Unexpected(), "a pull is not expected of any engine here")
 }
 
 func TestComposeRefusesSurroundingsThatArentEmpty(t *testing.T) {
 	t.Parallel()
-	cases := map[string]struct {
-		arrange func(t *testing.T, c *composeRun)
-		says    string
-	}{
-		"variable": {func(_ *testing.T, c *composeRun) { c.env = append(c.env, "COMPOSE_PROFILES=x") }, "the environment has COMPOSE_PROFILES"},
-		"proxy":    {func(_ *testing.T, c *composeRun) { c.env = append(c.env, "HTTP_PROXY=") }, "the environment has HTTP_PROXY"},
-		"file in the working directory": {func(t *testing.T, c *composeRun) {
+	for says, arrange := range map[string]func(t *testing.T, c *composeRun){
+		"the environment has COMPOSE_PROFILES": func(_ *testing.T, c *composeRun) { c.env = append(c.env, "COMPOSE_PROFILES=x") },
+		"is not empty: .env": func(t *testing.T, c *composeRun) {
 			require.NoError(t, os.WriteFile(c.dir+"/.env", nil, 0o600))
-		}, "is not empty: .env"},
-		"file at home": {func(t *testing.T, c *composeRun) {
-			home := strings.TrimPrefix(c.env[1], "HOME=")
-			require.NoError(t, os.WriteFile(home+"/config.json", nil, 0o600))
-		}, "is not empty: config.json"},
-		"no engine": {func(_ *testing.T, c *composeRun) { c.env = c.env[:3] }, `DOCKER_HOST is ""`},
+		},
+		"is not empty: config.json": func(t *testing.T, c *composeRun) {
+			require.NoError(t, os.WriteFile(strings.TrimPrefix(c.env[1], "HOME=")+"/config.json", nil, 0o600))
+		},
+		`DOCKER_HOST is ""`: func(_ *testing.T, c *composeRun) { c.env = c.env[:3] },
+	} {
+		e, file := forProject(t)
+		c := doubleRun(t, e.Host(), file)
+		arrange(t, c)
+		code, _, stderr := c.run(t, "mpc-node")
+		assert.Equal(t, 125, code)
+		assert.Contains(t, stderr, says)
+		assert.Empty(t, e.Requests(), "nothing was done")
 	}
-	for name, tc := range cases {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			e, file := forProject(t)
-			c := composer(t, e, file)
-			tc.arrange(t, &c)
-			code, _, stderr := c.run(t)
-			assert.Equal(t, 125, code)
-			assert.Contains(t, stderr, tc.says)
-			assert.Empty(t, e.Requests(), "nothing was done")
-		})
-	}
-}
-
-func TestComposeExpandsWhatItsEnvironmentHas(t *testing.T) {
-	t.Parallel()
-	e, file := forProject(t)
-	file = strings.Replace(file, `"5$$"`, `"$DOCKER_HOST-${NOTHING}-$$HOME"`, 1)
-	code, _, stderr := composer(t, e, file).run(t)
-	require.Zero(t, code, stderr)
-	assert.Equal(t, e.Host()+"--$HOME", e.container("mpc-node").Labels["price"])
-	assert.Contains(t, stderr, `variable is not set. Defaulting to a blank string.`)
-}
-
-func TestComposeReadsShortForms(t *testing.T) {
-	t.Parallel()
-	e, _ := forProject(t)
-	file := `
-services:
-  a:
-    image: node:1
-    environment: [A=1]
-    ports: [{target: 80, published: "8080", protocol: udp}]
-    volumes: ["/tapp:/tapp:ro", "own:/data"]
-volumes: {own: }
-`
-	code, _, stderr := composer(t, e, file).run(t)
-	require.Zero(t, code, stderr)
-	c := e.container("mpc-node-a-1")
-	assert.Equal(t, map[string]string{"80/udp": "8080"}, c.Ports)
-	assert.Contains(t, c.Env, "A=1")
-	assert.Equal(t, "mpc-node_own", c.Mounts[1].Name)
-	assert.False(t, c.Mounts[0].RW)
-	assert.Contains(t, e.Volumes(), "mpc-node_own", "a volume of the project's own is created")
-
-	code, _, stderr = composer(t, e, strings.Replace(strings.Replace(file, "  a:", "  b:", 1), "8080", "8081", 1)).run(t)
-	require.Zero(t, code, stderr)
-	assert.Contains(t, stderr, "Found orphan containers ([/mpc-node-a-1])")
-	assert.Len(t, e.Containers(), 2)
 }
