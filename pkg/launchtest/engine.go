@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -61,8 +61,8 @@ type Engine struct {
 	images     imageStore
 	containers []*container
 	volumes    map[string]*volume
-	networks   []*network
-	events     []map[string]any
+	networks   map[string]map[string]any
+	events     []engineEvent
 	faults     []*EngineFault
 	requests   []string
 	unexpected []string
@@ -80,6 +80,7 @@ func NewEngine(socket string, o EngineOptions) (*Engine, error) {
 	e := &Engine{
 		socket: socket, o: o, api: api, lowest: lowestAPI(api), release: releaseOf(api), recorder: o.Recorder,
 		changed: make(chan struct{}), volumes: map[string]*volume{},
+		networks: map[string]map[string]any{},
 	}
 	if e.o.Root == "" {
 		e.o.Root = "/var/lib/docker"
@@ -89,8 +90,8 @@ func NewEngine(socket string, o EngineOptions) (*Engine, error) {
 	} else {
 		e.images = newClassicStore(e)
 	}
-	for _, n := range [][2]string{{"bridge", "bridge"}, {"host", "host"}, {"none", "null"}} {
-		e.networks = append(e.networks, &network{id: e.newID(), name: n[0], driver: n[1], created: time.Now(), predefined: true})
+	for _, name := range []string{"bridge", "host", "none"} {
+		e.networks[name] = map[string]any{"Name": name, "Id": e.newID()}
 	}
 	if err := e.Start(); err != nil {
 		return nil, err
@@ -236,15 +237,15 @@ func (e *Engine) call(method, target string, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := &heldAnswer{header: http.Header{}, status: http.StatusOK}
-	request := &engineRequest{
+	answer := httptest.NewRecorder()
+	e.handle(answer, &engineRequest{
 		ctx: context.Background(), session: context.Background(), foreign: true,
 		method: method, path: u.Path, query: u.Query(), api: e.api, body: bytes.NewReader(body),
+	})
+	if answer.Code >= 300 {
+		return nil, fmt.Errorf("%s %s: %s", method, target, answer.Body)
 	}
-	if err := e.handle(answer, request); err != nil {
-		return nil, fmt.Errorf("%s %s: %w", method, target, err)
-	}
-	return answer.body, nil
+	return answer.Body.Bytes(), nil
 }
 
 // engineRequest is one request, without what HTTP adds.
@@ -252,6 +253,7 @@ type engineRequest struct {
 	ctx     context.Context
 	method  string
 	path    string // without the version
+	name    string // of the image, container, volume or network that it is about
 	query   url.Values
 	api     engineAPI
 	body    io.Reader
@@ -261,10 +263,9 @@ type engineRequest struct {
 	loadCut int64
 }
 
-func (r *engineRequest) flag(name string) bool {
-	v := r.query.Get(name)
-	return v != "" && v != "0" && v != "no" && v != "false" && v != "none"
-}
+func (r *engineRequest) flag(name string) bool { return isTrue(r.query.Get(name)) }
+
+func isTrue(text string) bool { return text == "1" || text == "true" }
 
 func (r *engineRequest) decode(v any) error {
 	if err := json.NewDecoder(r.body).Decode(v); err != nil && !errors.Is(err, io.EOF) {
@@ -273,23 +274,12 @@ func (r *engineRequest) decode(v any) error {
 	return nil
 }
 
-// filters reads the two forms that clients send: lists of values, and sets as objects.
+// filters reads the filters of a request, of which the double knows some.
 func (r *engineRequest) filters(known ...string) (map[string][]string, error) {
-	text := r.query.Get("filters")
-	if text == "" {
-		return nil, nil
-	}
 	found := map[string][]string{}
-	if json.Unmarshal([]byte(text), &found) != nil {
-		found = map[string][]string{}
-		var sets map[string]map[string]bool
-		if err := json.Unmarshal([]byte(text), &sets); err != nil {
+	if text := r.query.Get("filters"); text != "" {
+		if err := json.Unmarshal([]byte(text), &found); err != nil {
 			return nil, refusal(http.StatusBadRequest, "invalid filters: %v", err)
-		}
-		for name, set := range sets {
-			for value := range set {
-				found[name] = append(found[name], value)
-			}
 		}
 	}
 	for name := range found {
@@ -298,6 +288,17 @@ func (r *engineRequest) filters(known ...string) (map[string][]string, error) {
 		}
 	}
 	return found, nil
+}
+
+// labelled reports whether labels are as a filter wants them: each one of it there, and of the value that it names.
+func labelled(labels map[string]string, filter []string) bool {
+	for _, wanted := range filter {
+		key, value, valued := strings.Cut(wanted, "=")
+		if got, ok := labels[key]; !ok || valued && got != value {
+			return false
+		}
+	}
+	return true
 }
 
 // engineRefusal is an answer of the engine other than success.
@@ -312,53 +313,28 @@ func refusal(status int, format string, args ...any) error {
 	return &engineRefusal{status: status, message: fmt.Sprintf(format, args...)}
 }
 
-// heldAnswer keeps an answer instead of sending it.
-type heldAnswer struct {
-	header http.Header
-	status int
-	body   []byte
-}
-
-func (a *heldAnswer) Header() http.Header         { return a.header }
-func (a *heldAnswer) WriteHeader(status int)      { a.status = status }
-func (a *heldAnswer) Write(b []byte) (int, error) { a.body = append(a.body, b...); return len(b), nil }
-
-func (a *heldAnswer) send(w http.ResponseWriter) {
-	for name, values := range a.header {
-		w.Header()[name] = values
-	}
-	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body)
-}
-
 func (e *Engine) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", e.api.String())
-	w.Header().Set("Docker-Experimental", "false")
 	w.Header().Set("Ostype", "linux")
-	w.Header().Set("Server", "Docker/"+e.release+" (linux)")
 	request := &engineRequest{ctx: r.Context(), method: r.Method, path: r.URL.Path, query: r.URL.Query(), api: e.api, body: r.Body}
-	err := e.enter(request, r.URL.RawQuery)
-	if err == nil {
-		err = e.disturb(w, request)
+	if err := e.enter(request, r.URL.RawQuery); err != nil {
+		answerError(w, err)
+		return
 	}
-	answerError(w, err)
+	e.disturb(w, request)
 }
 
 func answerError(w http.ResponseWriter, err error) {
-	if err == nil {
-		return
-	}
 	status := http.StatusInternalServerError
-	message := err.Error()
 	var refused *engineRefusal
 	if errors.As(err, &refused) {
-		status, message = refused.status, refused.message
+		status = refused.status
 	}
 	if status == http.StatusNotModified {
 		w.WriteHeader(status)
 		return
 	}
-	writeJSON(w, status, map[string]string{"message": message})
+	writeJSON(w, status, map[string]string{"message": err.Error()})
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
@@ -392,41 +368,103 @@ func (e *Engine) enter(r *engineRequest, rawQuery string) error {
 	return nil
 }
 
-var errUnknown = errors.New("the engine double does not know this request")
-
-// handle does what a request asks for.
-func (e *Engine) handle(w http.ResponseWriter, r *engineRequest) error {
-	err := e.route(w, r)
-	if errors.Is(err, errUnknown) {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		e.unexpected = append(e.unexpected, r.method+" "+r.path)
-		return refusal(http.StatusNotFound, "page not found")
-	}
-	return err
+// engineCall is what the engine does for a kind of request.
+type engineCall struct {
+	match string // as in EngineFault; what the star stands for is the request's name
+	// answer does it with the lock held, and returns a document or nothing.
+	answer func(*engineRequest) (any, error)
+	// act does it with the lock not held, because it asks the test what happens; the answer is empty.
+	act func(*engineRequest, *container) error
+	// stream writes its answer itself, with the lock not held.
+	stream func(http.ResponseWriter, *engineRequest) error
 }
 
-func (e *Engine) route(w http.ResponseWriter, r *engineRequest) error {
-	parts := strings.Split(strings.Trim(r.path, "/"), "/")
-	switch parts[0] {
-	case "_ping":
-		return e.ping(w, r)
-	case "version":
-		return e.getVersion(w)
-	case "info":
-		return e.getInfo(w)
-	case "events":
-		return e.getEvents(w, r)
-	case "images":
-		return e.serveImages(w, r, parts[1:])
-	case "containers":
-		return e.serveContainers(w, r, parts[1:])
-	case "volumes":
-		return e.serveVolumes(w, r, parts[1:])
-	case "networks":
-		return e.serveNetworks(w, r, parts[1:])
+// created is a document that is answered with 201.
+type created map[string]any
+
+func (e *Engine) calls() []engineCall {
+	return []engineCall{
+		{match: "GET /_ping", stream: e.ping},
+		{match: "HEAD /_ping", stream: e.ping},
+		{match: "GET /version", answer: e.getVersion},
+		{match: "GET /info", answer: e.getInfo},
+		{match: "GET /events", stream: e.getEvents},
+		{match: "POST /images/load", stream: e.loadImage},
+		{match: "POST /images/prune", answer: e.pruneImages},
+		{match: "GET /images/json", answer: e.listImages},
+		{match: "GET /images/*/json", answer: e.inspectImage},
+		{match: "DELETE /images/*", answer: e.removeImage},
+		{match: "GET /containers/json", answer: e.listContainers},
+		{match: "POST /containers/create", answer: e.createContainer},
+		{match: "GET /containers/*/json", answer: e.inspectContainer},
+		{match: "GET /containers/*/logs", stream: e.containerLogs},
+		{match: "DELETE /containers/*", answer: e.removeContainer},
+		{match: "POST /containers/*/start", act: e.startContainer},
+		{match: "POST /containers/*/stop", act: e.stopContainer},
+		{match: "POST /containers/*/restart", act: e.restartContainer},
+		{match: "POST /containers/*/kill", act: e.killContainer},
+		{match: "POST /containers/*/pause", answer: e.pauseContainer},
+		{match: "POST /containers/*/unpause", answer: e.unpauseContainer},
+		{match: "POST /containers/*/rename", answer: e.renameContainer},
+		{match: "POST /containers/*/update", answer: e.updateContainer},
+		{match: "POST /volumes/create", answer: e.createVolume},
+		{match: "POST /volumes/prune", answer: e.pruneVolumes},
+		{match: "GET /volumes/*", answer: e.inspectVolume},
+		{match: "DELETE /volumes/*", answer: e.removeVolume},
+		{match: "POST /networks/create", answer: e.createNetwork},
+		{match: "GET /networks/*", answer: e.inspectNetwork},
 	}
-	return errUnknown
+}
+
+// handle does what a request asks for, and remembers it if nothing here knows it.
+func (e *Engine) handle(w http.ResponseWriter, r *engineRequest) {
+	for _, c := range e.calls() {
+		name, ok := wildcard(c.match, r.method+" "+r.path)
+		if !ok {
+			continue
+		}
+		r.name = name
+		if err := e.do(w, r, c); err != nil {
+			answerError(w, err)
+		}
+		return
+	}
+	e.mu.Lock()
+	e.unexpected = append(e.unexpected, r.method+" "+r.path)
+	e.mu.Unlock()
+	answerError(w, refusal(http.StatusNotFound, "page not found"))
+}
+
+func (e *Engine) do(w http.ResponseWriter, r *engineRequest, c engineCall) error {
+	if c.stream != nil {
+		return c.stream(w, r)
+	}
+	e.mu.Lock()
+	if c.act != nil {
+		found, err := e.find(r.name)
+		e.mu.Unlock()
+		if err == nil {
+			err = c.act(r, found)
+		}
+		if err == nil {
+			w.WriteHeader(http.StatusNoContent)
+		}
+		return err
+	}
+	defer e.mu.Unlock()
+	doc, err := c.answer(r)
+	if err != nil {
+		return err
+	}
+	switch doc := doc.(type) {
+	case nil:
+		w.WriteHeader(http.StatusNoContent)
+	case created:
+		writeJSON(w, http.StatusCreated, doc)
+	default:
+		writeJSON(w, http.StatusOK, doc)
+	}
+	return nil
 }
 
 func (e *Engine) ping(w http.ResponseWriter, r *engineRequest) error {
@@ -437,19 +475,13 @@ func (e *Engine) ping(w http.ResponseWriter, r *engineRequest) error {
 	return nil
 }
 
-func (e *Engine) getVersion(w http.ResponseWriter) error {
-	details := map[string]string{"ApiVersion": e.api.String(), "MinAPIVersion": e.lowest.String(), "Arch": runtime.GOARCH, "Os": "linux"}
-	writeJSON(w, http.StatusOK, map[string]any{
-		"Platform": map[string]string{"Name": ""}, "Version": e.release, "ApiVersion": e.api.String(), "MinAPIVersion": e.lowest.String(),
-		"Os": "linux", "Arch": runtime.GOARCH, "KernelVersion": "6.1.0", "GoVersion": runtime.Version(), "GitCommit": "0000000",
-		"Components": []any{map[string]any{"Name": "Engine", "Version": e.release, "Details": details}},
-	})
-	return nil
+func (e *Engine) getVersion(*engineRequest) (any, error) {
+	return map[string]any{
+		"Version": e.release, "ApiVersion": e.api.String(), "MinAPIVersion": e.lowest.String(), "Os": "linux", "Arch": runtime.GOARCH,
+	}, nil
 }
 
-func (e *Engine) getInfo(w http.ResponseWriter) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+func (e *Engine) getInfo(*engineRequest) (any, error) {
 	driver, status := "overlay2", [][]string{{"Backing Filesystem", "extfs"}, {"Supports d_type", "true"}}
 	if e.o.Containerd {
 		driver, status = "overlayfs", [][]string{{"driver-type", "io.containerd.snapshotter.v1"}}
@@ -458,36 +490,19 @@ func (e *Engine) getInfo(w http.ResponseWriter) error {
 	if !ok {
 		architecture = runtime.GOARCH
 	}
-	count := map[string]int{}
-	for _, c := range e.containers {
-		switch {
-		case c.paused:
-			count["paused"]++
-		case c.live():
-			count["running"]++
-		default:
-			count["stopped"]++
-		}
-	}
-	writeJSON(w, http.StatusOK, map[string]any{
+	return map[string]any{
 		"ID": "DOUBLE", "Name": "engine-double", "ServerVersion": e.release, "Driver": driver, "DriverStatus": status,
-		"DockerRootDir": e.o.Root, "OSType": "linux", "Architecture": architecture, "OperatingSystem": "Linux", "KernelVersion": "6.1.0",
-		"NCPU": runtime.NumCPU(), "MemTotal": int64(8 << 30), "SecurityOptions": []string{"name=seccomp,profile=default"},
-		"Containers": len(e.containers), "ContainersRunning": count["running"], "ContainersPaused": count["paused"],
-		"ContainersStopped": count["stopped"], "Images": e.images.count(), "LiveRestoreEnabled": false, "Warnings": nil,
-	})
-	return nil
+		"DockerRootDir": e.o.Root, "OSType": "linux", "Architecture": architecture, "SecurityOptions": []string{"name=seccomp,profile=default"},
+		"Containers": len(e.containers), "Images": e.images.count(), "LiveRestoreEnabled": false,
+	}, nil
 }
 
 // Age makes all that has happened so far older, as if so much time had passed since.
 func (e *Engine) Age(d time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for i, event := range e.events {
-		at := time.Unix(0, event["timeNano"].(int64)).Add(-d)
-		older := maps.Clone(event) // whoever was sent the other one may still hold it
-		older["time"], older["timeNano"] = at.Unix(), at.UnixNano()
-		e.events[i] = older
+	for i := range e.events {
+		e.events[i].at = e.events[i].at.Add(-d)
 	}
 	for _, c := range e.containers {
 		for _, at := range []*time.Time{&c.created, &c.started, &c.finished} {
@@ -500,7 +515,7 @@ func (e *Engine) Age(d time.Duration) {
 
 // getEvents sends the events since the given time, and goes on until the client or the daemon ends or that time comes.
 func (e *Engine) getEvents(w http.ResponseWriter, r *engineRequest) error {
-	filters, err := r.filters("type", "event", "container", "label", "image", "volume", "network", "scope", "daemon")
+	filters, err := r.filters("type", "event", "container")
 	if err != nil {
 		return err
 	}
@@ -512,11 +527,11 @@ func (e *Engine) getEvents(w http.ResponseWriter, r *engineRequest) error {
 	if err != nil {
 		return err
 	}
-	if !until.IsZero() && until.Before(since) {
-		return refusal(http.StatusBadRequest, "`since` time (%s) cannot be after `until` time (%s)", r.query.Get("since"), r.query.Get("until"))
-	}
 	var end <-chan time.Time
 	if !until.IsZero() {
+		if until.Before(since) {
+			return refusal(http.StatusBadRequest, "`since` time cannot be after `until` time")
+		}
 		timer := time.NewTimer(time.Until(until))
 		defer timer.Stop()
 		end = timer.C
@@ -528,7 +543,7 @@ func (e *Engine) getEvents(w http.ResponseWriter, r *engineRequest) error {
 	e.mu.Lock()
 	sent := len(e.events)
 	if !since.IsZero() {
-		sent = slices.IndexFunc(e.events, func(event map[string]any) bool { return event["timeNano"].(int64) >= since.UnixNano() })
+		sent = slices.IndexFunc(e.events, func(event engineEvent) bool { return !event.at.Before(since) })
 		if sent < 0 {
 			sent = len(e.events)
 		}
@@ -541,8 +556,8 @@ func (e *Engine) getEvents(w http.ResponseWriter, r *engineRequest) error {
 		changed, session := e.changed, e.session
 		e.mu.Unlock()
 		for _, event := range fresh {
-			if (until.IsZero() || event["timeNano"].(int64) <= until.UnixNano()) && eventMatches(event, filters) {
-				if json.NewEncoder(w).Encode(event) != nil {
+			if (until.IsZero() || !event.at.After(until)) && event.matches(filters) {
+				if json.NewEncoder(w).Encode(event.doc()) != nil {
 					return nil
 				}
 				flush(w)
@@ -560,66 +575,42 @@ func (e *Engine) getEvents(w http.ResponseWriter, r *engineRequest) error {
 	}
 }
 
+// eventTime reads seconds and nanoseconds.
 func eventTime(text string) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	if seconds, err := strconv.ParseFloat(text, 64); err == nil {
-		return time.Unix(0, int64(seconds*1e9)), nil
-	}
-	t, err := time.Parse(time.RFC3339Nano, text)
+	seconds, err := strconv.ParseFloat(text, 64)
 	if err != nil {
 		return time.Time{}, refusal(http.StatusBadRequest, "invalid time %q", text)
 	}
-	return t, nil
+	return time.Unix(0, int64(seconds*1e9)), nil
 }
 
-func eventMatches(event map[string]any, filters map[string][]string) bool {
-	actor := event["Actor"].(map[string]any)
-	attributes := actor["Attributes"].(map[string]string)
-	for name, values := range filters {
-		ok := false
-		for _, value := range values {
-			switch name {
-			case "type":
-				ok = ok || event["Type"] == value
-			case "event":
-				ok = ok || event["Action"] == value
-			case "label":
-				key, want, valued := strings.Cut(value, "=")
-				got, there := attributes[key]
-				ok = ok || there && (!valued || got == want)
-			case "container", "image", "volume", "network":
-				id := actor["ID"].(string)
-				ok = ok || event["Type"] == name && (attributes["name"] == value || len(value) >= 12 && strings.HasPrefix(id, value))
-			default:
-				ok = true
-			}
-		}
-		if !ok {
-			return false
-		}
+type engineEvent struct {
+	kind, action, id string
+	attributes       map[string]string
+	at               time.Time
+}
+
+func (v engineEvent) matches(filters map[string][]string) bool {
+	one := func(name string, values ...string) bool {
+		wanted := filters[name]
+		return len(wanted) == 0 || slices.ContainsFunc(values, func(v string) bool { return slices.Contains(wanted, v) })
 	}
-	return true
+	return one("type", v.kind) && one("event", v.action) && one("container", v.id, v.attributes["name"])
+}
+
+func (v engineEvent) doc() map[string]any {
+	return map[string]any{
+		"Type": v.kind, "Action": v.action, "Actor": map[string]any{"ID": v.id, "Attributes": v.attributes}, "scope": "local",
+		"status": v.action, "id": v.id, "time": v.at.Unix(), "timeNano": v.at.UnixNano(),
+	}
 }
 
 // emit adds an event. The lock is held.
 func (e *Engine) emit(kind, action, id string, attributes map[string]string) {
-	now := time.Now()
-	if attributes == nil {
-		attributes = map[string]string{}
-	}
-	event := map[string]any{
-		"Type": kind, "Action": action, "Actor": map[string]any{"ID": id, "Attributes": attributes}, "scope": "local",
-		"time": now.Unix(), "timeNano": now.UnixNano(),
-	}
-	if kind == "container" || kind == "image" {
-		event["status"], event["id"] = action, id
-		if from := attributes["image"]; from != "" {
-			event["from"] = from
-		}
-	}
-	e.events = append(e.events, event)
+	e.events = append(e.events, engineEvent{kind, action, id, attributes, time.Now()})
 	e.notify()
 }
 
@@ -679,8 +670,6 @@ func (v engineAPI) atLeast(minor int) bool { return !v.less(engineAPI{1, minor})
 // lowestAPI returns the lowest version that an engine still speaks.
 func lowestAPI(highest engineAPI) engineAPI {
 	switch {
-	case highest.atLeast(54):
-		return engineAPI{1, 40}
 	case highest.atLeast(52):
 		return engineAPI{1, 44}
 	case highest.atLeast(44):
@@ -690,17 +679,13 @@ func lowestAPI(highest engineAPI) engineAPI {
 }
 
 func releaseOf(api engineAPI) string {
-	releases := []struct {
-		minor   int
-		release string
-	}{
-		{54, "29.3.0"}, {52, "29.0.0"}, {51, "28.5.2"}, {50, "28.2.2"}, {48, "28.0.4"}, {47, "27.5.1"},
-		{45, "26.1.5"}, {44, "25.0.5"}, {43, "24.0.9"}, {42, "23.0.6"},
-	}
-	for _, r := range releases {
-		if api.atLeast(r.minor) {
-			return r.release
-		}
+	switch {
+	case api.atLeast(52):
+		return "29.0.0"
+	case api.atLeast(48):
+		return "28.5.2"
+	case api.atLeast(45):
+		return "26.1.5"
 	}
 	return "20.10.24"
 }

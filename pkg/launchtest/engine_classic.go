@@ -201,29 +201,15 @@ func (s *classicStore) names(id string) []string {
 // resolve knows IDs, their beginnings and tags. A reference by manifest digest is known only after a pull, which this
 // engine can't do.
 func (s *classicStore) resolve(ref string) (string, error) {
-	if ref == "" {
-		return "", refusal(http.StatusBadRequest, "invalid reference format")
-	}
-	if strings.HasPrefix(ref, "sha256:") && s.images[ref] != nil {
-		return ref, nil
-	}
 	if parsed, err := parseImageRef(ref); err == nil && parsed.digest == "" && s.tags[parsed.String()] != "" {
 		return s.tags[parsed.String()], nil
 	}
 	if hex, ok := isImageID(ref); ok {
-		var found []string
 		for id := range s.images {
 			if strings.HasPrefix(id, "sha256:"+hex) {
-				found = append(found, id)
+				return id, nil
 			}
 		}
-		if len(found) == 1 {
-			return found[0], nil
-		}
-		return "", noSuchImage(ref)
-	}
-	if _, err := parseImageRef(ref); err != nil {
-		return "", err
 	}
 	return "", noSuchImage(ref)
 }
@@ -245,12 +231,7 @@ func (s *classicStore) inspect(r *engineRequest, ref string) (map[string]any, er
 			ref, formatPlatform(*wanted))
 	}
 	doc := map[string]any{
-		"Id": id, "RepoTags": s.names(id), "RepoDigests": []string{}, "Parent": "", "Comment": "", "Size": len(image.raw),
-		"GraphDriver": map[string]any{"Name": "overlay2", "Data": map[string]string{}},
-		"Metadata":    map[string]any{"LastTagTime": stamp(image.config.Created.Time)},
-	}
-	if !r.api.atLeast(44) {
-		doc["VirtualSize"] = len(image.raw)
+		"Id": id, "RepoTags": s.names(id), "RepoDigests": []string{}, "Size": len(image.raw),
 	}
 	describeConfig(doc, image.config, image.raw)
 	if image.broken {
@@ -259,103 +240,37 @@ func (s *classicStore) inspect(r *engineRequest, ref string) (map[string]any, er
 	return doc, nil
 }
 
-func (s *classicStore) list(r *engineRequest, filters map[string][]string) []map[string]any {
+func (s *classicStore) list(labels []string) []map[string]any {
 	list := []map[string]any{}
 	for _, id := range slices.Sorted(maps.Keys(s.images)) {
-		image, names := s.images[id], s.names(id)
-		if !imageMatches(names, image.config.Config.Labels, filters) {
-			continue
+		if own := s.images[id].config.Config.Labels; labelled(own, labels) {
+			list = append(list, map[string]any{"Id": id, "RepoTags": s.names(id), "RepoDigests": []string{}, "Labels": own})
 		}
-		repoDigests := []string{}
-		switch {
-		case r.api.atLeast(43):
-		case len(names) == 0:
-			names, repoDigests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
-		default:
-			repoDigests = nil
-		}
-		entry := map[string]any{
-			"Id": id, "ParentId": "", "RepoTags": names, "RepoDigests": repoDigests, "Created": image.config.Created.Unix(),
-			"Size": len(image.raw), "SharedSize": -1, "Containers": -1, "Labels": image.config.Config.Labels,
-		}
-		if !r.api.atLeast(44) {
-			entry["VirtualSize"] = len(image.raw)
-		}
-		list = append(list, entry)
 	}
 	return list
 }
 
-func imageMatches(names []string, labels map[string]string, filters map[string][]string) bool {
-	for _, value := range filters["dangling"] {
-		if (value == "true" || value == "1") != (len(names) == 0) {
-			return false
-		}
-	}
-	for _, value := range filters["label"] {
-		key, want, valued := strings.Cut(value, "=")
-		if got, ok := labels[key]; !ok || valued && got != want {
-			return false
-		}
-	}
-	if patterns := filters["reference"]; len(patterns) > 0 {
-		return slices.ContainsFunc(names, func(name string) bool {
-			repository, _, _ := strings.Cut(name, "@")
-			if ref, err := parseImageRef(name); err == nil {
-				repository = imageRef{repository: ref.repository}.familiar()
-			}
-			return slices.ContainsFunc(patterns, func(p string) bool { return wildcard(p, name) || wildcard(p, repository) })
-		})
-	}
-	return true
-}
-
-func (s *classicStore) tag(id string, ref imageRef) error {
-	if ref.digest != "" {
-		return refusal(http.StatusBadRequest, "refusing to create a tag with a digest reference")
-	}
-	s.tags[ref.String()] = id
-	return nil
-}
-
-func (s *classicStore) remove(r *engineRequest, ref string) ([]map[string]string, error) {
+func (s *classicStore) remove(ref string, force bool) ([]map[string]string, error) {
 	id, err := s.resolve(ref)
 	if err != nil {
 		return nil, err
 	}
-	force := r.flag("force")
+	user := s.engine.user(id)
 	names := s.names(id)
-	deleted := []map[string]string{}
-	hex, byID := isImageID(ref)
-	byID = byID && strings.HasPrefix(id, "sha256:"+hex)
-	if !byID {
-		parsed, err := parseImageRef(ref)
-		if err != nil {
-			return nil, err
-		}
-		if user := s.engine.user(id); user != nil && len(names) == 1 && !force {
+	if parsed, err := parseImageRef(ref); err == nil && s.tags[parsed.String()] == id {
+		if user != nil && len(names) == 1 && !force {
 			return nil, refusal(http.StatusConflict, "conflict: unable to remove repository reference %q (must force) - "+
 				"container %s is using its referenced image %s", ref, shortID(user.id), shortID(id))
 		}
-		delete(s.tags, parsed.String())
-		deleted = append(deleted, map[string]string{"Untagged": parsed.familiar()})
-		if len(names) > 1 || s.engine.inUse(id, true) != nil {
-			return deleted, nil
+		if len(names) > 1 || user != nil {
+			delete(s.tags, parsed.String())
+			return []map[string]string{{"Untagged": parsed.familiar()}}, nil
 		}
-	}
-	if user := s.engine.inUse(id, true); user != nil {
-		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s (cannot be forced) - image is being used by running container %s",
+	} else if user != nil && (user.live() || !force) {
+		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s - image is being used by container %s",
 			shortID(id), shortID(user.id))
 	}
-	if byID && len(names) > 1 && !force {
-		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories",
-			shortID(id))
-	}
-	if user := s.engine.inUse(id, false); user != nil && !force {
-		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s (must be forced) - image is being used by stopped container %s",
-			shortID(id), shortID(user.id))
-	}
-	return append(deleted, s.drop(id)...), nil
+	return s.drop(id), nil
 }
 
 // drop removes an image with its tags, and the layers that no other image has.
@@ -377,10 +292,11 @@ func (s *classicStore) drop(id string) []map[string]string {
 	return deleted
 }
 
-func (s *classicStore) prune(all bool) []map[string]string {
+func (s *classicStore) prune(all bool, labels []string) []map[string]string {
 	var deleted []map[string]string
 	for _, id := range slices.Sorted(maps.Keys(s.images)) {
-		if s.engine.user(id) == nil && (all || len(s.names(id)) == 0) {
+		dangling := len(s.names(id)) == 0
+		if s.engine.user(id) == nil && (all || dangling) && labelled(s.images[id].config.Config.Labels, labels) {
 			deleted = append(deleted, s.drop(id)...)
 		}
 	}
@@ -397,20 +313,10 @@ func (s *classicStore) all() []ImageInfo {
 	var list []ImageInfo
 	for id, image := range s.images {
 		info := ImageInfo{ID: id, Names: s.names(id)}
-		for _, diffID := range image.config.RootFS.DiffIDs {
-			if !image.broken {
-				info.Layers = append(info.Layers, diffID.String())
-			}
+		if !image.broken {
+			info.Layers = diffIDs(image.config)
 		}
 		list = append(list, info)
 	}
 	return list
-}
-
-// user returns a container of an image, whatever its state.
-func (e *Engine) user(id string) *container {
-	if c := e.inUse(id, true); c != nil {
-		return c
-	}
-	return e.inUse(id, false)
 }

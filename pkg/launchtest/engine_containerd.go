@@ -385,22 +385,15 @@ func (s *containerdStore) targets() map[string][]string {
 // resolve knows digests of manifests and indexes, their beginnings, repositories with such a digest, and tags.
 func (s *containerdStore) resolve(ref string) (string, error) {
 	targets := s.targets()
-	if strings.HasPrefix(ref, "sha256:") && targets[ref] != nil {
-		return ref, nil
-	}
-	parsed, parseErr := parseImageRef(ref)
-	if parseErr == nil && parsed.digest != "" {
+	if parsed, err := parseImageRef(ref); err == nil && parsed.digest != "" {
 		for _, name := range targets[parsed.digest] {
 			if named, err := parseImageRef(name); err == nil && named.repository == parsed.repository {
 				return parsed.digest, nil
 			}
 		}
 		return "", noSuchImage(ref)
-	}
-	if parseErr == nil {
-		if d, ok := s.names[parsed.String()]; ok {
-			return d.Digest.String(), nil
-		}
+	} else if d, ok := s.names[parsed.String()]; ok && err == nil {
+		return d.Digest.String(), nil
 	}
 	if hex, ok := isImageID(ref); ok {
 		for id := range targets {
@@ -408,10 +401,6 @@ func (s *containerdStore) resolve(ref string) (string, error) {
 				return id, nil
 			}
 		}
-		return "", noSuchImage(ref)
-	}
-	if parseErr != nil {
-		return "", parseErr
 	}
 	return "", noSuchImage(ref)
 }
@@ -445,9 +434,6 @@ func (s *containerdStore) inspect(r *engineRequest, ref string) (map[string]any,
 	if err != nil {
 		return nil, err
 	}
-	if withManifests && wanted != nil {
-		return nil, refusal(http.StatusBadRequest, "conflicting options: manifests and platform options cannot both be set")
-	}
 	target := s.target(id)
 	platform := hostPlatform()
 	if wanted != nil {
@@ -463,15 +449,8 @@ func (s *containerdStore) inspect(r *engineRequest, ref string) (map[string]any,
 	}
 	names, digests := s.shownNames(id)
 	doc := map[string]any{
-		"Id": id, "RepoTags": names, "RepoDigests": digests, "Parent": "", "Comment": "", "Size": target.Size, "Created": "",
-		"GraphDriver": map[string]any{"Name": "overlayfs", "Data": nil}, "Metadata": map[string]any{"LastTagTime": stamp(imageTime())},
+		"Id": id, "RepoTags": names, "RepoDigests": digests, "Size": target.Size, "Created": "",
 		"Config": nil, "Architecture": "", "Os": "", "RootFS": map[string]any{},
-	}
-	if r.api.atLeast(48) {
-		doc["Descriptor"] = target
-		if wanted != nil {
-			doc["Descriptor"] = best
-		}
 	}
 	if withManifests {
 		doc["Manifests"] = s.manifests(target)
@@ -579,137 +558,66 @@ func familiarName(name string) string {
 	return ref.familiar()
 }
 
-func (s *containerdStore) list(r *engineRequest, filters map[string][]string) []map[string]any {
+// labels are those of the image that this host would run.
+func (s *containerdStore) labels(id string) map[string]string {
+	if best := s.best(s.target(id), hostPlatform()); best != nil {
+		if _, config, err := s.read(*best); err == nil {
+			return config.Config.Labels
+		}
+	}
+	return nil
+}
+
+func (s *containerdStore) list(labels []string) []map[string]any {
 	list := []map[string]any{}
-	targets := s.targets()
-	for _, id := range slices.Sorted(maps.Keys(targets)) {
-		names, digests := s.shownNames(id)
-		target := s.target(id)
-		entry := map[string]any{
-			"Id": id, "ParentId": "", "RepoTags": names, "RepoDigests": digests, "Created": 0, "Size": target.Size,
-			"SharedSize": -1, "Containers": -1, "Labels": nil,
+	for _, id := range slices.Sorted(maps.Keys(s.targets())) {
+		if own := s.labels(id); labelled(own, labels) {
+			names, digests := s.shownNames(id)
+			list = append(list, map[string]any{"Id": id, "RepoTags": names, "RepoDigests": digests, "Labels": own})
 		}
-		var labels map[string]string
-		if best := s.best(target, hostPlatform()); best != nil {
-			if _, config, err := s.read(*best); err == nil {
-				labels = config.Config.Labels
-				entry["Created"], entry["Labels"] = config.Created.Unix(), labels
-			}
-		}
-		if !imageMatches(names, labels, filters) {
-			continue
-		}
-		if r.api.atLeast(48) {
-			entry["Descriptor"] = target
-		}
-		if r.api.atLeast(47) && r.flag("manifests") {
-			entry["Manifests"] = s.manifests(target)
-		}
-		list = append(list, entry)
 	}
 	return list
 }
 
-func (s *containerdStore) tag(id string, ref imageRef) error {
-	target := s.target(id)
-	s.names[ref.String()] = target
-	delete(s.names, danglingPrefix+id)
-	return nil
-}
-
-func (s *containerdStore) remove(r *engineRequest, ref string) ([]map[string]string, error) {
+// remove takes a name away, and with the last one the image; by its ID all at once.
+func (s *containerdStore) remove(ref string, force bool) ([]map[string]string, error) {
 	id, err := s.resolve(ref)
 	if err != nil {
 		return nil, err
 	}
 	defer s.collect()
-	force := r.flag("force")
-	names := s.targets()[id]
-	hex, byID := isImageID(ref)
-	byID = byID && strings.HasPrefix(id, "sha256:"+hex)
-	if !byID {
-		parsed, err := parseImageRef(ref)
-		if err != nil {
-			return nil, err
-		}
-		same := sameReferences(parsed, names)
-		user := s.engine.user(id)
-		switch {
-		case len(same) != len(names):
-			return s.untag(same), nil
-		case user != nil && !force:
-			return nil, refusal(http.StatusConflict, "conflict: unable to delete %s (must be forced) - "+
-				"container %s is using its referenced image %s", parsed.familiar(), shortID(user.id), shortID(id))
-		case user != nil:
-			s.names[danglingPrefix+id] = s.target(id)
-			return s.untag(same), nil
-		}
-		return s.drop(id), nil
+	user := s.engine.user(id)
+	parsed, err := parseImageRef(ref)
+	_, named := s.names[parsed.String()]
+	if err == nil && named && len(s.targets()[id]) > 1 {
+		delete(s.names, parsed.String())
+		return []map[string]string{{"Untagged": parsed.familiar()}}, nil
 	}
-	if user := s.engine.inUse(id, true); user != nil {
-		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s (cannot be forced) - image is being used by running container %s",
-			shortID(id), shortID(user.id))
-	}
-	if user := s.engine.inUse(id, false); user != nil && !force {
-		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s (must be forced) - image is being used by stopped container %s",
-			shortID(id), shortID(user.id))
-	}
-	first, _ := parseImageRef(names[0])
-	if len(sameReferences(first, names)) != len(names) && !force {
-		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories",
-			shortID(id))
+	if user != nil && (user.live() || !force) {
+		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s - container %s is using its referenced image %s",
+			ref, shortID(user.id), shortID(id))
 	}
 	return s.drop(id), nil
 }
 
-// sameReferences returns the names that go when one of them is deleted: all tags of a repository if a digest was named,
-// else that tag, and the repository's digests once it was its last tag.
-func sameReferences(ref imageRef, names []string) []string {
-	var same, digests []string
-	otherTags := false
-	for _, name := range names {
-		parsed, err := parseImageRef(name)
-		switch {
-		case strings.HasPrefix(name, danglingPrefix) || err != nil:
-			same = append(same, name)
-		case parsed.repository != ref.repository:
-		case ref.digest != "" || parsed.tag != "" && parsed.tag == ref.tag:
-			same = append(same, name)
-		case parsed.tag != "":
-			otherTags = true
-		default:
-			digests = append(digests, name)
-		}
-	}
-	if otherTags {
-		return same
-	}
-	return append(same, digests...)
-}
-
-func (s *containerdStore) untag(names []string) []map[string]string {
+func (s *containerdStore) drop(id string) []map[string]string {
 	var deleted []map[string]string
-	for _, name := range names {
+	for _, name := range s.targets()[id] {
 		if !strings.HasPrefix(name, danglingPrefix) {
 			deleted = append(deleted, map[string]string{"Untagged": familiarName(name)})
 		}
 		delete(s.names, name)
 	}
-	return deleted
-}
-
-func (s *containerdStore) drop(id string) []map[string]string {
-	return append(s.untag(s.targets()[id]), map[string]string{"Deleted": id})
+	return append(deleted, map[string]string{"Deleted": id})
 }
 
 // prune ends the leases of aborted loads, too.
-func (s *containerdStore) prune(all bool) []map[string]string {
+func (s *containerdStore) prune(all bool, labels []string) []map[string]string {
 	defer s.collect()
 	clear(s.leased)
 	var deleted []map[string]string
-	targets := s.targets()
-	for _, id := range slices.Sorted(maps.Keys(targets)) {
-		if s.engine.user(id) == nil && (all || s.dangling(id)) {
+	for _, id := range slices.Sorted(maps.Keys(s.targets())) {
+		if s.engine.user(id) == nil && (all || s.dangling(id)) && labelled(s.labels(id), labels) {
 			deleted = append(deleted, s.drop(id)...)
 		}
 	}
@@ -741,9 +649,7 @@ func (s *containerdStore) all() []ImageInfo {
 			if err != nil {
 				continue
 			}
-			for _, diffID := range config.RootFS.DiffIDs {
-				info.Layers = append(info.Layers, diffID.String())
-			}
+			info.Layers = diffIDs(config)
 		}
 		list = append(list, info)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -22,13 +21,10 @@ type ContainerInfo struct {
 	ID            string
 	Name          string
 	Image         string // the image's ID
-	ImageRef      string // as it was named at creation
-	Entrypoint    []string
 	Cmd           []string
 	Env           []string
 	Labels        map[string]string
 	Mounts        []ContainerMount
-	SecurityOpt   []string
 	Ports         map[string]string // container port such as 11780/tcp → host port
 	RestartPolicy string
 	Status        string // created, running, paused, restarting, exited
@@ -52,12 +48,10 @@ type container struct {
 	id, name, image   string
 	created           time.Time
 	config, host      map[string]any // as they are told, with defaults and what the image adds
-	networking        map[string]any
 	entrypoint, cmd   []string
-	env, securityOpt  []string
+	env               []string
 	labels            map[string]string
 	mounts            []ContainerMount
-	anonymous         []string // volumes that end with it
 	ports             map[string]string
 	policy            restartPolicy
 	running, paused   bool
@@ -79,7 +73,6 @@ type restartPolicy struct {
 
 type logLine struct {
 	stream byte // 1 stdout, 2 stderr
-	at     time.Time
 	text   string
 }
 
@@ -107,11 +100,9 @@ func (c *container) stopped(code int) {
 
 func (c *container) info() ContainerInfo {
 	return ContainerInfo{
-		ID: c.id, Name: c.name, Image: c.image, ImageRef: asString(c.config["Image"]),
-		Entrypoint: slices.Clone(c.entrypoint), Cmd: slices.Clone(c.cmd),
-		Env: slices.Clone(c.env), Labels: maps.Clone(c.labels), Mounts: slices.Clone(c.mounts), SecurityOpt: slices.Clone(c.securityOpt),
-		Ports: maps.Clone(c.ports), RestartPolicy: c.policy.Name, Status: c.status(), ExitCode: c.exitCode,
-		Starts: c.starts, RestartCount: c.restarts,
+		ID: c.id, Name: c.name, Image: c.image, Cmd: slices.Clone(c.cmd), Env: slices.Clone(c.env), Labels: maps.Clone(c.labels),
+		Mounts: slices.Clone(c.mounts), Ports: maps.Clone(c.ports), RestartPolicy: c.policy.Name, Status: c.status(),
+		ExitCode: c.exitCode, Starts: c.starts, RestartCount: c.restarts,
 	}
 }
 
@@ -151,148 +142,79 @@ func (e *Engine) Log(container string, stdout, stderr string) error {
 	}
 	for i, text := range []string{stdout, stderr} {
 		for line := range strings.Lines(text) {
-			c.log = append(c.log, logLine{stream: byte(i + 1), at: time.Now(), text: line})
+			c.log = append(c.log, logLine{byte(i + 1), line})
 		}
 	}
 	e.notify()
 	return nil
 }
 
-// find knows IDs, names and beginnings of IDs. The lock is held.
+// find knows IDs and names. The lock is held.
 func (e *Engine) find(ref string) (*container, error) {
-	name := strings.TrimPrefix(ref, "/")
-	var found []*container
 	for _, c := range e.containers {
-		if c.id == ref || c.name == name {
+		if c.id == ref || c.name == ref {
 			return c, nil
 		}
-		if ref != "" && strings.HasPrefix(c.id, ref) {
-			found = append(found, c)
-		}
-	}
-	if len(found) == 1 {
-		return found[0], nil
 	}
 	return nil, refusal(http.StatusNotFound, "No such container: %s", ref)
 }
 
-func (e *Engine) serveContainers(w http.ResponseWriter, r *engineRequest, parts []string) error {
-	if len(parts) == 1 {
-		switch {
-		case r.method == http.MethodGet && parts[0] == "json":
-			return e.listContainers(w, r)
-		case r.method == http.MethodPost && parts[0] == "create":
-			return e.createContainer(w, r)
-		case r.method == http.MethodDelete:
-			return e.removeContainer(w, r, parts[0])
-		}
-		return errUnknown
-	}
-	if len(parts) != 2 {
-		return errUnknown
-	}
-	ref := parts[0]
-	switch r.method + " " + parts[1] {
-	case "GET json":
-		return e.inspectContainer(w, ref)
-	case "GET logs":
-		return e.containerLogs(w, r, ref)
-	case "POST wait":
-		return e.waitContainer(w, r, ref)
-	case "POST start":
-		return e.startContainer(w, r, ref)
-	}
-	act, ok := map[string]func(*engineRequest, *container) error{
-		"stop": e.stopContainer, "restart": e.restartContainer, "kill": e.killContainer, "pause": e.pauseContainer, "unpause": e.unpauseContainer,
-		"rename": e.renameContainer, "update": e.updateContainer,
-	}[parts[1]]
-	if !ok || r.method != http.MethodPost {
-		return errUnknown
-	}
-	e.mu.Lock()
-	c, err := e.find(ref)
-	e.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if err := act(r, c); err != nil {
-		return err
-	}
-	if parts[1] == "update" {
-		writeJSON(w, http.StatusOK, map[string]any{"Warnings": nil})
-		return nil
-	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-func (e *Engine) createContainer(w http.ResponseWriter, r *engineRequest) error {
+func (e *Engine) createContainer(r *engineRequest) (any, error) {
 	var body map[string]any
 	if err := r.decode(&body); err != nil {
-		return err
+		return nil, err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	name := strings.TrimPrefix(r.query.Get("name"), "/")
-	c := &container{id: e.newID(), name: name, created: time.Now(), config: configDefaults()}
-	if name == "" {
-		c.name = "nameless_" + shortID(c.id)
-	}
-	if asString(body["Image"]) == "" {
-		return refusal(http.StatusBadRequest, "Config cannot be empty in order to create a container")
+	name := r.query.Get("name")
+	if !regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`).MatchString(name) {
+		return nil, refusal(http.StatusBadRequest, "Invalid container name (%s)", name)
 	}
 	image, err := e.images.resolve(asString(body["Image"]))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	imageConfig, err := e.images.config(image)
+	base, err := e.images.config(image)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := e.freeName(c.name); err != nil {
-		return err
+	if other, err := e.find(name); err == nil {
+		return nil, refusal(http.StatusConflict, `Conflict. The container name "/%s" is already in use by container "%s". `+
+			"You have to remove (or rename) that container to be able to reuse that name.", name, other.id)
 	}
-	c.image = image
-	c.host, _ = body["HostConfig"].(map[string]any)
-	c.networking, _ = body["NetworkingConfig"].(map[string]any)
-	if c.host == nil {
-		c.host = map[string]any{}
-	}
+	host, _ := body["HostConfig"].(map[string]any)
 	delete(body, "HostConfig")
 	delete(body, "NetworkingConfig")
+	c := &container{id: e.newID(), name: name, created: time.Now(), image: image, host: hostDefaults(), config: configDefaults()}
+	maps.Copy(c.host, host)
 	maps.Copy(c.config, body)
-	if err := c.configure(imageConfig.Config); err != nil {
-		return err
+	if err := c.configure(base.Config); err != nil {
+		return nil, err
 	}
-	if err := e.mount(r, c, imageConfig.Config); err != nil {
-		return err
+	if err := e.mount(c); err != nil {
+		return nil, err
+	}
+	for _, m := range c.mounts {
+		if m.Type == "volume" {
+			e.addVolume(r, m.Name, nil)
+		}
 	}
 	e.containers = append(e.containers, c)
 	e.containerEvent(c, "create", nil)
 	e.record(r, "create %s", c.shownName())
-	writeJSON(w, http.StatusCreated, map[string]any{"Id": c.id, "Warnings": []string{}})
-	return nil
-}
-
-func (e *Engine) freeName(name string) error {
-	if !regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`).MatchString(name) {
-		return refusal(http.StatusBadRequest, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
-	}
-	for _, other := range e.containers {
-		if other.name == name {
-			return refusal(http.StatusConflict, `Conflict. The container name "/%s" is already in use by container "%s". `+
-				"You have to remove (or rename) that container to be able to reuse that name.", name, other.id)
-		}
-	}
-	return nil
+	return created{"Id": c.id, "Warnings": []string{}}, nil
 }
 
 // configDefaults are the fields that every config shows.
 func configDefaults() map[string]any {
 	return map[string]any{
-		"Hostname": "", "Domainname": "", "User": "", "AttachStdin": false, "AttachStdout": false, "AttachStderr": false, "Tty": false,
-		"OpenStdin": false, "StdinOnce": false, "Env": nil, "Cmd": nil, "Image": "", "Volumes": nil, "WorkingDir": "", "Entrypoint": nil,
-		"OnBuild": nil, "Labels": nil,
+		"Hostname": "", "User": "", "Tty": false, "OpenStdin": false, "Env": nil, "Cmd": nil, "Image": "", "Volumes": nil,
+		"WorkingDir": "", "Entrypoint": nil, "Labels": nil,
+	}
+}
+
+func hostDefaults() map[string]any {
+	return map[string]any{
+		"NetworkMode": "default", "Binds": nil, "PortBindings": nil, "SecurityOpt": nil, "Privileged": false, "ReadonlyRootfs": false,
+		"AutoRemove": false, "CapAdd": nil, "PidMode": "", "IpcMode": "private",
 	}
 }
 
@@ -304,13 +226,9 @@ func (c *container) configure(image v1.Config) error {
 	}
 	var host struct {
 		RestartPolicy restartPolicy
-		SecurityOpt   []string
 		PortBindings  map[string][]struct{ HostPort string }
 	}
-	if err := remarshal(c.config, &asked); err != nil {
-		return refusal(http.StatusBadRequest, "%v", err)
-	}
-	if err := remarshal(c.host, &host); err != nil {
+	if err := errors.Join(remarshal(c.config, &asked), remarshal(c.host, &host)); err != nil {
 		return refusal(http.StatusBadRequest, "%v", err)
 	}
 	c.entrypoint, c.cmd, c.env = asked.Entrypoint, asked.Cmd, asked.Env
@@ -325,19 +243,16 @@ func (c *container) configure(image v1.Config) error {
 	}
 	for _, setting := range image.Env {
 		key, _, _ := strings.Cut(setting, "=")
-		if !slices.ContainsFunc(c.env, func(own string) bool { return strings.HasPrefix(own, key+"=") || own == key }) {
+		if !slices.ContainsFunc(c.env, func(own string) bool { return strings.HasPrefix(own, key+"=") }) {
 			c.env = append(c.env, setting)
 		}
 	}
 	c.labels = map[string]string{}
 	maps.Copy(c.labels, image.Labels)
 	maps.Copy(c.labels, asked.Labels)
-	switch host.RestartPolicy.Name {
-	case "", "no", "always", "unless-stopped", "on-failure":
-	default:
-		return refusal(http.StatusBadRequest, "invalid restart policy '%s'", host.RestartPolicy.Name)
+	if err := c.setPolicy(host.RestartPolicy); err != nil {
+		return err
 	}
-	c.policy, c.securityOpt = host.RestartPolicy, host.SecurityOpt
 	c.ports = map[string]string{}
 	for port, bindings := range host.PortBindings {
 		for _, b := range bindings {
@@ -350,71 +265,49 @@ func (c *container) configure(image v1.Config) error {
 			c.config[key] = value
 		}
 	}
-	if asString(c.config["Hostname"]) == "" {
-		c.config["Hostname"] = shortID(c.id)
-	}
-	if asString(c.host["NetworkMode"]) == "" {
-		c.host["NetworkMode"] = "default"
-	}
 	return nil
 }
 
-// mount resolves binds and mounts; named volumes that don't exist are created, as dockerd does.
-func (e *Engine) mount(r *engineRequest, c *container, image v1.Config) error {
+func (c *container) setPolicy(p restartPolicy) error {
+	if !slices.Contains([]string{"", "no", "always", "unless-stopped", "on-failure"}, p.Name) {
+		return refusal(http.StatusBadRequest, "invalid restart policy '%s'", p.Name)
+	}
+	c.policy = p
+	return nil
+}
+
+// mount resolves binds and mounts.
+func (e *Engine) mount(c *container) error {
 	var host struct {
 		Binds  []string
 		Mounts []struct {
 			Type, Source, Target string
 			ReadOnly             bool
-			BindOptions          struct{ CreateMountpoint bool }
 		}
 	}
 	if err := remarshal(c.host, &host); err != nil {
 		return refusal(http.StatusBadRequest, "%v", err)
 	}
 	for _, bind := range host.Binds {
-		fields := strings.Split(bind, ":")
-		if len(fields) < 2 || len(fields) > 3 || !path.IsAbs(fields[1]) {
-			return refusal(http.StatusBadRequest, "invalid volume specification: '%s'", bind)
-		}
-		m := ContainerMount{Type: "bind", Source: path.Clean(fields[0]), Destination: path.Clean(fields[1]), RW: true}
-		if len(fields) == 3 {
-			m.Mode = fields[2]
-			m.RW = !slices.Contains(strings.Split(m.Mode, ","), "ro")
-		}
-		if !path.IsAbs(fields[0]) {
-			m.Type, m.Name, m.Source = "volume", fields[0], e.volumePath(fields[0])
-			if m.Mode == "" {
-				m.Mode = "z"
-			}
+		fields := strings.Split(bind+":", ":")
+		m := ContainerMount{Type: "bind", Source: fields[0], Destination: fields[1], Mode: fields[2], RW: fields[2] != "ro"}
+		if !strings.HasPrefix(m.Source, "/") {
+			m.Type, m.Name = "volume", m.Source
 		}
 		c.mounts = append(c.mounts, m)
 	}
 	for _, asked := range host.Mounts {
-		m := ContainerMount{Type: asked.Type, Source: asked.Source, Destination: path.Clean(asked.Target), RW: !asked.ReadOnly}
-		switch asked.Type {
-		case "volume":
-			m.Name, m.Source, m.Mode = asked.Source, e.volumePath(asked.Source), "z"
-		case "bind":
-			if e.o.Exists != nil && !e.o.Exists(asked.Source) && !asked.BindOptions.CreateMountpoint {
-				return refusal(http.StatusBadRequest, `invalid mount config for type "bind": bind source path does not exist: %s`, asked.Source)
-			}
-		case "tmpfs":
-		default:
-			return refusal(http.StatusBadRequest, "mount type unknown")
+		m := ContainerMount{Type: asked.Type, Source: asked.Source, Destination: asked.Target, RW: !asked.ReadOnly}
+		if asked.Type == "volume" {
+			m.Name, m.Mode = asked.Source, "z"
+		} else if e.o.Exists != nil && !e.o.Exists(asked.Source) {
+			return refusal(http.StatusBadRequest, `invalid mount config for type "bind": bind source path does not exist: %s`, asked.Source)
 		}
 		c.mounts = append(c.mounts, m)
 	}
-	for destination := range image.Volumes {
-		if !slices.ContainsFunc(c.mounts, func(m ContainerMount) bool { return m.Destination == destination }) {
-			name := e.newID()
-			c.anonymous = append(c.anonymous, name)
-			c.mounts = append(c.mounts, ContainerMount{Type: "volume", Name: name, Source: e.volumePath(name), Destination: destination, RW: true})
-		}
-	}
-	for _, m := range c.mounts {
+	for i, m := range c.mounts {
 		if m.Type == "volume" {
-			e.addVolume(r, m.Name, nil, slices.Contains(c.anonymous, m.Name))
+			c.mounts[i].Source = e.volumePath(m.Name)
 		}
 	}
 	return nil
@@ -433,25 +326,25 @@ func (e *Engine) containerEvent(c *container, action string, more map[string]str
 	e.emit("container", action, c.id, attributes)
 }
 
-func (e *Engine) startContainer(w http.ResponseWriter, r *engineRequest, ref string) error {
-	e.mu.Lock()
-	c, err := e.find(ref)
-	if err == nil {
-		err = e.startable(c)
-	}
-	if err == nil {
-		c.restarts, c.stoppedByHand, c.backoff = 0, false, 0
-		e.begin(r, c, "start")
-	}
-	e.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	e.settle(c)
-	w.WriteHeader(http.StatusNoContent)
-	return nil
+func (e *Engine) startContainer(r *engineRequest, c *container) error {
+	return e.startByHand(r, c, "start")
 }
 
+func (e *Engine) startByHand(r *engineRequest, c *container, effect string) error {
+	e.mu.Lock()
+	err := e.startable(c)
+	if err == nil {
+		c.restarts, c.stoppedByHand, c.backoff = 0, false, 0
+		e.begin(r, c, effect)
+	}
+	e.mu.Unlock()
+	if err == nil {
+		e.settle(c)
+	}
+	return err
+}
+
+// startable also proves what dockerd looks at only when it starts a container: its network and its ports.
 func (e *Engine) startable(c *container) error {
 	if c.paused {
 		return refusal(http.StatusConflict, "cannot start a paused container, try unpause instead")
@@ -466,15 +359,13 @@ func (e *Engine) startable(c *container) error {
 	return err
 }
 
-// connectable proves what dockerd looks at only when it starts a container: its network and its ports.
 func (e *Engine) connectable(c *container) error {
-	mode := asString(c.host["NetworkMode"])
-	if mode != "default" && !strings.HasPrefix(mode, "container:") && e.findNetwork(mode) == nil {
+	if mode := asString(c.host["NetworkMode"]); mode != "default" && e.networks[mode] == nil {
 		return refusal(http.StatusNotFound, "network %s not found", mode)
 	}
 	for _, other := range e.containers {
 		for _, port := range c.ports {
-			if other != c && other.running && port != "" && slices.Contains(slices.Collect(maps.Values(other.ports)), port) {
+			if other != c && other.running && slices.Contains(slices.Collect(maps.Values(other.ports)), port) {
 				return refusal(http.StatusInternalServerError, "driver failed programming external connectivity on endpoint %s (%s): "+
 					"Bind for 0.0.0.0:%s failed: port is already allocated", c.name, c.id, port)
 			}
@@ -530,7 +421,7 @@ func (e *Engine) die(c *container, code int, byHand bool) {
 	ran := time.Since(c.started)
 	c.stopped(code)
 	e.containerEvent(c, "die", map[string]string{"exitCode": strconv.Itoa(code)})
-	if byHand || !c.policy.restarts(code, c.restarts, false) {
+	if byHand || !c.comesBack() {
 		return
 	}
 	if c.backoff *= 2; c.backoff == 0 || ran > 10*time.Second {
@@ -549,15 +440,16 @@ func (e *Engine) die(c *container, code int, byHand bool) {
 	})
 }
 
-// restarts says whether the policy wants a container started that ended with code.
-func (p restartPolicy) restarts(code, count int, stoppedByHand bool) bool {
-	switch p.Name {
+// comesBack says whether the restart policy wants a container started that has ended.
+func (c *container) comesBack() bool {
+	switch c.policy.Name {
 	case "always":
 		return true
 	case "unless-stopped":
-		return !stoppedByHand
+		return !c.stoppedByHand
 	case "on-failure":
-		return code != 0 && (p.MaximumRetryCount == 0 || count < p.MaximumRetryCount)
+		retries := c.policy.MaximumRetryCount
+		return c.exitCode != 0 && (retries == 0 || c.restarts < retries)
 	}
 	return false
 }
@@ -566,7 +458,7 @@ func (p restartPolicy) restarts(code, count int, stoppedByHand bool) bool {
 // last exit code was not 0, even one that somebody stopped. The lock is held.
 func (e *Engine) toRestart() []*container {
 	return slices.DeleteFunc(slices.Clone(e.containers), func(c *container) bool {
-		return c.starts == 0 || c.running || !c.policy.restarts(c.exitCode, c.restarts, c.stoppedByHand)
+		return c.starts == 0 || c.running || !c.comesBack()
 	})
 }
 
@@ -581,8 +473,8 @@ func (e *Engine) stopCode(c *container) int {
 	return e.o.OnStop(info)
 }
 
-// signalled ends a live container that got a signal.
-func (e *Engine) signalled(c *container, signal string, code int) bool {
+// signalled ends a live container that got signals.
+func (e *Engine) signalled(c *container, code int, signals ...string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !c.live() {
@@ -594,19 +486,30 @@ func (e *Engine) signalled(c *container, signal string, code int) bool {
 		e.notify()
 		return true
 	}
-	e.containerEvent(c, "kill", map[string]string{"signal": signal})
-	if signal != "9" && code == 137 {
-		e.containerEvent(c, "kill", map[string]string{"signal": "9"})
+	for _, signal := range signals {
+		e.containerEvent(c, "kill", map[string]string{"signal": signal})
 	}
 	e.die(c, code, true)
 	return true
 }
 
-func (e *Engine) stopContainer(r *engineRequest, c *container) error {
+// told ends a live container that is told to stop, and killed if it doesn't want to.
+func (e *Engine) told(c *container) bool {
 	e.mu.Lock()
 	live := c.live()
 	e.mu.Unlock()
-	if !live || !e.signalled(c, "15", e.stopCode(c)) {
+	if !live {
+		return false
+	}
+	code, signals := e.stopCode(c), []string{"15"}
+	if code == 137 {
+		signals = append(signals, "9")
+	}
+	return e.signalled(c, code, signals...)
+}
+
+func (e *Engine) stopContainer(r *engineRequest, c *container) error {
+	if !e.told(c) {
 		return refusal(http.StatusNotModified, "already stopped")
 	}
 	e.mu.Lock()
@@ -617,19 +520,8 @@ func (e *Engine) stopContainer(r *engineRequest, c *container) error {
 }
 
 func (e *Engine) restartContainer(r *engineRequest, c *container) error {
-	e.signalled(c, "15", e.stopCode(c))
-	e.mu.Lock()
-	err := e.startable(c)
-	if err == nil {
-		c.restarts, c.stoppedByHand, c.backoff = 0, false, 0
-		e.begin(r, c, "restart")
-	}
-	e.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	e.settle(c)
-	return nil
+	e.told(c)
+	return e.startByHand(r, c, "restart")
 }
 
 func (e *Engine) killContainer(r *engineRequest, c *container) error {
@@ -637,118 +529,93 @@ func (e *Engine) killContainer(r *engineRequest, c *container) error {
 	live := c.live()
 	e.mu.Unlock()
 	if !live {
-		ref := strings.Split(strings.TrimPrefix(r.path, "/containers/"), "/")[0]
-		return refusal(http.StatusConflict, "Cannot kill container: %s: Container %s is not running", ref, c.id)
+		return refusal(http.StatusConflict, "Cannot kill container: %s: Container %s is not running", r.name, c.id)
 	}
-	code := 0
-	switch signal := strings.TrimPrefix(strings.ToUpper(r.query.Get("signal")), "SIG"); signal {
-	case "", "KILL", "9":
-		code = 137
-		e.signalled(c, "9", code)
-	case "TERM", "15", "INT", "2", "QUIT", "3":
-		e.signalled(c, "15", e.stopCode(c))
-	default: // one that ends nothing; events carry its number
-		if _, err := strconv.Atoi(signal); err != nil {
-			signal = strconv.Itoa(int(unix.SignalNum("SIG" + signal)))
-		}
+	name := strings.TrimPrefix(r.query.Get("signal"), "SIG")
+	signal, err := strconv.Atoi(name)
+	if name == "" {
+		signal = int(unix.SIGKILL)
+	} else if err != nil {
+		signal = int(unix.SignalNum("SIG" + name))
+	}
+	switch unix.Signal(signal) {
+	case unix.SIGKILL:
+		e.signalled(c, 137, "9")
+	case unix.SIGTERM, unix.SIGINT, unix.SIGQUIT:
+		e.signalled(c, e.stopCode(c), strconv.Itoa(signal))
+	default: // one that ends nothing
 		e.mu.Lock()
-		e.containerEvent(c, "kill", map[string]string{"signal": signal})
+		e.containerEvent(c, "kill", map[string]string{"signal": strconv.Itoa(signal)})
 		e.mu.Unlock()
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.record(r, "kill %s", c.shownName())
 	return nil
 }
 
-func (e *Engine) pauseContainer(r *engineRequest, c *container) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+func (e *Engine) pauseContainer(r *engineRequest) (any, error) {
+	c, err := e.find(r.name)
 	switch {
+	case err != nil:
+		return nil, err
 	case !c.running:
-		return refusal(http.StatusConflict, "Container %s is not running", c.id)
+		return nil, refusal(http.StatusConflict, "Container %s is not running", c.id)
 	case c.paused:
-		return refusal(http.StatusConflict, "Container %s is already paused", c.id)
+		return nil, refusal(http.StatusConflict, "Container %s is already paused", c.id)
 	}
 	c.paused = true
 	e.containerEvent(c, "pause", nil)
 	e.record(r, "pause %s", c.shownName())
-	return nil
+	return nil, nil
 }
 
-func (e *Engine) unpauseContainer(r *engineRequest, c *container) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !c.paused {
-		return refusal(http.StatusInternalServerError, "Container %s is not paused", c.id)
+func (e *Engine) unpauseContainer(r *engineRequest) (any, error) {
+	c, err := e.find(r.name)
+	if err != nil {
+		return nil, err
 	}
 	c.paused = false
 	e.containerEvent(c, "unpause", nil)
 	e.record(r, "unpause %s", c.shownName())
-	return nil
+	return nil, nil
 }
 
-func (e *Engine) renameContainer(r *engineRequest, c *container) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	name := strings.TrimPrefix(r.query.Get("name"), "/")
-	switch {
-	case name == "":
-		return refusal(http.StatusBadRequest, "Neither old nor new names may be empty")
-	case name == c.name:
-		return refusal(http.StatusBadRequest, "Renaming a container with the same name as its current name")
-	}
-	if err := e.freeName(name); err != nil {
-		var refused *engineRefusal
-		if errors.As(err, &refused) {
-			return refusal(refused.status, "Error when allocating new name: %s", refused.message)
-		}
-		return err
+func (e *Engine) renameContainer(r *engineRequest) (any, error) {
+	c, err := e.find(r.name)
+	if err != nil {
+		return nil, err
 	}
 	before := c.shownName()
-	c.name = name
+	c.name = r.query.Get("name")
 	e.containerEvent(c, "rename", map[string]string{"oldName": "/" + before})
 	e.record(r, "rename %s %s", before, c.shownName())
-	return nil
+	return nil, nil
 }
 
-func (e *Engine) updateContainer(r *engineRequest, c *container) error {
+func (e *Engine) updateContainer(r *engineRequest) (any, error) {
+	c, err := e.find(r.name)
+	if err != nil {
+		return nil, err
+	}
 	var body struct{ RestartPolicy restartPolicy }
 	if err := r.decode(&body); err != nil {
-		return err
+		return nil, err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	switch body.RestartPolicy.Name {
-	case "":
-	case "no", "always", "unless-stopped", "on-failure":
-		c.policy = body.RestartPolicy
-	default:
-		return refusal(http.StatusBadRequest, "invalid restart policy '%s'", body.RestartPolicy.Name)
+	if err := c.setPolicy(body.RestartPolicy); err != nil {
+		return nil, err
 	}
 	e.containerEvent(c, "update", nil)
 	e.record(r, "update %s restart=%s", c.shownName(), body.RestartPolicy.Name)
-	return nil
+	return map[string]any{"Warnings": nil}, nil
 }
 
-func (e *Engine) removeContainer(w http.ResponseWriter, r *engineRequest, ref string) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	c, err := e.find(ref)
+func (e *Engine) removeContainer(r *engineRequest) (any, error) {
+	c, err := e.find(r.name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if c.live() && !r.flag("force") {
-		switch {
-		case e.api.atLeast(48):
-			return refusal(http.StatusConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove",
-				ref, c.status())
-		case c.paused:
-			return refusal(http.StatusConflict, "You cannot remove a paused container %s. Unpause and then stop the container before "+
-				"attempting removal or force remove", c.id)
-		}
-		return refusal(http.StatusConflict, "You cannot remove a %s container %s. Stop the container before attempting removal or force remove",
-			c.status(), c.id)
+		return nil, refusal(http.StatusConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove",
+			r.name, c.status())
 	}
 	if c.running {
 		e.containerEvent(c, "kill", map[string]string{"signal": "9"})
@@ -757,15 +624,9 @@ func (e *Engine) removeContainer(w http.ResponseWriter, r *engineRequest, ref st
 	c.stopped(c.exitCode)
 	c.removed = true
 	e.containers = slices.DeleteFunc(e.containers, func(other *container) bool { return other == c })
-	if r.flag("v") {
-		for _, name := range c.anonymous {
-			delete(e.volumes, name)
-		}
-	}
 	e.containerEvent(c, "destroy", nil)
 	e.record(r, "remove %s", c.shownName())
-	w.WriteHeader(http.StatusNoContent)
-	return nil
+	return nil, nil
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

@@ -1,7 +1,9 @@
 package launchtest
 
 import (
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"time"
 )
@@ -22,7 +24,7 @@ type EngineFault struct {
 	Before func()
 	// After does what was asked for first, and then goes wrong: the answer is lost, the work is not.
 	After bool
-	// Status and Message are the answer, with Docker's error document as its body; 500 if only Message is set.
+	// Status and Message are the answer, with Docker's error document as its body.
 	Status  int
 	Message string
 	// Hang answers nothing, until the client or the daemon gives up.
@@ -74,10 +76,10 @@ func (e *Engine) Heal() {
 func (e *Engine) takeFault(r *engineRequest) EngineFault {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	line := r.method + " " + r.path
 	for _, f := range e.faults {
+		_, ok := wildcard(f.Match, r.method+" "+r.path)
 		switch {
-		case f.Times == 0 || !wildcard(f.Match, line):
+		case f.Times == 0 || !ok:
 		case f.Skip > 0:
 			f.Skip--
 		default:
@@ -90,31 +92,25 @@ func (e *Engine) takeFault(r *engineRequest) EngineFault {
 	return EngineFault{}
 }
 
-// wildcard says whether text is pattern, whose stars stand for any text.
-func wildcard(pattern, text string) bool {
-	prefix, rest, star := strings.Cut(pattern, "*")
-	if !star {
-		return pattern == text
+// wildcard reports whether text is pattern, in which one star may stand for any text, and returns that.
+func wildcard(pattern, text string) (star string, ok bool) {
+	before, after, starred := strings.Cut(pattern, "*")
+	if !starred {
+		return "", pattern == text
 	}
-	if !strings.HasPrefix(text, prefix) {
-		return false
-	}
-	for i := len(prefix); i <= len(text); i++ {
-		if wildcard(rest, text[i:]) {
-			return true
-		}
-	}
-	return false
+	rest, begins := strings.CutPrefix(text, before)
+	star, ends := strings.CutSuffix(rest, after)
+	return star, begins && ends
 }
 
 // disturb handles a request with what goes wrong with it. Closing is a panic that net/http knows.
-func (e *Engine) disturb(w http.ResponseWriter, r *engineRequest) error {
+func (e *Engine) disturb(w http.ResponseWriter, r *engineRequest) {
 	f := e.takeFault(r)
 	if f.Delay > 0 {
 		select {
 		case <-time.After(f.Delay):
 		case <-r.ctx.Done():
-		case <-e.down():
+		case <-r.session.Done():
 		}
 	}
 	if f.Before != nil {
@@ -124,42 +120,29 @@ func (e *Engine) disturb(w http.ResponseWriter, r *engineRequest) error {
 		panic(http.ErrAbortHandler)
 	}
 	r.load, r.loadCut = f.Load, f.LoadBytes
-	answers := f.Status != 0 || f.Message != ""
-	wrong := answers || f.Hang || f.Close
+	wrong := f.Status != 0 || f.Hang || f.Close
 	if !wrong && f.Edit == nil {
-		return e.handle(w, r)
+		e.handle(w, r)
+		return
 	}
 	if f.After || f.Edit != nil {
-		held := &heldAnswer{header: w.Header().Clone(), status: http.StatusOK}
-		answerError(held, e.handle(held, r))
-		if f.Edit != nil {
-			held.body = f.Edit(held.body)
-			held.header.Del("Content-Length")
-		}
+		held := httptest.NewRecorder()
+		e.handle(held, r)
 		if !wrong {
-			held.send(w)
-			return nil
+			maps.Copy(w.Header(), held.Header())
+			w.WriteHeader(held.Code)
+			_, _ = w.Write(f.Edit(held.Body.Bytes()))
+			return
 		}
 	}
-	switch {
-	case f.Hang:
+	if f.Hang {
 		select {
 		case <-r.ctx.Done():
-		case <-e.down():
+		case <-r.session.Done():
 		}
-		panic(http.ErrAbortHandler)
-	case f.Close:
+	}
+	if f.Hang || f.Close {
 		panic(http.ErrAbortHandler)
 	}
-	if f.Status == 0 {
-		f.Status = http.StatusInternalServerError
-	}
-	return refusal(f.Status, "%s", f.Message)
-}
-
-// down returns a channel that closes when the daemon stops.
-func (e *Engine) down() <-chan struct{} {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.session.Done()
+	answerError(w, refusal(f.Status, "%s", f.Message))
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"path"
 	"regexp"
@@ -34,11 +35,11 @@ type imageStore interface {
 	// config returns what a container of the image runs with.
 	config(id string) (*v1.ConfigFile, error)
 	inspect(r *engineRequest, ref string) (map[string]any, error)
-	list(r *engineRequest, filters map[string][]string) []map[string]any
-	tag(id string, ref imageRef) error
-	remove(r *engineRequest, ref string) ([]map[string]string, error)
-	// prune removes what nothing uses: dangling images, or with all every image without a container.
-	prune(all bool) []map[string]string
+	// list returns the images that carry the labels.
+	list(labels []string) []map[string]any
+	remove(ref string, force bool) ([]map[string]string, error)
+	// prune removes what nothing uses and carries the labels: dangling images, or with all every image without a container.
+	prune(all bool, labels []string) []map[string]string
 	// breakImage makes an image unusable without removing it.
 	breakImage(id string)
 	all() []ImageInfo
@@ -176,88 +177,45 @@ func blobPath(hash string) string { return "blobs/" + strings.Replace(hash, ":",
 
 func digestOf(b []byte) string { return digest.Of(b).String() }
 
-func (e *Engine) serveImages(w http.ResponseWriter, r *engineRequest, parts []string) error {
-	if len(parts) == 0 {
-		return errUnknown
+func (e *Engine) listImages(r *engineRequest) (any, error) {
+	filters, err := r.filters("label")
+	if err != nil {
+		return nil, err
 	}
-	last := parts[len(parts)-1]
-	name := strings.Join(parts[:len(parts)-1], "/")
-	if r.method == http.MethodPost && len(parts) == 1 && last == "load" {
-		return e.loadImage(w, r)
+	return e.images.list(filters["label"]), nil
+}
+
+func (e *Engine) inspectImage(r *engineRequest) (any, error) {
+	doc, err := e.images.inspect(r, r.name)
+	var refused *engineRefusal
+	if errors.As(err, &refused) && !e.api.atLeast(42) {
+		return nil, refusal(refused.status, "no such image: %s: %s", r.name, refused.message)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	switch {
-	case r.method == http.MethodGet && len(parts) == 1 && last == "json":
-		filters, err := r.filters("dangling", "label", "reference", "before", "since", "until")
-		if err != nil {
-			return err
-		}
-		writeJSON(w, http.StatusOK, e.images.list(r, filters))
-		return nil
-	case r.method == http.MethodGet && len(parts) > 1 && last == "json":
-		doc, err := e.images.inspect(r, name)
-		var refused *engineRefusal
-		if errors.As(err, &refused) && !e.api.atLeast(42) {
-			return refusal(refused.status, "no such image: %s: %s", name, refused.message)
-		}
-		if err != nil {
-			return err
-		}
-		writeJSON(w, http.StatusOK, doc)
-		return nil
-	case r.method == http.MethodPost && len(parts) == 1 && last == "prune":
-		filters, err := r.filters("dangling", "label", "label!", "until")
-		if err != nil {
-			return err
-		}
-		dangling := filters["dangling"]
-		deleted := e.images.prune(len(dangling) > 0 && (dangling[0] == "false" || dangling[0] == "0"))
-		for _, d := range deleted {
-			if id := d["Deleted"]; id != "" {
-				e.record(r, "delete-image %s", id)
-			}
-		}
-		writeJSON(w, http.StatusOK, map[string]any{"ImagesDeleted": deleted, "SpaceReclaimed": 0})
-		return nil
-	case r.method == http.MethodPost && len(parts) > 1 && last == "tag":
-		id, err := e.images.resolve(name)
-		if err != nil {
-			return err
-		}
-		target := r.query.Get("repo")
-		if tag := r.query.Get("tag"); tag != "" {
-			target += ":" + tag
-		}
-		ref, err := parseImageRef(target)
-		if err != nil {
-			return err
-		}
-		if err := e.images.tag(id, ref); err != nil {
-			return err
-		}
-		e.emit("image", "tag", id, map[string]string{"name": ref.familiar()})
-		e.record(r, "tag %s", ref.familiar())
-		w.WriteHeader(http.StatusCreated)
-		return nil
-	case r.method == http.MethodDelete:
-		name = strings.Join(parts, "/")
-		deleted, err := e.images.remove(r, name)
-		if err != nil {
-			return err
-		}
-		for _, d := range deleted {
-			action, ref := "delete", d["Deleted"]
-			if untagged := d["Untagged"]; untagged != "" {
-				action, ref = "untag", untagged
-			}
-			e.emit("image", action, ref, map[string]string{"name": ref})
-		}
-		e.record(r, "delete-image %s", name)
-		writeJSON(w, http.StatusOK, deleted)
-		return nil
+	return doc, err
+}
+
+func (e *Engine) pruneImages(r *engineRequest) (any, error) {
+	filters, err := r.filters("dangling", "label")
+	if err != nil {
+		return nil, err
 	}
-	return errUnknown
+	all := len(filters["dangling"]) > 0 && !isTrue(filters["dangling"][0])
+	deleted := e.images.prune(all, filters["label"])
+	for _, d := range deleted {
+		if id := d["Deleted"]; id != "" {
+			e.record(r, "delete-image %s", id)
+		}
+	}
+	return map[string]any{"ImagesDeleted": deleted, "SpaceReclaimed": 0}, nil
+}
+
+func (e *Engine) removeImage(r *engineRequest) (any, error) {
+	deleted, err := e.images.remove(r.name, r.flag("force"))
+	if err != nil {
+		return nil, err
+	}
+	e.record(r, "delete-image %s", r.name)
+	return deleted, nil
 }
 
 // loadAnswer is the stream of JSON lines that answers a load. Nothing is sent before its end: the real engines say
@@ -314,9 +272,6 @@ func (e *Engine) errorKeys() []string {
 }
 
 func (e *Engine) loadImage(w http.ResponseWriter, r *engineRequest) error {
-	if r.api.atLeast(48) && len(r.query["platform"]) > 1 {
-		return refusal(http.StatusBadRequest, "multiple platform parameters not supported")
-	}
 	if _, err := r.platform(48); err != nil {
 		return err
 	}
@@ -378,10 +333,9 @@ func (e *Engine) loadImage(w http.ResponseWriter, r *engineRequest) error {
 // afterLoad does the faults that need an image.
 func (e *Engine) afterLoad(r *engineRequest, answer *loadAnswer) {
 	for _, id := range answer.loaded {
-		e.emit("image", "load", id, map[string]string{"name": id})
 		switch r.load {
 		case LoadVanishes:
-			_, _ = e.images.remove(&engineRequest{query: map[string][]string{"force": {"1"}}, foreign: true}, id)
+			_, _ = e.images.remove(id, true)
 		case LoadUnpackLine:
 			e.images.breakImage(id)
 			answer.stream("Error unpacking image %s: failed to extract layer: injected\n", id)
@@ -471,21 +425,13 @@ func readTar(r io.Reader, toTheEnd bool) (*archive, error) {
 		if err != nil {
 			return a, err
 		}
-		name := path.Clean(header.Name)
-		switch header.Typeflag {
-		case tar.TypeReg:
-			a.reading = name
-			data, err := io.ReadAll(t)
-			if err != nil {
-				return a, err
-			}
-			a.files[name] = data
-			a.reading = ""
-		case tar.TypeSymlink:
-			if data, ok := a.files[path.Join(path.Dir(name), header.Linkname)]; ok {
-				a.files[name] = data
-			}
+		a.reading = path.Clean(header.Name)
+		data, err := io.ReadAll(t)
+		if err != nil {
+			return a, err
 		}
+		a.files[a.reading] = data
+		a.reading = ""
 	}
 }
 
@@ -556,9 +502,6 @@ func (r *engineRequest) platform(minor int) (*v1.Platform, error) {
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		return nil, refusal(http.StatusBadRequest, "failed to parse platform: %v", err)
 	}
-	if p.OS == "" || p.Architecture == "" {
-		return nil, refusal(http.StatusBadRequest, "both OS and Architecture must be provided")
-	}
 	return &p, nil
 }
 
@@ -591,13 +534,7 @@ func parseImageRef(text string) (imageRef, error) {
 	if !slash || !strings.ContainsAny(domain, ".:") && domain != "localhost" {
 		domain, rest = "docker.io", text
 	}
-	if domain == "index.docker.io" {
-		domain = "docker.io"
-	}
 	m := grammar.FindStringSubmatch(rest)
-	if m == nil && strings.ToLower(rest) != rest {
-		return imageRef{}, refusal(http.StatusBadRequest, "invalid reference format: repository name must be lowercase")
-	}
 	if m == nil {
 		return imageRef{}, refusal(http.StatusBadRequest, "invalid reference format")
 	}
@@ -644,14 +581,15 @@ func noSuchImage(ref string) error {
 	return refusal(http.StatusNotFound, "No such image: %s", ref)
 }
 
-// inUse returns the container, running or not as asked, that uses an image. The lock is held.
-func (e *Engine) inUse(id string, running bool) *container {
+// user returns a container of an image, a live one if there is. The lock is held.
+func (e *Engine) user(id string) *container {
+	var user *container
 	for _, c := range e.containers {
-		if c.image == id && c.live() == running {
-			return c
+		if c.image == id && (user == nil || c.live()) {
+			user = c
 		}
 	}
-	return nil
+	return user
 }
 
 func shortID(id string) string {
@@ -665,24 +603,20 @@ func describeConfig(doc map[string]any, config *v1.ConfigFile, raw []byte) {
 		Config map[string]any `json:"config"`
 	}
 	_ = json.Unmarshal(raw, &top)
-	for key, value := range configDefaults() {
-		if _, ok := top.Config[key]; !ok {
-			if top.Config == nil {
-				top.Config = map[string]any{}
-			}
-			top.Config[key] = value
-		}
-	}
-	var layers []string
-	for _, diffID := range config.RootFS.DiffIDs {
-		layers = append(layers, diffID.String())
-	}
-	doc["Config"] = top.Config
-	doc["Architecture"], doc["Os"] = config.Architecture, config.OS
+	shown := configDefaults()
+	maps.Copy(shown, top.Config)
+	doc["Config"], doc["Architecture"], doc["Os"] = shown, config.Architecture, config.OS
 	doc["Created"] = stamp(config.Created.Time)
-	doc["Author"] = config.Author
-	doc["RootFS"] = map[string]any{"Type": "layers", "Layers": layers}
+	doc["RootFS"] = map[string]any{"Type": "layers", "Layers": diffIDs(config)}
 	if config.Variant != "" {
 		doc["Variant"] = config.Variant
 	}
+}
+
+func diffIDs(config *v1.ConfigFile) []string {
+	var list []string
+	for _, diffID := range config.RootFS.DiffIDs {
+		list = append(list, diffID.String())
+	}
+	return list
 }

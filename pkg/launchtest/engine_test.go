@@ -245,6 +245,8 @@ func TestWhatTheDaemonRestarts(t *testing.T) {
 		{"on-failure", 0, false, false, true},
 		{"on-failure", 137, true, true, true},
 		{"on-failure", 0, true, true, false},
+		{"unless-stopped", 0, false, true, true},
+		{"unless-stopped", 137, true, true, false},
 		{"always", 0, true, true, true},
 	}
 	for _, c := range cases {
