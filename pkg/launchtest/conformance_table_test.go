@@ -94,21 +94,6 @@ func loadScenarios() []scenario {
 			system: linux, layers are the config's: true
 			[containerd !26] manifests: available [true]`,
 	}, {
-		name: "load as docker save writes it",
-		do: func(s *subject) {
-			made := s.sample(launchtest.ImageOptions{}, 1000)
-			s.load("answer", append(made.blobs(), made.dockerIndex(s.t, made.tag())), "")
-			image := s.get("/images/" + made.tag() + "/json")
-			s.images = append(s.images, made.tag())
-			s.see("ID is the config's: %t", image["Id"] == made.cfg())
-			s.see("ID is the manifest's: %t", image["Id"] == made.man())
-		},
-		want: `
-			answer: loaded
-			[classic] ID is the config's: true
-			[containerd] ID is the config's: false
-			ID is the manifest's: false`,
-	}, {
 		name: "load an OCI layout",
 		do: func(s *subject) {
 			made := s.sample(launchtest.ImageOptions{OCI: true}, 1000)
@@ -122,21 +107,6 @@ func loadScenarios() []scenario {
 			[classic] by manifest digest: 404
 			[containerd] by manifest digest: MANIFEST with 1 layers
 			by config digest: 404`,
-	}, {
-		name: "load with a digest for a tag",
-		do: func(s *subject) {
-			made := s.sample(launchtest.ImageOptions{}, 1000)
-			s.load("answer", append(made.blobs(), made.dockerIndex(s.t, made.repository+"@"+made.man())), "")
-			s.inspects("what is left", made.cfg())
-			s.must(http.MethodPost, s.prune(false), nil)
-			s.inspects("pruned", made.cfg())
-		},
-		want: `
-			[classic] answer: error
-			[containerd] answer: loaded
-			[classic] what is left: CONFIG with 1 layers
-			[containerd] what is left: 404
-			pruned: 404`,
 	}, {
 		name: "compressions",
 		do: func(s *subject) {

@@ -3,11 +3,9 @@ package launchtest
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
-	"path"
 	"slices"
 	"strings"
 
@@ -32,7 +30,6 @@ func newClassicStore(e *Engine) *classicStore {
 	return &classicStore{engine: e, images: map[string]*classicImage{}, tags: map[string]string{}}
 }
 
-func (s *classicStore) count() int       { return len(s.images) }
 func (s *classicStore) aborted(*archive) {} // the spool is removed
 
 func (s *classicStore) load(r *engineRequest, a *archive, say *loadAnswer) error {
@@ -43,33 +40,26 @@ func (s *classicStore) load(r *engineRequest, a *archive, say *loadAnswer) error
 	}
 	index, ok := a.files["manifest.json"]
 	if !ok {
-		return s.legacyFailure(a)
+		return notInSpool("repositories") // it is taken for the oldest form of all
 	}
 	if err := json.NewDecoder(bytes.NewReader(index)).Decode(&items); err != nil {
 		return err
 	}
-	if items == nil && !s.engine.api.atLeast(42) {
-		say.line(struct{}{}) // nothing was loaded, and nothing says so
-		return nil
-	}
 	if items == nil {
-		return fmt.Errorf("invalid manifest, manifest cannot be null (but can be [])")
+		say.line(struct{}{}) // nothing was loaded, and nothing says so
 	}
 	wanted, err := r.platform(48)
 	if err != nil {
 		return err
 	}
 	for _, item := range items {
-		raw, err := a.file(s.engine, item.Config)
+		raw, err := a.file(item.Config)
 		if err != nil {
 			return err
 		}
-		config, err := parseClassicConfig(raw)
+		config, err := v1.ParseConfigFile(bytes.NewReader(raw))
 		if err != nil {
 			return err
-		}
-		if config.OS != "" && config.OS != "linux" {
-			return fmt.Errorf("cannot load %s image on linux", config.OS)
 		}
 		if wanted != nil && !samePlatform(*config.Platform(), *wanted) {
 			continue
@@ -98,14 +88,14 @@ func (s *classicStore) unpack(r *engineRequest, a *archive, config *v1.ConfigFil
 		if present[chain[i]] {
 			continue
 		}
-		compressed, err := a.file(s.engine, layers[i])
+		compressed, err := a.file(layers[i])
 		if err != nil {
 			return err
 		}
 		say.progress(shortID(diffID.String()), len(compressed))
 		got, err := unpackLayer(compressed, s.engine.api.atLeast(42))
 		if err != nil {
-			return errors.New(s.engine.tarFailure(err))
+			return fmt.Errorf("Error processing tar file(exit status 1): %w", err)
 		}
 		if got != diffID.String() {
 			return fmt.Errorf("invalid diffID for layer %d: expected %q, got %q", i, diffID, got)
@@ -135,42 +125,16 @@ func (s *classicStore) nameLoaded(id string, repoTags []string, say *loadAnswer)
 	return nil
 }
 
-// legacyFailure is what comes of a tar without manifest.json: the store takes it for the oldest form of all, in which
-// each folder is a layer.
-func (s *classicStore) legacyFailure(a *archive) error {
-	missing := "repositories"
-	for _, name := range slices.Sorted(maps.Keys(a.files)) {
-		if dir, _, below := strings.Cut(name, "/"); below {
-			missing = dir + "/json"
-			break
-		}
-	}
-	return s.engine.notInSpool(missing)
+func notInSpool(name string) error {
+	return fmt.Errorf("open /var/lib/docker/tmp/docker-import-000000000/%s: no such file or directory", name)
 }
 
-func (e *Engine) notInSpool(name string) error {
-	return fmt.Errorf("open %s: no such file or directory", path.Join(e.o.Root, "tmp/docker-import-000000000", name))
-}
-
-func (a *archive) file(e *Engine, name string) ([]byte, error) {
-	data, ok := a.files[path.Clean(name)]
+func (a *archive) file(name string) ([]byte, error) {
+	data, ok := a.files[name]
 	if !ok {
-		return nil, e.notInSpool(name)
+		return nil, notInSpool(name)
 	}
 	return data, nil
-}
-
-func parseClassicConfig(raw []byte) (*v1.ConfigFile, error) {
-	var probe struct {
-		RootFS *json.RawMessage `json:"rootfs"`
-	}
-	if err := json.Unmarshal(raw, &probe); err != nil {
-		return nil, err
-	}
-	if probe.RootFS == nil {
-		return nil, fmt.Errorf("invalid image JSON, no RootFS key")
-	}
-	return v1.ParseConfigFile(bytes.NewReader(raw))
 }
 
 // layers returns the chain IDs of all layers that some image has.
@@ -188,11 +152,7 @@ func (s *classicStore) names(id string) []string {
 	names := []string{}
 	for _, tag := range slices.Sorted(maps.Keys(s.tags)) {
 		if s.tags[tag] == id {
-			ref, err := parseImageRef(tag)
-			if err == nil {
-				tag = ref.familiar()
-			}
-			names = append(names, tag)
+			names = append(names, familiarName(tag))
 		}
 	}
 	return names
@@ -228,7 +188,7 @@ func (s *classicStore) inspect(r *engineRequest, ref string) (map[string]any, er
 	image := s.images[id]
 	if wanted != nil && !samePlatform(*image.config.Platform(), *wanted) {
 		return nil, refusal(http.StatusNotFound, "image with reference %s was found but does not provide the specified platform (%s)",
-			ref, formatPlatform(*wanted))
+			ref, wanted.String())
 	}
 	doc := map[string]any{
 		"Id": id, "RepoTags": s.names(id), "RepoDigests": []string{}, "Size": len(image.raw),

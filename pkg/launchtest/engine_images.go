@@ -43,7 +43,6 @@ type imageStore interface {
 	// breakImage makes an image unusable without removing it.
 	breakImage(id string)
 	all() []ImageInfo
-	count() int
 }
 
 // ImageInfo is what an Engine tells of an image.
@@ -73,18 +72,14 @@ func (e *Engine) AddImage(img v1.Image, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	manifest, err := img.Digest()
-	if err != nil {
-		return "", err
-	}
-	config, err := img.ConfigName()
-	if err != nil {
-		return "", err
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, id := range []string{manifest.String(), config.String()} {
-		if _, err := e.images.resolve(id); err == nil {
+	for _, digest := range []func() (v1.Hash, error){img.Digest, img.ConfigName} {
+		hash, err := digest()
+		if err != nil {
+			return "", err
+		}
+		if id, err := e.images.resolve(hash.String()); err == nil {
 			return id, nil
 		}
 	}
@@ -102,35 +97,34 @@ func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 	if err != nil {
 		return err
 	}
-	mediaType, err := img.MediaType()
-	if err != nil {
-		return err
-	}
 	layers, err := img.Layers()
 	if err != nil {
 		return err
 	}
 	t := tar.NewWriter(w)
+	write := func(name string, data []byte) error {
+		err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(data)), Mode: 0o644})
+		if err == nil {
+			_, err = t.Write(data)
+		}
+		return err
+	}
+	blobs := [][]byte{config, manifest}
 	var paths []string
 	for _, layer := range layers {
-		hash, err := layer.Digest()
+		data, err := content(layer)
 		if err != nil {
 			return err
 		}
-		content, err := layer.Compressed()
-		if err != nil {
-			return err
-		}
-		data, err := io.ReadAll(content)
-		if err := errors.Join(err, content.Close()); err != nil {
-			return err
-		}
-		paths = append(paths, blobPath(hash.String()))
-		if err := writeEntry(t, blobPath(hash.String()), data); err != nil {
+		blobs = append(blobs, data)
+		paths = append(paths, blobPath(digestOf(data)))
+	}
+	for _, data := range blobs {
+		if err := write(blobPath(digestOf(data)), data); err != nil {
 			return err
 		}
 	}
-	descriptor := v1.Descriptor{MediaType: mediaType, Digest: digest.Of(manifest), Size: int64(len(manifest))}
+	descriptor := v1.Descriptor{MediaType: types.MediaType(mediaType(manifest)), Digest: digest.Of(manifest), Size: int64(len(manifest))}
 	item := map[string]any{"Config": blobPath(digestOf(config)), "Layers": paths}
 	if name != "" {
 		ref, err := parseImageRef(name)
@@ -140,37 +134,23 @@ func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 		descriptor.Annotations = map[string]string{"io.containerd.image.name": ref.String()}
 		item["RepoTags"] = []string{ref.String()}
 	}
-	docs := []struct {
+	for _, d := range []struct {
 		name string
 		doc  any
 	}{
 		{"manifest.json", []any{item}},
 		{"oci-layout", map[string]string{"imageLayoutVersion": "1.0.0"}},
 		{"index.json", v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{descriptor}}},
-	}
-	for _, data := range [][]byte{config, manifest} {
-		if err := writeEntry(t, blobPath(digestOf(data)), data); err != nil {
-			return err
-		}
-	}
-	for _, d := range docs {
+	} {
 		data, err := json.Marshal(d.doc)
-		if err != nil {
-			return err
+		if err == nil {
+			err = write(d.name, data)
 		}
-		if err := writeEntry(t, d.name, data); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return t.Close()
-}
-
-func writeEntry(t *tar.Writer, name string, data []byte) error {
-	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(data)), Mode: 0o644}); err != nil {
-		return err
-	}
-	_, err := t.Write(data)
-	return err
 }
 
 func blobPath(hash string) string { return "blobs/" + strings.Replace(hash, ":", "/", 1) }
@@ -229,10 +209,9 @@ type loadAnswer struct {
 func (a *loadAnswer) line(doc any) {
 	text, err := json.Marshal(doc)
 	if err != nil {
-		text = []byte("{}")
+		panic(err) // texts and numbers always marshal
 	}
-	a.lines.Write(text)
-	a.lines.WriteString("\r\n")
+	a.lines.Write(append(text, "\r\n"...))
 }
 
 func (a *loadAnswer) stream(format string, args ...any) {
@@ -247,29 +226,12 @@ func (a *loadAnswer) progress(id string, total int) {
 	}
 }
 
-func (a *loadAnswer) fail(message string, keys ...string) {
-	var fields []string
-	for _, key := range keys {
-		var value any = message
-		if key == "errorDetail" {
-			value = map[string]string{"message": message}
-		}
-		text, err := json.Marshal(value)
-		if err != nil {
-			text = []byte("null")
-		}
-		fields = append(fields, fmt.Sprintf("%q:%s", key, text))
-	}
-	a.line(json.RawMessage("{" + strings.Join(fields, ",") + "}"))
+// fail says it with both keys; engines send them in either order.
+func (a *loadAnswer) fail(err error) {
+	a.line(map[string]any{"errorDetail": map[string]string{"message": err.Error()}, "error": err.Error()})
 }
 
-// errorKeys are the keys of an error line in the order in which the engine sends them; both orders are seen.
-func (e *Engine) errorKeys() []string {
-	if e.api.atLeast(52) {
-		return []string{"error", "errorDetail"}
-	}
-	return []string{"errorDetail", "error"}
-}
+var errInjected = errors.New("error processing the image")
 
 func (e *Engine) loadImage(w http.ResponseWriter, r *engineRequest) error {
 	if _, err := r.platform(48); err != nil {
@@ -303,17 +265,20 @@ func (e *Engine) loadImage(w http.ResponseWriter, r *engineRequest) error {
 		if errors.Is(err, errLoadLimit) && r.load == LoadCut {
 			panic(http.ErrAbortHandler)
 		}
-		answer.fail(e.readFailure(archive, err), e.errorKeys()...)
+		if errors.Is(err, errLoadLimit) {
+			err = fmt.Errorf("write /%s: no space left on device", archive.reading)
+		}
+		answer.fail(err)
 	case r.load == LoadErrorLine:
-		answer.fail("error processing the image", e.errorKeys()...)
+		answer.fail(errInjected)
 	case r.load == LoadErrorOnly:
-		answer.fail("error processing the image", "error")
+		answer.line(map[string]any{"error": errInjected.Error()})
 	case r.load == LoadErrorDetail:
-		answer.fail("error processing the image", "errorDetail")
+		answer.line(map[string]any{"errorDetail": map[string]string{"message": errInjected.Error()}})
 	case r.load == LoadSilent:
 	default:
 		if err := e.images.load(r, archive, answer); err != nil {
-			answer.fail(err.Error(), e.errorKeys()...)
+			answer.fail(err)
 		}
 		if len(answer.loaded) > 0 {
 			e.record(r, "load")
@@ -343,32 +308,6 @@ func (e *Engine) afterLoad(r *engineRequest, answer *loadAnswer) {
 			answer.stream("Error unpacking image %s: failed to extract layer: write /data: no space left on device: unknown\n", id)
 		}
 	}
-}
-
-// readFailure says in the engine's words why a tar could not be read.
-func (e *Engine) readFailure(a *archive, err error) string {
-	cause := err.Error()
-	if errors.Is(err, errLoadLimit) {
-		cause = fmt.Sprintf("write /%s: no space left on device", a.reading)
-	}
-	switch {
-	case e.o.Containerd && a.reading != "":
-		return fmt.Sprintf("failed to ingest %q: %s", a.reading, cause)
-	case e.o.Containerd:
-		return cause
-	}
-	return e.tarFailure(errors.New(cause))
-}
-
-// tarFailure says in the classic store's words that a tar can't be read.
-func (e *Engine) tarFailure(err error) string {
-	switch {
-	case e.api.atLeast(45):
-		return err.Error()
-	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
-		return fmt.Sprintf("Error processing tar file(%v): ", err)
-	}
-	return fmt.Sprintf("Error processing tar file(exit status 1): %v", err)
 }
 
 // loadBody counts what is read of a load's body and ends it where a fault wants that.
@@ -509,14 +448,6 @@ func hostPlatform() v1.Platform { return v1.Platform{OS: "linux", Architecture: 
 
 func samePlatform(a, b v1.Platform) bool {
 	return a.OS == b.OS && a.Architecture == b.Architecture && (a.Variant == b.Variant || a.Variant == "" || b.Variant == "")
-}
-
-func formatPlatform(p v1.Platform) string {
-	text := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		text += "/" + p.Variant
-	}
-	return text
 }
 
 // imageRef is a reference in Docker's normal form.
