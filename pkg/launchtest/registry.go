@@ -2,24 +2,21 @@ package launchtest
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/digest"
 )
 
 // RegistryOptions configures a Registry. The zero value is an open registry over plain http on a link without limits.
@@ -80,20 +77,20 @@ const (
 	RedirectHTTP RegistryRedirect = "http" // another host over plain http, whatever the registry speaks
 )
 
-// Registry is a double of a registry on 127.0.0.1: go-containerregistry's own as the storage of manifests and tags, and
-// in front of it a server with ranges, log-in, redirects, a slow link, and faults and lies to switch on.
+// Registry is a double of a registry on 127.0.0.1, with ranges, log-in, redirects, a slow link, and faults and lies to
+// switch on.
 type Registry struct {
 	o         RegistryOptions
 	address   string
 	storage   string // address of the storage host, empty without redirects
 	total     *link  // that of all connections, both hosts'
 	authority *authority
-	blobs     *blobStore
-	manifests http.Handler // go-containerregistry's
 
 	mu         sync.Mutex
-	servers    []*http.Server // nil while the registry is down
-	down       chan struct{}  // closed when it goes down
+	blobs      map[string][]byte // by digest, of all repositories
+	manifests  map[string][]byte // by their path
+	servers    []*http.Server    // nil while the registry is down
+	down       chan struct{}     // closed when it goes down
 	faults     []*RegistryFault
 	hits       map[RegistryFaultKind]int
 	forged     map[string]forgery
@@ -125,7 +122,6 @@ const (
 	RequestPing     RequestKind = "ping"
 	RequestManifest RequestKind = "manifest"
 	RequestBlob     RequestKind = "blob"
-	RequestTags     RequestKind = "tags"
 	RequestToken    RequestKind = "token"
 	RequestStorage  RequestKind = "storage" // a blob at the storage host
 )
@@ -137,7 +133,7 @@ type forgery struct {
 
 // NewRegistry starts a registry.
 func NewRegistry(o RegistryOptions) (*Registry, error) {
-	r := &Registry{o: o, address: "127.0.0.1:0", total: &link{rate: o.TotalRate}, blobs: &blobStore{blobs: map[string][]byte{}},
+	r := &Registry{o: o, address: "127.0.0.1:0", total: &link{rate: o.TotalRate}, blobs: map[string][]byte{}, manifests: map[string][]byte{},
 		hits: map[RegistryFaultKind]int{}, forged: map[string]forgery{}, tokens: map[string]time.Time{}}
 	r.o.TLS = o.TLS || o.HTTP2Only
 	if r.o.TokenLife == 0 {
@@ -146,7 +142,6 @@ func NewRegistry(o RegistryOptions) (*Registry, error) {
 	if o.Redirect != RedirectNone {
 		r.storage = "127.0.0.1:0"
 	}
-	r.manifests = registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(r.blobs))
 	if r.o.TLS {
 		var err error
 		if r.authority, err = newAuthority(o.Expired); err != nil {
@@ -263,7 +258,7 @@ func (r *Registry) Push(repository string, img v1.Image, tags ...string) (name.D
 		if err != nil {
 			return name.Digest{}, err
 		}
-		r.blobs.put(h, data)
+		r.put(h, data)
 	}
 	config, err := img.RawConfigFile()
 	if err != nil {
@@ -272,7 +267,11 @@ func (r *Registry) Push(repository string, img v1.Image, tags ...string) (name.D
 	if _, err := r.PushBlob(repository, config); err != nil {
 		return name.Digest{}, err
 	}
-	return r.pushManifest(repository, img, tags)
+	manifest, err := img.RawManifest()
+	if err != nil {
+		return name.Digest{}, err
+	}
+	return r.PushManifest(repository, manifest, tags...)
 }
 
 // PushIndex stores an index and all images in it.
@@ -290,31 +289,35 @@ func (r *Registry) PushIndex(repository string, index v1.ImageIndex, tags ...str
 			return name.Digest{}, err
 		}
 	}
-	return r.pushManifest(repository, index, tags)
-}
-
-func (r *Registry) pushManifest(repository string, m interface {
-	RawManifest() ([]byte, error)
-}, tags []string) (name.Digest, error) {
-	data, err := m.RawManifest()
+	raw, err := index.RawManifest()
 	if err != nil {
 		return name.Digest{}, err
 	}
-	return r.PushManifest(repository, data, tags...)
+	return r.PushManifest(repository, raw, tags...)
 }
 
 // PushManifest stores any bytes as a manifest, under their digest and the tags.
 func (r *Registry) PushManifest(repository string, data []byte, tags ...string) (name.Digest, error) {
-	h, _, err := v1.SHA256(bytes.NewReader(data))
-	if err != nil {
-		return name.Digest{}, err
+	hash := digestOf(data)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, target := range append(tags, hash) {
+		r.manifests["/v2/"+repository+"/manifests/"+target] = data
 	}
-	for _, target := range append(tags, h.String()) {
-		if err := r.putManifest("/v2/"+repository+"/manifests/"+target, data); err != nil {
-			return name.Digest{}, err
-		}
-	}
-	return name.NewDigest(r.address + "/" + repository + "@" + h.String())
+	return name.NewDigest(r.address + "/" + repository + "@" + hash)
+}
+
+// PushBlob stores any bytes as a blob, which all repositories have then. They must not change afterwards.
+func (r *Registry) PushBlob(_ string, data []byte) (v1.Hash, error) {
+	hash := digest.Of(data)
+	r.put(hash, data)
+	return hash, nil
+}
+
+func (r *Registry) put(hash v1.Hash, data []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.blobs[hash.String()] = data
 }
 
 // content returns the bytes of a layer as they are in a registry.
@@ -330,29 +333,6 @@ func content(l v1.Layer) ([]byte, error) {
 	data := make([]byte, size)
 	_, err = io.ReadFull(r, data)
 	return data, errors.Join(err, r.Close())
-}
-
-// PushBlob stores any bytes as a blob. They must not change afterwards. As in go-containerregistry's storage blobs belong
-// to all repositories.
-func (r *Registry) PushBlob(_ string, data []byte) (v1.Hash, error) {
-	h, _, err := v1.SHA256(bytes.NewReader(data))
-	if err != nil {
-		return v1.Hash{}, err
-	}
-	r.blobs.put(h, data)
-	return h, nil
-}
-
-func (r *Registry) putManifest(target string, data []byte) error {
-	request := httptest.NewRequestWithContext(context.Background(), http.MethodPut, target, bytes.NewReader(data))
-	// A type that isn't an index: go-containerregistry looks into those.
-	request.Header.Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
-	answer := httptest.NewRecorder()
-	r.manifests.ServeHTTP(answer, request)
-	if answer.Code != http.StatusCreated {
-		return fmt.Errorf("%s: %d: %s", target, answer.Code, strings.TrimSpace(answer.Body.String()))
-	}
-	return nil
 }
 
 // Forge makes the registry answer a request for the manifest or blob h with something else, under h's name: with
@@ -401,42 +381,4 @@ func (r *Registry) Unexpected() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.unexpected)
-}
-
-// blobStore keeps blobs for go-containerregistry's handler and hands them out whole.
-type blobStore struct {
-	mu    sync.Mutex
-	blobs map[string][]byte
-}
-
-func (b *blobStore) bytes(digest string) ([]byte, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	data, ok := b.blobs[digest]
-	return data, ok
-}
-
-// Get implements registry.BlobHandler.
-func (b *blobStore) Get(_ context.Context, _ string, h v1.Hash) (io.ReadCloser, error) {
-	data, ok := b.bytes(h.String())
-	if !ok {
-		return nil, registry.ErrNotFound
-	}
-	return io.NopCloser(bytes.NewReader(data)), nil
-}
-
-// Put implements registry.BlobPutHandler.
-func (b *blobStore) Put(_ context.Context, _ string, h v1.Hash, content io.ReadCloser) error {
-	data, err := io.ReadAll(content)
-	if err := errors.Join(err, content.Close()); err != nil {
-		return err
-	}
-	b.put(h, data)
-	return nil
-}
-
-func (b *blobStore) put(h v1.Hash, data []byte) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.blobs[h.String()] = data
 }
