@@ -1,7 +1,6 @@
 package launchtest
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/binary"
@@ -10,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net"
 	"net/http"
 	"os"
@@ -35,8 +33,6 @@ type AgentOptions struct {
 // Agent is a double of dstack's guest agent: an HTTP server on a unix socket that keeps an event log and a register as
 // the real one does on hardware, in its order: the log first, then the register, without a lock around both. The
 // published simulators never extend anything, so nothing can be learned from them.
-//
-// What it signs nobody can verify: the quote has the right form and no signature.
 type Agent struct {
 	socket string
 	o      AgentOptions
@@ -284,155 +280,84 @@ type agentRefusal string
 
 func (e agentRefusal) Error() string { return string(e) }
 
+// serve answers what the launcher asks: calls of EmitEvent and Info, in JSON. What else comes is refused as unknown and
+// remembered.
 func (a *Agent) serve(w http.ResponseWriter, r *http.Request) {
-	method := strings.TrimPrefix(r.URL.Path, "/")
-	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	inJSON := mediaType == "application/json"
-	body, err := io.ReadAll(io.LimitReader(r.Body, 10<<20+1))
+	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	var answer any
-	switch {
-	case r.Method != http.MethodPost || strings.Contains(method, "/"):
-		a.note(r.Method+" "+r.URL.Path, "not a call")
+	method := strings.TrimPrefix(r.URL.Path, "/")
+	if r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" {
+		a.odd(r.Method + " " + r.URL.Path + ": not a call in JSON")
 		http.NotFound(w, r)
 		return
-	case len(body) > 10<<20:
-		a.note(method, "body over 10 MiB")
-		err = agentRefusal("payload too large")
-	case !inJSON:
-		a.note(method, "Content-Type is not application/json")
-		err = agentRefusal("failed to decode Protobuf message: invalid wire type value: 7")
-	default:
-		answer, err = a.call(r, method, body)
 	}
+	answer, err := a.call(r, method, body)
 	if errors.Is(err, errAgentBreaks) {
 		http.Error(w, "<h1>"+err.Error()+"</h1>", http.StatusInternalServerError)
+		return
+	}
+	if garbage, ok := answer.(io.Reader); ok {
+		_, _ = io.Copy(w, garbage)
 		return
 	}
 	status := http.StatusOK
 	if err != nil {
 		status, answer = http.StatusBadRequest, map[string]string{"error": err.Error()}
 	}
-	if garbage, ok := answer.(io.Reader); ok {
-		io.Copy(w, garbage)
-		return
-	}
-	if !inJSON {
-		w.Header().Set("Content-Type", "application/octet-stream")
-		w.WriteHeader(status)
-		w.Write(binary.AppendUvarint([]byte{0x0a}, uint64(len(err.Error())))) // the error's first field in protobuf
-		io.WriteString(w, err.Error())
-		return
-	}
 	document, err := json.MarshalIndent(answer, "", "  ")
 	if err != nil {
-		panic(err)
+		panic(err) // texts always marshal
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	w.Write(document)
+	_, _ = w.Write(document)
 }
 
-// note keeps a request that nobody should make.
-func (a *Agent) note(request, reason string) {
+// odd remembers a request that nobody should make.
+func (a *Agent) odd(request string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.requests = append(a.requests, request)
-	a.unexpected = append(a.unexpected, request+": "+reason)
+	a.unexpected = append(a.unexpected, request)
 }
 
 // call decodes the arguments, which comes before anything a method does, and hands over to what is to happen.
 func (a *Agent) call(r *http.Request, method string, body []byte) (any, error) {
-	var arguments map[string]json.RawMessage
+	var arguments struct{ Event, Payload string }
 	invalid := json.Unmarshal(body, &arguments)
-	name := ""
 	request := method
 	if method == "EmitEvent" {
-		name, _ = argument[string](arguments, "event")
-		request += " " + name
+		request += " " + arguments.Event
 	}
 	a.mu.Lock()
 	a.requests = append(a.requests, request)
 	down := a.down
 	a.mu.Unlock()
 
-	handle, err := a.decode(method, name, arguments, invalid)
+	switch {
+	case invalid != nil:
+		a.odd(request + ": " + invalid.Error())
+		return nil, agentRefusal("Failed to decode request: " + invalid.Error())
+	case method == "Info":
+		return a.disturb(r.Context().Done(), down, request, agentMethod{answer: a.info})
+	case method != "EmitEvent" || a.minor >= 6:
+		if method != "EmitEvent" {
+			a.odd(request + ": no such method")
+		}
+		return nil, agentRefusal("Service not found: " + method)
+	}
+	if !slices.Contains([]string{"mpc-image-digest", "launcher-probe"}, arguments.Event) {
+		a.odd(request + ": no event of the launcher's")
+	}
+	payload, err := hex.DecodeString(strings.TrimPrefix(arguments.Payload, "0x"))
 	if err != nil {
-		return nil, err
-	}
-	return a.disturb(r.Context().Done(), down, request, handle)
-}
-
-// decode returns what a method does, with its arguments decoded. That is called with the lock held.
-func (a *Agent) decode(method, name string, arguments map[string]json.RawMessage, invalid error) (agentMethod, error) {
-	unexpected := func(reason string) {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.unexpected = append(a.unexpected, method+" "+name+": "+reason)
-	}
-	known := map[string]bool{"EmitEvent": a.minor < 6, "Info": true, "GetQuote": true, "Version": a.since(5, 7)}
-	exists, ours := known[method]
-	if !ours {
-		unexpected("no such method")
-	}
-	if !exists {
-		return agentMethod{}, agentRefusal("Service not found: " + method)
-	}
-	if invalid != nil {
-		unexpected("not a JSON object")
-		return agentMethod{}, agentRefusal("Failed to decode request: " + invalid.Error())
-	}
-	switch method {
-	case "EmitEvent":
-		if name != "mpc-image-digest" && name != "launcher-probe" {
-			unexpected("no event of the launcher's")
+		if arguments.Event != "launcher-probe" {
+			a.odd(request + ": " + err.Error())
 		}
-		payload, err := hexArgument(arguments, "payload")
-		if err != nil {
-			if name != "launcher-probe" {
-				unexpected(err.Error())
-			}
-			return agentMethod{}, err
-		}
-		return agentMethod{emits: &AgentEvent{name, payload}}, nil
-	case "Info":
-		return agentMethod{quotes: true, answer: a.info}, nil
-	case "GetQuote":
-		data, err := hexArgument(arguments, "report_data")
-		if err != nil {
-			return agentMethod{}, err
-		}
-		if len(data) > 64 {
-			return agentMethod{}, agentRefusal("Report data is too long")
-		}
-		return agentMethod{quotes: true, answer: func() any { return a.quote(data) }}, nil
-	default:
-		return agentMethod{answer: func() any { return map[string]string{"version": a.o.Release, "rev": "0000000"} }}, nil
-	}
-}
-
-// argument is serde's reading: a missing member is the zero value, one of another type an error.
-func argument[T any](arguments map[string]json.RawMessage, name string) (value T, err error) {
-	if raw, ok := arguments[name]; ok {
-		if err := json.Unmarshal(raw, &value); err != nil || bytes.Equal(raw, []byte("null")) {
-			return value, agentRefusal("Failed to decode request: invalid type of " + name)
-		}
-	}
-	return value, nil
-}
-
-func hexArgument(arguments map[string]json.RawMessage, name string) ([]byte, error) {
-	s, err := argument[string](arguments, name)
-	if err != nil {
-		return nil, err
-	}
-	b, err := hex.DecodeString(strings.TrimPrefix(s, "0x"))
-	if err != nil {
 		return nil, agentRefusal("Failed to decode request: " + err.Error())
 	}
-	return b, nil
+	return a.disturb(r.Context().Done(), down, request, agentMethod{emits: &AgentEvent{arguments.Event, payload}})
 }
 
 // info is Info's answer to a quote that was made.
@@ -463,36 +388,3 @@ func (a *Agent) tcbInfo() string {
 
 func agentDeviceID() string  { return strings.Repeat("de", 32) }
 func agentImageHash() string { return strings.Repeat("05", 32) }
-
-// quote is GetQuote's answer: a TDX quote of version 4 up to its signature, and the log, without most of its bytes from
-// 0.5.6 on.
-func (a *Agent) quote(reportData []byte) any {
-	quote := make([]byte, 48+584)
-	binary.LittleEndian.PutUint16(quote, 4)        // version
-	binary.LittleEndian.PutUint16(quote[2:], 2)    // ECDSA on P-256
-	binary.LittleEndian.PutUint32(quote[4:], 0x81) // TDX
-	for i, r := range a.registers {
-		copy(quote[376+48*i:], r[:])
-	}
-	copy(quote[568:], reportData)
-	quote = binary.LittleEndian.AppendUint32(quote, 64)
-	quote = append(quote, make([]byte, 64)...)
-
-	events := slices.Concat(a.boot, a.runtime)
-	if a.since(5, 6) {
-		for i := range events {
-			if events[i].IMR == 3 {
-				events[i].Digest = ""
-			} else {
-				events[i].Payload = ""
-			}
-		}
-	}
-	log, err := json.Marshal(events)
-	if err != nil {
-		panic(err)
-	}
-	return map[string]string{
-		"quote": hex.EncodeToString(quote), "event_log": string(log), "report_data": hex.EncodeToString(quote[568:632]), "vm_config": "{}",
-	}
-}

@@ -46,8 +46,7 @@ const (
 	EmitLate     AgentFaultKind = "happens late" // logged and extended late, when the client may be gone; no answer
 )
 
-// QuoteFails is the way of Info and GetQuote: no quote can be made. Info tells it as the release does, with an empty
-// tcb_info before 0.6.
+// QuoteFails is the way of Info: no quote can be made. It is told as the release does, with an empty tcb_info before 0.6.
 const QuoteFails AgentFaultKind = "quote fails"
 
 // Fail adds a fault.
@@ -77,8 +76,7 @@ func (a *Agent) Hits(kind AgentFaultKind) int {
 // agentMethod is a call with its arguments decoded.
 type agentMethod struct {
 	emits  *AgentEvent // EmitEvent's
-	quotes bool        // whether a quote has to be made first
-	answer func() any  // of the others; called with the lock held
+	answer func() any  // Info's, which has a quote made; called with the lock held
 }
 
 func (m agentMethod) concerned(kind AgentFaultKind) bool {
@@ -86,7 +84,7 @@ func (m agentMethod) concerned(kind AgentFaultKind) bool {
 	case EmitPoisons, EmitSwallows, EmitSettles, EmitLate:
 		return m.emits != nil
 	case QuoteFails:
-		return m.quotes
+		return m.answer != nil
 	}
 	return true
 }
@@ -178,7 +176,7 @@ func (a *Agent) act(request string, m agentMethod) (answer any, silent, hang boo
 		a.putOff(f.Delay, func() { a.handle(m) })
 		return nil, true, true, nil
 	case QuoteFails:
-		if a.minor < 6 && strings.HasPrefix(request, "Info") {
+		if a.minor < 6 {
 			return a.infoWith(""), false, false, nil
 		}
 		return nil, false, false, agentRefusal("Failed to get quote: Device or resource busy")

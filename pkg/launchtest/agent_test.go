@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -49,7 +50,7 @@ func askAgent(t *testing.T, a *launchtest.Agent, method, body string) (int, stri
 
 func requestAgent(t *testing.T, a *launchtest.Agent, verb, path, contentType, body string) (int, string, error) {
 	t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", a.Socket())
@@ -212,20 +213,18 @@ func TestAgentArguments(t *testing.T) {
 		payload []byte
 		odd     bool // a request that no launcher makes
 	}{
-		"hex":              {`{"event":"launcher-probe","payload":"00ff"}`, 200, []byte{0, 0xff}, false},
-		"prefix":           {`{"event":"launcher-probe","payload":"0x00ff"}`, 200, []byte{0, 0xff}, false},
-		"capitals":         {`{"event":"launcher-probe","payload":"00FF"}`, 200, []byte{0, 0xff}, false},
-		"unknown member":   {`{"event":"launcher-probe","payload":"00","more":1}`, 200, []byte{0}, false},
-		"no payload":       {`{"event":"launcher-probe"}`, 200, []byte{}, false},
-		"the probe":        {`{"event":"launcher-probe","payload":"not hex"}`, 400, nil, false},
-		"odd":              {`{"event":"launcher-probe","payload":"0"}`, 400, nil, false},
-		"payload a number": {`{"event":"launcher-probe","payload":0}`, 400, nil, false},
-		"payload null":     {`{"event":"launcher-probe","payload":null}`, 400, nil, false},
-		"ours, not hex":    {`{"event":"mpc-image-digest","payload":"sha256:"}`, 400, nil, true},
-		"not ours":         {`{"event":"vault","payload":"00"}`, 200, []byte{0}, true},
-		"an array":         {`[]`, 400, nil, true},
-		"not JSON":         {`event`, 400, nil, true},
-		"nothing":          {``, 400, nil, true},
+		"hex":            {`{"event":"launcher-probe","payload":"00ff"}`, 200, []byte{0, 0xff}, false},
+		"prefix":         {`{"event":"launcher-probe","payload":"0x00ff"}`, 200, []byte{0, 0xff}, false},
+		"capitals":       {`{"event":"launcher-probe","payload":"00FF"}`, 200, []byte{0, 0xff}, false},
+		"unknown member": {`{"event":"launcher-probe","payload":"00","more":1}`, 200, []byte{0}, false},
+		"no payload":     {`{"event":"launcher-probe"}`, 200, []byte{}, false},
+		"the probe":      {`{"event":"launcher-probe","payload":"not hex"}`, 400, nil, false},
+		"odd":            {`{"event":"launcher-probe","payload":"0"}`, 400, nil, false},
+		"ours, not hex":  {`{"event":"mpc-image-digest","payload":"sha256:"}`, 400, nil, true},
+		"not ours":       {`{"event":"vault","payload":"00"}`, 200, []byte{0}, true},
+		"an array":       {`[]`, 400, nil, true},
+		"not JSON":       {`event`, 400, nil, true},
+		"nothing":        {``, 400, nil, true},
 	} {
 		a := startAgent(t, launchtest.AgentOptions{})
 		booted := len(a.Events())
@@ -259,9 +258,8 @@ func TestAgentMethods(t *testing.T) {
 		release, method string
 		exists          bool
 	}{
-		{"0.5.0", "EmitEvent", true}, {"0.5.8", "EmitEvent", true}, {"0.5.11", "EmitEvent", true}, {"0.6.0", "EmitEvent", false},
-		{"0.5.0", "Version", false}, {"0.5.8", "Version", true}, {"0.6.0", "Version", true},
-		{"0.5.0", "GetQuote", true}, {"0.6.0", "Info", true}, {"0.5.8", "GetKey", false},
+		{"0.5.0", "EmitEvent", true}, {"0.5.11", "EmitEvent", true}, {"0.6.0", "EmitEvent", false}, {"0.6.0", "Info", true},
+		{"0.5.8", "GetKey", false},
 	} {
 		a := startAgent(t, launchtest.AgentOptions{Release: c.release})
 		status, body, err := askAgent(t, a, c.method, `{"event":"launcher-probe"}`)
@@ -275,82 +273,26 @@ func TestAgentMethods(t *testing.T) {
 		}
 		assert.Equal(t, c.method == "GetKey", len(a.Unexpected()) > 0, what)
 	}
-	_, body, err := askAgent(t, startAgent(t, launchtest.AgentOptions{Release: "0.5.11"}), "Version", "{}")
-	require.NoError(t, err)
-	assert.Contains(t, body, `"version": "0.5.11"`)
 }
 
-func TestAgentSpeaksJSONOnlyIfAsked(t *testing.T) {
+func TestAgentRefusesWhatIsNoCall(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, launchtest.AgentOptions{})
 	booted := len(a.Events())
-	for _, contentType := range []string{"", "text/plain", "application/x-www-form-urlencoded"} {
-		status, body, err := requestAgent(t, a, http.MethodPost, "/EmitEvent", contentType, agentEmit)
+	for i, c := range [][2]string{{http.MethodPost, "text/plain"}, {http.MethodPost, ""}, {http.MethodGet, "application/json"}} {
+		status, _, err := requestAgent(t, a, c[0], "/EmitEvent", c[1], agentEmit)
 		require.NoError(t, err)
-		assert.Equal(t, 400, status, contentType)
-		assert.False(t, json.Valid([]byte(body)), "%s: the answer is protobuf, too", contentType)
-		assert.Contains(t, body, "Protobuf", contentType)
+		assert.Equal(t, 404, status)
+		assert.Len(t, a.Unexpected(), i+1)
 	}
-	assert.Len(t, a.Unexpected(), 3)
-	status, _, err := requestAgent(t, a, http.MethodGet, "/Info", "application/json", "")
-	require.NoError(t, err)
-	assert.Equal(t, 404, status)
-	assert.Len(t, a.Unexpected(), 4)
-	status, body, err := askAgent(t, a, "EmitEvent", `{"payload":"`+strings.Repeat("0", 10<<20)+`"}`)
-	require.NoError(t, err)
-	assert.Equal(t, 400, status)
-	agentError(t, body, "payload too large", "a body over the limit")
-	assert.Len(t, a.Unexpected(), 5)
 	assert.Len(t, a.Events(), booted, "nothing of that was logged")
-	status, _, err = requestAgent(t, a, http.MethodPost, "/EmitEvent", "application/json; charset=utf-8", agentEmit)
-	require.NoError(t, err)
-	assert.Equal(t, 200, status, "parameters of the type don't matter")
-}
-
-func TestAgentQuote(t *testing.T) {
-	t.Parallel()
-	for release, stripped := range map[string]bool{"0.5.0": false, "0.5.8": true, "0.5.11": true, "0.6.0": true} {
-		a := startAgent(t, launchtest.AgentOptions{Release: release})
-		status, body, err := askAgent(t, a, "GetQuote", `{"report_data":"0x0102"}`)
-		require.NoError(t, err, release)
-		require.Equal(t, 200, status, release)
-		var answer map[string]string
-		require.NoError(t, json.Unmarshal([]byte(body), &answer), release)
-		quote, err := hex.DecodeString(answer["quote"])
-		require.NoError(t, err, release)
-		require.Greater(t, len(quote), 636, release)
-		info := agentInfo(t, a)
-		assert.Equal(t, "04000200"+"81000000", hex.EncodeToString(quote[:8]), release)
-		for i, register := range []string{info.RTMR0, info.RTMR1, info.RTMR2, info.RTMR3} {
-			assert.Equal(t, register, hex.EncodeToString(quote[376+48*i:][:48]), "%s: register %d", release, i)
-		}
-		assert.Equal(t, "0102"+strings.Repeat("00", 62), hex.EncodeToString(quote[568:632]), release)
-		assert.Equal(t, "0102"+strings.Repeat("00", 62), answer["report_data"], release)
-		var log []agentEntry
-		require.NoError(t, json.Unmarshal([]byte(answer["event_log"]), &log), release)
-		require.Len(t, log, len(info.EventLog), release)
-		for i, e := range log {
-			full := info.EventLog[i]
-			if stripped && e.IMR == 3 {
-				full.Digest = ""
-			} else if stripped {
-				full.Payload = ""
-			}
-			assert.Equal(t, full, e, release)
-		}
-	}
-	a := startAgent(t, launchtest.AgentOptions{})
-	status, body, err := askAgent(t, a, "GetQuote", `{"report_data":"`+strings.Repeat("00", 65)+`"}`)
-	require.NoError(t, err)
-	assert.Equal(t, 400, status)
-	agentError(t, body, "Report data is too long", "65 bytes")
 }
 
 func TestAgentQuoteFails(t *testing.T) {
 	t.Parallel()
 	for release, empty := range map[string]bool{"0.5.8": true, "0.5.11": true, "0.6.0": false} {
 		a := startAgent(t, launchtest.AgentOptions{Release: release})
-		a.Fail(launchtest.AgentFault{Kind: launchtest.QuoteFails, Times: 2})
+		a.Fail(launchtest.AgentFault{Kind: launchtest.QuoteFails})
 		status, body, err := askAgent(t, a, "Info", "{}")
 		require.NoError(t, err, release)
 		if empty {
@@ -360,12 +302,8 @@ func TestAgentQuoteFails(t *testing.T) {
 			assert.Equal(t, 400, status, release)
 			agentError(t, body, "", release)
 		}
-		status, body, err = askAgent(t, a, "GetQuote", "{}")
-		require.NoError(t, err, release)
-		assert.Equal(t, 400, status, release)
-		agentError(t, body, "", release)
 		agentInfo(t, a) // works again
-		assert.Equal(t, 2, a.Hits(launchtest.QuoteFails), release)
+		assert.Equal(t, 1, a.Hits(launchtest.QuoteFails), release)
 	}
 }
 
@@ -397,13 +335,18 @@ func TestAgentFaults(t *testing.T) {
 			a := startAgent(t, launchtest.AgentOptions{})
 			booted := len(a.Events())
 			a.Fail(launchtest.AgentFault{Kind: kind, Match: "EmitEvent"})
+			var stopped sync.WaitGroup
 			if c.hangs {
 				// The agent's end is one of the two things that end it, the client's the other.
-				time.AfterFunc(100*time.Millisecond, func() { assert.NoError(t, a.Stop()) })
+				stopped.Go(func() {
+					assert.Eventually(t, func() bool { return a.Hits(kind) == 1 }, patience, time.Millisecond)
+					assert.NoError(t, a.Stop())
+				})
 			}
 			status, body, err := askAgent(t, a, "EmitEvent", agentEmit)
+			stopped.Wait()
 			if c.hangs {
-				require.Eventually(t, func() bool { return a.Start() == nil }, 5*time.Second, time.Millisecond)
+				require.NoError(t, a.Start())
 			}
 			if c.status == lost {
 				assert.Error(t, err)
@@ -436,18 +379,17 @@ func TestAgentFaults(t *testing.T) {
 func TestAgentHangsUntilTheClientGivesUp(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, launchtest.AgentOptions{})
-	a.Fail(launchtest.AgentFault{Kind: launchtest.EmitLate, Delay: 100 * time.Millisecond})
+	a.Fail(launchtest.AgentFault{Kind: launchtest.EmitLate, Delay: time.Millisecond})
 	booted := len(a.Events())
 	conn, err := net.Dial("unix", a.Socket())
 	require.NoError(t, err)
 	_, err = io.WriteString(conn, "POST /EmitEvent HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"+
 		"Content-Length: 2\r\n\r\n{}")
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return a.Hits(launchtest.EmitLate) == 1 }, 5*time.Second, time.Millisecond)
-	assert.Len(t, a.Events(), booted)
+	require.Eventually(t, func() bool { return a.Hits(launchtest.EmitLate) == 1 }, patience, time.Millisecond)
 	require.NoError(t, conn.Close())
 	done := func() bool { return len(a.Events()) == booted+1 }
-	assert.Eventually(t, done, 5*time.Second, time.Millisecond, "done when nobody waits any more")
+	assert.Eventually(t, done, patience, time.Millisecond, "done when nobody waits any more")
 }
 
 func TestAgentFaultsChoose(t *testing.T) {
@@ -480,18 +422,14 @@ func TestAgentReboot(t *testing.T) {
 	a := startAgent(t, launchtest.AgentOptions{})
 	booted, events := a.RTMR3(), a.Events()
 	a.Fail(launchtest.AgentFault{Kind: launchtest.EmitSettles})
-	a.Fail(launchtest.AgentFault{Kind: launchtest.EmitSettles, Delay: 20 * time.Millisecond})
-	for range 2 {
-		status, _, err := askAgent(t, a, "EmitEvent", agentEmit)
-		require.NoError(t, err)
-		require.Equal(t, 200, status)
-	}
+	status, _, err := askAgent(t, a, "EmitEvent", agentEmit)
+	require.NoError(t, err)
+	require.Equal(t, 200, status)
 	a.Reboot()
 	a.Release()
 	assert.Equal(t, events, a.Events())
-	extended := func() bool { return a.RTMR3() != booted }
-	assert.Never(t, extended, 60*time.Millisecond, 5*time.Millisecond, "the last boot's extends are gone with it")
-	assert.Equal(t, 2, a.Emits(), "counted over all boots")
+	assert.Equal(t, booted, a.RTMR3(), "the last boot's extends are gone with it")
+	assert.Equal(t, 1, a.Emits(), "counted over all boots")
 }
 
 func TestAgentStops(t *testing.T) {
