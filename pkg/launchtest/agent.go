@@ -306,10 +306,7 @@ func (a *Agent) serve(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		status, answer = http.StatusBadRequest, map[string]string{"error": err.Error()}
 	}
-	document, err := json.MarshalIndent(answer, "", "  ")
-	if err != nil {
-		panic(err) // texts always marshal
-	}
+	document := must(json.MarshalIndent(answer, "", "  "))
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(document)
@@ -375,15 +372,11 @@ func (a *Agent) infoWith(tcbInfo string) any {
 func (a *Agent) tcbInfo() string {
 	compose := sha256.Sum256([]byte(a.o.AppCompose))
 	register := func(i int) string { return hex.EncodeToString(a.registers[i][:]) }
-	document, err := json.MarshalIndent(map[string]any{
+	return string(must(json.MarshalIndent(map[string]any{
 		"mrtd": strings.Repeat("0d", 48), "rtmr0": register(0), "rtmr1": register(1), "rtmr2": register(2), "rtmr3": register(3),
 		"os_image_hash": agentImageHash(), "compose_hash": hex.EncodeToString(compose[:]), "device_id": agentDeviceID(),
 		"app_compose": a.o.AppCompose, "event_log": slices.Concat(a.boot, a.runtime),
-	}, "", "  ")
-	if err != nil {
-		panic(err) // strings and numbers always marshal
-	}
-	return string(document)
+	}, "", "  ")))
 }
 
 func agentDeviceID() string  { return strings.Repeat("de", 32) }

@@ -254,11 +254,8 @@ func (c *composeDouble) up(ctx context.Context, p *composeProject) error {
 			return fmt.Errorf("external volume %q not found", v.Name)
 		}
 	}
-	filters, err := json.Marshal(map[string][]string{
-		"label": {"com.docker.compose.config-hash", "com.docker.compose.project=" + p.Name}})
-	if err != nil {
-		return err
-	}
+	filters := must(json.Marshal(map[string][]string{
+		"label": {"com.docker.compose.config-hash", "com.docker.compose.project=" + p.Name}}))
 	query := url.Values{"all": {"1"}, "filters": {string(filters)}}
 	var existing []composeContainer
 	target := "/containers/json?" + query.Encode()
@@ -355,11 +352,7 @@ func (c *composeDouble) ensureService(ctx context.Context, p *composeProject, na
 
 // composeHash is the digest by which a change of a configuration is noticed.
 func composeHash(s *composeService) string {
-	text, err := json.Marshal(s)
-	if err != nil {
-		panic(err) // texts and lists of them always marshal
-	}
-	return strings.TrimPrefix(digestOf(text), "sha256:")
+	return strings.TrimPrefix(digestOf(must(json.Marshal(s))), "sha256:")
 }
 
 // dockerWords is an error as Docker's client words it.
@@ -387,11 +380,8 @@ func (c *composeDouble) exists(ctx context.Context, target string) (bool, error)
 
 // call does one request; an answer of 400 and above is an error in the words of Docker's client.
 func (c *composeDouble) call(ctx context.Context, method, target string, body, answer any) error {
-	content, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://engine"+target, bytes.NewReader(content))
+	content := bytes.NewReader(must(json.Marshal(body)))
+	request, err := http.NewRequestWithContext(ctx, method, "http://engine"+target, content)
 	if err != nil {
 		return err
 	}

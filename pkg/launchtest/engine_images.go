@@ -74,11 +74,7 @@ func (e *Engine) AddImage(img v1.Image, name string) (string, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, digest := range []func() (v1.Hash, error){img.Digest, img.ConfigName} {
-		hash, err := digest()
-		if err != nil {
-			return "", err
-		}
+	for _, hash := range []v1.Hash{must(img.Digest()), must(img.ConfigName())} {
 		if id, err := e.images.resolve(hash.String()); err == nil {
 			return id, nil
 		}
@@ -89,43 +85,14 @@ func (e *Engine) AddImage(img v1.Image, name string) (string, error) {
 // WriteLoadTar writes an image in the one form that all engines load under its own digests: an OCI layout that is at
 // the same time a docker-save archive.
 func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
-	manifest, err := img.RawManifest()
-	if err != nil {
-		return err
-	}
-	config, err := img.RawConfigFile()
-	if err != nil {
-		return err
-	}
-	layers, err := img.Layers()
-	if err != nil {
-		return err
-	}
-	t := tar.NewWriter(w)
-	write := func(name string, data []byte) error {
-		err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(data)), Mode: 0o644})
-		if err == nil {
-			_, err = t.Write(data)
-		}
-		return err
-	}
-	blobs := [][]byte{config, manifest}
+	manifest, blobs := must(img.RawManifest()), imageBlobs(img)
 	var paths []string
-	for _, layer := range layers {
-		data, err := content(layer)
-		if err != nil {
-			return err
-		}
-		blobs = append(blobs, data)
+	for _, data := range blobs {
 		paths = append(paths, blobPath(digestOf(data)))
 	}
-	for _, data := range blobs {
-		if err := write(blobPath(digestOf(data)), data); err != nil {
-			return err
-		}
-	}
-	descriptor := v1.Descriptor{MediaType: types.MediaType(mediaType(manifest)), Digest: digest.Of(manifest), Size: int64(len(manifest))}
-	item := map[string]any{"Config": blobPath(digestOf(config)), "Layers": paths}
+	last := len(paths) - 1
+	item := map[string]any{"Config": paths[last], "Layers": paths[:last]}
+	descriptor := v1.Descriptor{MediaType: must(img.MediaType()), Digest: digest.Of(manifest), Size: int64(len(manifest))}
 	if name != "" {
 		ref, err := parseImageRef(name)
 		if err != nil {
@@ -134,19 +101,16 @@ func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 		descriptor.Annotations = map[string]string{"io.containerd.image.name": ref.String()}
 		item["RepoTags"] = []string{ref.String()}
 	}
-	for _, d := range []struct {
-		name string
-		doc  any
-	}{
-		{"manifest.json", []any{item}},
-		{"oci-layout", map[string]string{"imageLayoutVersion": "1.0.0"}},
-		{"index.json", v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{descriptor}}},
-	} {
-		data, err := json.Marshal(d.doc)
-		if err == nil {
-			err = write(d.name, data)
-		}
+	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{descriptor}}
+	t := tar.NewWriter(w)
+	for i, data := range append(blobs, manifest, must(json.Marshal([]any{item})), []byte(`{"imageLayoutVersion":"1.0.0"}`),
+		must(json.Marshal(index))) {
+		name := append(paths, blobPath(digestOf(manifest)), "manifest.json", "oci-layout", "index.json")[i]
+		err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(data)), Mode: 0o644})
 		if err != nil {
+			return err
+		}
+		if _, err := t.Write(data); err != nil {
 			return err
 		}
 	}
@@ -207,11 +171,7 @@ type loadAnswer struct {
 }
 
 func (a *loadAnswer) line(doc any) {
-	text, err := json.Marshal(doc)
-	if err != nil {
-		panic(err) // texts and numbers always marshal
-	}
-	a.lines.Write(append(text, "\r\n"...))
+	a.lines.Write(append(must(json.Marshal(doc)), "\r\n"...))
 }
 
 func (a *loadAnswer) stream(format string, args ...any) {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -42,6 +43,14 @@ type File struct {
 	Mode int64 // 0644 if zero
 }
 
+// must is for what can't fail because all of it is in memory.
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
 // FileLayer returns the uncompressed tar of a layer that holds files, always the same for the same files.
 func FileLayer(files ...File) ([]byte, error) {
 	var buf bytes.Buffer
@@ -51,7 +60,8 @@ func FileLayer(files ...File) ([]byte, error) {
 		for i, c := range f.Path {
 			if dir := f.Path[:i]; c == '/' && !made[dir] {
 				made[dir] = true
-				if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755, ModTime: imageTime()}); err != nil {
+				err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755, ModTime: imageTime()})
+				if err != nil {
 					return nil, err
 				}
 			}
@@ -64,9 +74,7 @@ func FileLayer(files ...File) ([]byte, error) {
 		if err := w.WriteHeader(header); err != nil {
 			return nil, err
 		}
-		if _, err := w.Write(f.Data); err != nil {
-			return nil, err
-		}
+		must(w.Write(f.Data))
 	}
 	if err := w.Close(); err != nil {
 		return nil, err
@@ -79,10 +87,8 @@ func FileLayer(files ...File) ([]byte, error) {
 func RandomLayer(seed uint64, size int) ([]byte, error) {
 	data := make([]byte, size)
 	var key [32]byte
-	key[0], key[1], key[2], key[3] = byte(seed), byte(seed>>8), byte(seed>>16), byte(seed>>24)
-	if _, err := rand.NewChaCha8(key).Read(data); err != nil {
-		return nil, err
-	}
+	binary.LittleEndian.PutUint32(key[:], uint32(seed))
+	must(rand.NewChaCha8(key).Read(data))
 	return FileLayer(File{Path: fmt.Sprintf("random/%d", seed), Data: data})
 }
 
@@ -90,11 +96,7 @@ func RandomLayer(seed uint64, size int) ([]byte, error) {
 func RandomLayers(seed uint64, sizes ...int) ([][]byte, error) {
 	var layers [][]byte
 	for i, size := range sizes {
-		layer, err := RandomLayer(seed+uint64(i), size)
-		if err != nil {
-			return nil, err
-		}
-		layers = append(layers, layer)
+		layers = append(layers, must(RandomLayer(seed+uint64(i), size)))
 	}
 	return layers, nil
 }
@@ -111,7 +113,7 @@ type ImageOptions struct {
 // Image builds an image, always the same for the same options. What it holds stays in memory.
 func Image(o ImageOptions) (v1.Image, error) {
 	if o.Platform.OS == "" {
-		o.Platform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+		o.Platform = hostPlatform()
 	}
 	mediaType, err := o.layerType()
 	if err != nil {
@@ -121,25 +123,16 @@ func Image(o ImageOptions) (v1.Image, error) {
 	if o.OCI {
 		img = mutate.ConfigMediaType(mutate.MediaType(img, types.OCIManifestSchema1), types.OCIConfigJSON)
 	}
-	img, err = mutate.ConfigFile(img, &v1.ConfigFile{
+	created := v1.Time{Time: imageTime()}
+	img = must(mutate.ConfigFile(img, &v1.ConfigFile{
 		OS: o.Platform.OS, Architecture: o.Platform.Architecture, Variant: o.Platform.Variant, OSVersion: o.Platform.OSVersion,
-		Created: v1.Time{Time: imageTime()}, Config: o.Config, RootFS: v1.RootFS{Type: "layers"},
-	})
-	if err != nil {
-		return nil, err
-	}
+		Created: created, Config: o.Config, RootFS: v1.RootFS{Type: "layers"},
+	}))
 	for i, content := range o.Layers {
-		layer, err := o.layer(content, mediaType)
-		if err != nil {
-			return nil, err
-		}
-		img, err = mutate.Append(img, mutate.Addendum{
-			Layer: layer, MediaType: mediaType,
-			History: v1.History{Created: v1.Time{Time: imageTime()}, CreatedBy: fmt.Sprintf("layer %d", i)},
-		})
-		if err != nil {
-			return nil, err
-		}
+		img = must(mutate.Append(img, mutate.Addendum{
+			Layer: o.layer(content, mediaType), MediaType: mediaType,
+			History: v1.History{Created: created, CreatedBy: fmt.Sprintf("layer %d", i)},
+		}))
 	}
 	return img, nil
 }
@@ -161,43 +154,22 @@ func (o ImageOptions) layerType() (types.MediaType, error) {
 }
 
 // layer compresses once and keeps the bytes, so that nothing depends on a compressor that gives the same bytes twice.
-func (o ImageOptions) layer(content []byte, mediaType types.MediaType) (v1.Layer, error) {
-	if o.Compression == Uncompressed {
-		return static.NewLayer(content, mediaType), nil
-	}
-	compressed, err := o.compress(content)
-	if err != nil {
-		return nil, err
-	}
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(compressed)), nil
-	}, tarball.WithMediaType(mediaType))
-}
-
-func (o ImageOptions) compress(content []byte) ([]byte, error) {
+func (o ImageOptions) layer(content []byte, mediaType types.MediaType) v1.Layer {
 	var buf bytes.Buffer
 	var w io.WriteCloser
 	switch o.Compression {
+	case Uncompressed:
+		return static.NewLayer(content, mediaType)
 	case Zstd:
-		encoder, err := zstd.NewWriter(&buf, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-		if err != nil {
-			return nil, err
-		}
-		w = encoder
+		w = must(zstd.NewWriter(&buf, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1)))
 	default:
-		compressor, err := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
-		if err != nil {
-			return nil, err
-		}
-		w = compressor
+		w = must(gzip.NewWriterLevel(&buf, gzip.BestSpeed))
 	}
-	if _, err := w.Write(content); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return buf.Bytes(), nil
+	must(w.Write(content))
+	must(0, w.Close())
+	return must(tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(buf.Bytes())), nil
+	}, tarball.WithMediaType(mediaType)))
 }
 
 // IndexOptions describes a test index.
@@ -215,25 +187,15 @@ func Index(o IndexOptions) (v1.ImageIndex, error) {
 	}
 	index := mutate.IndexMediaType(empty.Index, mediaType)
 	for _, img := range o.Images {
-		config, err := img.ConfigFile()
-		if err != nil {
-			return nil, err
-		}
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: config.Platform()}})
+		platform := must(img.ConfigFile()).Platform()
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: platform}})
 	}
 	if !o.Attestations {
 		return index, nil
 	}
 	for _, img := range o.Images {
-		digest, err := img.Digest()
-		if err != nil {
-			return nil, err
-		}
-		attestation, err := attestationFor(digest)
-		if err != nil {
-			return nil, err
-		}
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: attestation, Descriptor: v1.Descriptor{
+		digest := must(img.Digest())
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: attestationFor(digest), Descriptor: v1.Descriptor{
 			Platform: &v1.Platform{OS: "unknown", Architecture: "unknown"},
 			Annotations: map[string]string{
 				"vnd.docker.reference.type":   "attestation-manifest",
@@ -244,20 +206,14 @@ func Index(o IndexOptions) (v1.ImageIndex, error) {
 	return index, nil
 }
 
-func attestationFor(digest v1.Hash) (v1.Image, error) {
-	statement, err := json.Marshal(map[string]any{
+func attestationFor(digest v1.Hash) v1.Image {
+	statement := must(json.Marshal(map[string]any{
 		"_type":   "https://in-toto.io/Statement/v0.1",
 		"subject": []any{map[string]any{"name": "test", "digest": map[string]string{digest.Algorithm: digest.Hex}}},
-	})
-	if err != nil {
-		return nil, err
-	}
+	}))
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-	img, err = mutate.ConfigFile(img, &v1.ConfigFile{OS: "unknown", Architecture: "unknown", RootFS: v1.RootFS{Type: "layers"}})
-	if err != nil {
-		return nil, err
-	}
-	return mutate.AppendLayers(img, static.NewLayer(statement, "application/vnd.in-toto+json"))
+	img = must(mutate.ConfigFile(img, &v1.ConfigFile{OS: "unknown", Architecture: "unknown", RootFS: v1.RootFS{Type: "layers"}}))
+	return must(mutate.AppendLayers(img, static.NewLayer(statement, "application/vnd.in-toto+json")))
 }
 
 // NodeImage builds the program in the folder node with the Go command goTool ("go" if empty) and returns a small image
@@ -282,14 +238,8 @@ func NodeImage(ctx context.Context, goTool string) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	layers, err := RandomLayers(1, 256<<10, 64<<10)
-	if err != nil {
-		return nil, err
-	}
-	top, err := FileLayer(File{Path: "app/mpc-node", Data: data, Mode: 0o755})
-	if err != nil {
-		return nil, err
-	}
+	layers := must(RandomLayers(1, 256<<10, 64<<10))
+	top := must(FileLayer(File{Path: "app/mpc-node", Data: data, Mode: 0o755}))
 	return Image(ImageOptions{
 		Config: v1.Config{Cmd: []string{"/app/mpc-node"}, Labels: map[string]string{"org.opencontainers.image.title": "mpc-node test double"}},
 		Layers: append(layers, top),

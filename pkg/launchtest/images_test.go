@@ -113,6 +113,7 @@ func TestLayers(t *testing.T) {
 		names = append(names, header.Name)
 	}
 	assert.Equal(t, []string{"a/", "a/b/", "a/b/c", "a/d"}, names, "directories come before what they hold, once")
+	assert.Equal(t, make([]byte, 1024), layer[len(layer)-1024:], "a tar has an end")
 
 	one, err := launchtest.RandomLayer(1, 100)
 	require.NoError(t, err)

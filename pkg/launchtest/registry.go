@@ -143,10 +143,7 @@ func NewRegistry(o RegistryOptions) (*Registry, error) {
 		r.storage = "127.0.0.1:0"
 	}
 	if r.o.TLS {
-		var err error
-		if r.authority, err = newAuthority(o.Expired); err != nil {
-			return nil, err
-		}
+		r.authority = newAuthority(o.Expired)
 	}
 	return r, r.Start()
 }
@@ -245,55 +242,22 @@ func (r *Registry) CertPEM() []byte {
 
 // Push stores an image under its digest and tags and returns the reference by digest.
 func (r *Registry) Push(repository string, img v1.Image, tags ...string) (name.Digest, error) {
-	layers, err := img.Layers()
-	if err != nil {
-		return name.Digest{}, err
-	}
-	for _, l := range layers {
-		data, err := content(l)
-		if err != nil {
+	for _, data := range imageBlobs(img) {
+		if _, err := r.PushBlob(repository, data); err != nil {
 			return name.Digest{}, err
 		}
-		h, err := l.Digest()
-		if err != nil {
-			return name.Digest{}, err
-		}
-		r.put(h, data)
 	}
-	config, err := img.RawConfigFile()
-	if err != nil {
-		return name.Digest{}, err
-	}
-	if _, err := r.PushBlob(repository, config); err != nil {
-		return name.Digest{}, err
-	}
-	manifest, err := img.RawManifest()
-	if err != nil {
-		return name.Digest{}, err
-	}
-	return r.PushManifest(repository, manifest, tags...)
+	return r.PushManifest(repository, must(img.RawManifest()), tags...)
 }
 
 // PushIndex stores an index and all images in it.
 func (r *Registry) PushIndex(repository string, index v1.ImageIndex, tags ...string) (name.Digest, error) {
-	manifest, err := index.IndexManifest()
-	if err != nil {
-		return name.Digest{}, err
-	}
-	for _, entry := range manifest.Manifests {
-		img, err := index.Image(entry.Digest)
-		if err != nil {
-			return name.Digest{}, err
-		}
-		if _, err := r.Push(repository, img); err != nil {
+	for _, entry := range must(index.IndexManifest()).Manifests {
+		if _, err := r.Push(repository, must(index.Image(entry.Digest))); err != nil {
 			return name.Digest{}, err
 		}
 	}
-	raw, err := index.RawManifest()
-	if err != nil {
-		return name.Digest{}, err
-	}
-	return r.PushManifest(repository, raw, tags...)
+	return r.PushManifest(repository, must(index.RawManifest()), tags...)
 }
 
 // PushManifest stores any bytes as a manifest, under their digest and the tags.
@@ -310,29 +274,23 @@ func (r *Registry) PushManifest(repository string, data []byte, tags ...string) 
 // PushBlob stores any bytes as a blob, which all repositories have then. They must not change afterwards.
 func (r *Registry) PushBlob(_ string, data []byte) (v1.Hash, error) {
 	hash := digest.Of(data)
-	r.put(hash, data)
-	return hash, nil
-}
-
-func (r *Registry) put(hash v1.Hash, data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.blobs[hash.String()] = data
+	return hash, nil
 }
 
-// content returns the bytes of a layer as they are in a registry.
-func content(l v1.Layer) ([]byte, error) {
-	size, err := l.Size()
-	if err != nil {
-		return nil, err
+// imageBlobs returns the layers of an image, the lowest first, and its config, as they are in a registry.
+func imageBlobs(img v1.Image) [][]byte {
+	var blobs [][]byte
+	for _, l := range must(img.Layers()) {
+		data := make([]byte, must(l.Size()))
+		r := must(l.Compressed())
+		must(io.ReadFull(r, data))
+		must(0, r.Close())
+		blobs = append(blobs, data)
 	}
-	r, err := l.Compressed()
-	if err != nil {
-		return nil, err
-	}
-	data := make([]byte, size)
-	_, err = io.ReadFull(r, data)
-	return data, errors.Join(err, r.Close())
+	return append(blobs, must(img.RawConfigFile()))
 }
 
 // Forge makes the registry answer a request for the manifest or blob h with something else, under h's name: with

@@ -83,9 +83,8 @@ func (r *Registry) token(q *http.Request) reply {
 	token := fmt.Sprintf("token-%d", r.issued)
 	r.tokens[token] = time.Now().Add(r.o.TokenLife)
 	r.mu.Unlock()
-	body, err := json.Marshal(map[string]any{"token": token, "expires_in": max(60, int(r.o.TokenLife/time.Second)), "refresh_token": refresh})
-	if err != nil {
-		return errorReply(http.StatusInternalServerError, "UNKNOWN", err.Error())
-	}
+	body := must(json.Marshal(map[string]any{
+		"token": token, "expires_in": max(60, int(r.o.TokenLife/time.Second)), "refresh_token": refresh,
+	}))
 	return reply{status: http.StatusOK, header: http.Header{"Content-Type": {"application/json"}}, body: body}
 }

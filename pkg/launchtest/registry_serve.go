@@ -139,10 +139,7 @@ func rangeReply(a reply, whole []byte, start, end int64) reply {
 }
 
 func errorReply(status int, code, message string) reply {
-	body, err := json.Marshal(map[string]any{"errors": []any{map[string]string{"code": code, "message": message}}})
-	if err != nil {
-		panic(err) // texts always marshal
-	}
+	body := must(json.Marshal(map[string]any{"errors": []any{map[string]string{"code": code, "message": message}}}))
 	return reply{status: status, header: http.Header{"Content-Type": {"application/json"}}, body: body}
 }
 

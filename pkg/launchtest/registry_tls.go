@@ -20,21 +20,15 @@ type authority struct {
 	leaf tls.Certificate
 }
 
-func newAuthority(expired bool) (*authority, error) {
+func newAuthority(expired bool) *authority {
 	now := time.Now()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	root := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"},
 		NotBefore: now.Add(-48 * time.Hour), NotAfter: now.Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, root, root, &key.PublicKey, key)
-	if err != nil {
-		return nil, err
-	}
+	der := must(x509.CreateCertificate(rand.Reader, root, root, &key.PublicKey, key))
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "test registry"},
 		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(24 * time.Hour),
@@ -44,19 +38,13 @@ func newAuthority(expired bool) (*authority, error) {
 	if expired {
 		leaf.NotAfter = now.Add(-time.Hour)
 	}
-	leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, &leafKey.PublicKey, key)
-	if err != nil {
-		return nil, err
-	}
+	leafKey := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	leafDER := must(x509.CreateCertificate(rand.Reader, leaf, root, &leafKey.PublicKey, key))
 	a := &authority{
 		pem:  pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		pool: x509.NewCertPool(),
 		leaf: tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: leafKey},
 	}
 	a.pool.AppendCertsFromPEM(a.pem)
-	return a, nil
+	return a
 }
