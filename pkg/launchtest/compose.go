@@ -24,8 +24,8 @@ import (
 // ComposeVersion is the version that the compose double gives itself out for.
 const ComposeVersion = "5.0.2"
 
-// ComposeFault makes the compose double go wrong. No environment reaches it, so a fault is an argument
-// before all others: "--fail=" and the fault.
+// ComposeFault makes the compose double go wrong. No environment reaches it, so a fault is an
+// argument before all others: "--fail=" and the fault.
 type ComposeFault string
 
 // The faults.
@@ -39,14 +39,15 @@ const (
 )
 
 // ComposeMain is a double of a stand-alone Compose v2 that knows what the launcher asks of one:
-// "version --short" and "--ansi never -p NAME -f - up --no-start", with the effects that the real one has
-// on the engine at DOCKER_HOST. A test binary becomes it by calling ComposeMain from TestMain with the
-// arguments after its own name and the word that chose it; the result is the exit code. It is best given
-// to syscall.Exit, since os.Exit(0) takes a second in a binary with the race detector.
+// "version --short" and "--ansi never -p NAME -f - up --no-start", with the effects that the real
+// one has on the engine at DOCKER_HOST. A test binary becomes it by calling ComposeMain from
+// TestMain with the arguments after its own name and the word that chose it; the result is the exit
+// code. It is best given to syscall.Exit, since os.Exit(0) takes a second in a binary with the race
+// detector.
 //
-// It refuses to run in an environment that wasn't built from nothing, in a working directory that isn't
-// empty, and when it is asked for anything else: a file that it doesn't know to the last key, a variable
-// in it, a container that would have to be made anew.
+// It refuses to run in an environment that wasn't built from nothing, in a working directory that
+// isn't empty, and when it is asked for anything else: a file that it doesn't know to the last key,
+// a variable in it, a container that would have to be made anew.
 func ComposeMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var fault ComposeFault
 	if len(args) > 0 && strings.HasPrefix(args[0], "--fail=") {
@@ -65,8 +66,8 @@ func ComposeMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// composeSurroundings refuses whatever could let somebody else's settings in, and returns the socket of
-// the engine.
+// composeSurroundings refuses whatever could let somebody else's settings in, and returns the
+// socket of the engine.
 func composeSurroundings(environ []string) (socket string, err error) {
 	env := map[string]string{}
 	for _, setting := range environ {
@@ -212,7 +213,8 @@ func parseCompose(name string, text []byte) (*composeProject, error) {
 	return &p, nil
 }
 
-// composeLiteral makes each $$ a $, as Compose does; a variable, of which no file has a need, is refused.
+// composeLiteral makes each $$ a $, as Compose does; a variable, of which no file has a need, is
+// refused.
 func composeLiteral(node *yaml.Node) error {
 	if node.Kind == yaml.ScalarNode {
 		parts := strings.Split(node.Value, "$$")
@@ -284,11 +286,12 @@ func (c *composeDouble) ensureNetwork(ctx context.Context, project string) error
 		"com.docker.compose.network": "default", "com.docker.compose.project": project,
 		"com.docker.compose.version": ComposeVersion,
 	}
-	return c.call(ctx, http.MethodPost, "/networks/create", map[string]any{"Name": name, "Labels": labels}, nil)
+	return c.call(ctx, http.MethodPost, "/networks/create",
+		map[string]any{"Name": name, "Labels": labels}, nil)
 }
 
-// ensureService makes a service's container unless it is there, made by Compose from the same file and
-// image. One that would have to be made anew is refused: the launcher leaves none to Compose.
+// ensureService makes a service's container unless it is there, made by Compose from the same file
+// and image. One that would have to be made anew is refused: the launcher leaves none to Compose.
 func (c *composeDouble) ensureService(ctx context.Context, p *composeProject, name string,
 	s *composeService, existing []composeContainer) error {
 	hash := composeHash(s)
@@ -296,7 +299,8 @@ func (c *composeDouble) ensureService(ctx context.Context, p *composeProject, na
 		if old.Labels["com.docker.compose.service"] != name {
 			continue
 		}
-		if old.Labels["com.docker.compose.config-hash"] != hash || old.Labels["com.docker.compose.image"] != s.imageID {
+		if old.Labels["com.docker.compose.config-hash"] != hash ||
+			old.Labels["com.docker.compose.image"] != s.imageID {
 			return fmt.Errorf("the compose double makes no container anew: %s", old.ID)
 		}
 		return nil
@@ -342,7 +346,8 @@ func (c *composeDouble) ensureService(ctx context.Context, p *composeProject, na
 		env = append(env, key+"="+s.Environment[key])
 	}
 	body := map[string]any{
-		"Image": s.Image, "Cmd": s.Command, "Env": env, "Labels": labels, "ExposedPorts": exposed, "HostConfig": host,
+		"Image": s.Image, "Cmd": s.Command, "Env": env, "Labels": labels, "ExposedPorts": exposed,
+		"HostConfig": host,
 		"NetworkingConfig": map[string]any{"EndpointsConfig": map[string]any{
 			p.Name + "_default": map[string]any{"Aliases": []string{s.ContainerName, name}}}},
 	}
@@ -388,7 +393,8 @@ func (c *composeDouble) call(ctx context.Context, method, target string, body, a
 	request.Header.Set("Content-Type", "application/json")
 	response, err := c.client.Do(request)
 	if err != nil {
-		return dockerWords("Cannot connect to the Docker daemon at unix://" + c.socket + ". Is the docker daemon running?")
+		return dockerWords("Cannot connect to the Docker daemon at unix://" + c.socket +
+			". Is the docker daemon running?")
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)

@@ -59,7 +59,8 @@ func newComposeRun(t *testing.T, command []string, host, file string) *composeRu
 	home := t.TempDir()
 	return &composeRun{
 		command: command, file: file, dir: t.TempDir(), args: []string{"up", "--no-start"},
-		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "DOCKER_CONFIG=" + home, "DOCKER_HOST=" + host},
+		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "DOCKER_CONFIG=" + home,
+			"DOCKER_HOST=" + host},
 	}
 }
 
@@ -73,7 +74,8 @@ func doubleRun(t *testing.T, host, file string) *composeRun {
 
 func (c *composeRun) cmd(t *testing.T, project string) *exec.Cmd {
 	t.Helper()
-	args := append(c.command[1:len(c.command):len(c.command)], "--ansi", "never", "-p", project, "-f", "-")
+	args := append(c.command[1:len(c.command):len(c.command)], "--ansi", "never", "-p", project,
+		"-f", "-")
 	cmd := exec.CommandContext(t.Context(), c.command[0], append(args, c.args...)...)
 	cmd.Env, cmd.Dir, cmd.Stdin = c.env, c.dir, strings.NewReader(c.file)
 	return cmd
@@ -91,7 +93,8 @@ func (c *composeRun) run(t *testing.T, project string) (code int, stdout, stderr
 	return cmd.ProcessState.ExitCode(), out.String(), complaints.String()
 }
 
-// TestComposeConformance holds the compose double to what Compose does; on a real engine with the real one by `make e2e`.
+// TestComposeConformance holds the compose double to what Compose does; on a real engine with the
+// real one by `make e2e`.
 func TestComposeConformance(t *testing.T) {
 	t.Parallel()
 	double, socket := newDouble(t, launchtest.EngineOptions{})
@@ -105,7 +108,8 @@ func composes(t *testing.T, s *subject, c *composeRun) {
 	port := freePort(t)
 	s.knows(port, "PORT")
 	image := s.workload()
-	s.volumes, s.networks = append(s.volumes, s.prefix+"-data"), append(s.networks, s.prefix+"_default")
+	s.volumes, s.networks = append(s.volumes, s.prefix+"-data"),
+		append(s.networks, s.prefix+"_default")
 	s.containers = append(s.containers, s.prefix)
 	c.file = strings.NewReplacer("PROJECT", s.prefix, "IMAGE", image, "PORT", port).Replace(project)
 	code, _, _ := c.run(t, s.prefix)
@@ -120,7 +124,8 @@ func composes(t *testing.T, s *subject, c *composeRun) {
 	s.see("named as the file says: %t", config["Image"] == image)
 	s.see("runs: %v %v", config["Entrypoint"], config["Cmd"])
 	s.see("environment: %v", sorted(config["Env"]))
-	s.see("restarts: %v, security: %v", host["RestartPolicy"].(map[string]any)["Name"], host["SecurityOpt"])
+	s.see("restarts: %v, security: %v", host["RestartPolicy"].(map[string]any)["Name"],
+		host["SecurityOpt"])
 	s.see("published: %v", host["PortBindings"])
 	s.see("network: %v", host["NetworkMode"])
 	labels := config["Labels"].(map[string]any)
@@ -134,16 +139,20 @@ func composes(t *testing.T, s *subject, c *composeRun) {
 		s.mountOf(box, place)
 	}
 	s.state("then", s.prefix)
-	s.see("network made: %v", s.get("/networks/" + s.prefix + "_default")["Labels"].(map[string]any)["com.docker.compose.project"])
+	s.see("network made: %v",
+		s.get("/networks/" + s.prefix +
+			"_default")["Labels"].(map[string]any)["com.docker.compose.project"])
 	code, _, _ = c.run(t, s.prefix)
 	s.see("again: %d, the same: %t", code, s.get("/containers/" + s.prefix + "/json")["Id"] == id)
 	s.must(http.MethodPost, "/containers/"+s.prefix+"/start", nil)
 	code, _, _ = c.run(t, s.prefix)
-	s.see("while it runs: %d, the same: %t", code, s.get("/containers/" + s.prefix + "/json")["Id"] == id)
+	s.see("while it runs: %d, the same: %t", code,
+		s.get("/containers/" + s.prefix + "/json")["Id"] == id)
 	s.must(http.MethodDelete, "/containers/"+id+"?force=1", nil)
 	s.must(http.MethodPost, "/containers/create?name="+s.prefix, map[string]any{"Image": image})
 	code, _, stderr = c.run(t, s.prefix)
-	s.see("somebody else's is there: %d %t", code, strings.Contains(stderr, "is already in use by container"))
+	s.see("somebody else's is there: %d %t", code,
+		strings.Contains(stderr, "is already in use by container"))
 	assert.Equal(t, expected(`
 		without its volume: 1
 		created: 0
@@ -200,27 +209,35 @@ func TestComposeFailures(t *testing.T) {
 		}
 	}
 	fails := func(fault launchtest.ComposeFault) func(t *testing.T, e *engine, c *composeRun) {
-		return func(_ *testing.T, _ *engine, c *composeRun) { c.command = append(c.command, "--fail="+string(fault)) }
+		return func(_ *testing.T, _ *engine,
+			c *composeRun) {
+			c.command = append(c.command, "--fail="+string(fault))
+		}
 	}
 	for name, tc := range map[string]struct {
 		arrange func(t *testing.T, e *engine, c *composeRun)
 		says    string
 	}{
-		"image missing": {replace("sha256:", "sha256:0"), "Error response from daemon: no such image: sha256:"},
+		"image missing": {replace("sha256:", "sha256:0"),
+			"Error response from daemon: no such image: sha256:"},
 		"engine gone": {func(t *testing.T, e *engine, _ *composeRun) { require.NoError(t, e.Stop(true)) },
 			"Cannot connect to the Docker daemon at unix://"},
 		"engine refuses": {func(_ *testing.T, e *engine, _ *composeRun) {
 			e.Fail(launchtest.EngineFault{Match: "POST /containers/create", Status: 500, Message: "no"})
 		}, "Error response from daemon: no"},
-		"empty file":       {func(_ *testing.T, _ *engine, c *composeRun) { c.file = "\n" }, "empty compose file"},
-		"bad YAML":         {func(_ *testing.T, _ *engine, c *composeRun) { c.file = "a: [" }, "failed to parse -: yaml:"},
-		"unknown key":      {replace("restart:", "restrat:"), "restrat"},
-		"variable":         {replace("5$$", "$HOME"), "invalid interpolation format"},
-		"undefined volume": {replace("source: mpc-data", "source: other"), "refers to undefined volume other"},
-		"pull":             {replace("never", "always"), "may be pulled"},
-		"asked to start":   {func(_ *testing.T, _ *engine, c *composeRun) { c.args = c.args[:1] }, "does not know"},
-		"fault create":     {fails(launchtest.ComposeCreate), "Error response from daemon: injected"},
-		"fault noise":      {fails(launchtest.ComposeNoise), "Error response from daemon: injected"},
+		"empty file": {func(_ *testing.T, _ *engine, c *composeRun) { c.file = "\n" },
+			"empty compose file"},
+		"bad YAML": {func(_ *testing.T, _ *engine, c *composeRun) { c.file = "a: [" },
+			"failed to parse -: yaml:"},
+		"unknown key": {replace("restart:", "restrat:"), "restrat"},
+		"variable":    {replace("5$$", "$HOME"), "invalid interpolation format"},
+		"undefined volume": {replace("source: mpc-data", "source: other"),
+			"refers to undefined volume other"},
+		"pull": {replace("never", "always"), "may be pulled"},
+		"asked to start": {func(_ *testing.T, _ *engine, c *composeRun) { c.args = c.args[:1] },
+			"does not know"},
+		"fault create": {fails(launchtest.ComposeCreate), "Error response from daemon: injected"},
+		"fault noise":  {fails(launchtest.ComposeNoise), "Error response from daemon: injected"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -239,7 +256,8 @@ func TestComposeFailures(t *testing.T) {
 func TestComposeThatLies(t *testing.T) {
 	t.Parallel()
 	for fault, want := range map[launchtest.ComposeFault][]string{
-		"": {"/app/mpc-node", "start-with-config-file", "/config/runs"}, launchtest.ComposeTamper: {"/bin/sh"}, launchtest.ComposeSilent: nil,
+		"":                       {"/app/mpc-node", "start-with-config-file", "/config/runs"},
+		launchtest.ComposeTamper: {"/bin/sh"}, launchtest.ComposeSilent: nil,
 	} {
 		e, file := forProject(t)
 		c := doubleRun(t, e.Host(), file)
@@ -251,7 +269,8 @@ func TestComposeThatLies(t *testing.T) {
 			continue
 		}
 		assert.Equal(t, want, e.container("mpc-node").Cmd)
-		assert.Equal(t, []string{"network-create mpc-node_default", "create mpc-node"}, e.effects.Effects())
+		assert.Equal(t, []string{"network-create mpc-node_default", "create mpc-node"},
+			e.effects.Effects())
 	}
 }
 
@@ -261,7 +280,8 @@ func TestComposeMakesNothingAnew(t *testing.T) {
 	code, _, stderr := doubleRun(t, e.Host(), file).run(t, "mpc-node")
 	require.Zero(t, code, stderr)
 	id := e.container("mpc-node").ID
-	code, _, stderr = doubleRun(t, e.Host(), strings.Replace(file, `"no"`, "on-failure", 1)).run(t, "mpc-node")
+	code, _, stderr = doubleRun(t, e.Host(), strings.Replace(file, `"no"`, "on-failure", 1)).run(t,
+		"mpc-node")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, stderr, "makes no container anew")
 	assert.Equal(t, id, e.container("mpc-node").ID)
@@ -282,12 +302,16 @@ func TestComposeThatHangs(t *testing.T) {
 func TestComposeRefusesSurroundingsThatArentEmpty(t *testing.T) {
 	t.Parallel()
 	for says, arrange := range map[string]func(t *testing.T, c *composeRun){
-		"the environment has COMPOSE_PROFILES": func(_ *testing.T, c *composeRun) { c.env = append(c.env, "COMPOSE_PROFILES=x") },
+		"the environment has COMPOSE_PROFILES": func(_ *testing.T,
+			c *composeRun) {
+			c.env = append(c.env, "COMPOSE_PROFILES=x")
+		},
 		"is not empty: .env": func(t *testing.T, c *composeRun) {
 			require.NoError(t, os.WriteFile(c.dir+"/.env", nil, 0o600))
 		},
 		"is not empty: config.json": func(t *testing.T, c *composeRun) {
-			require.NoError(t, os.WriteFile(strings.TrimPrefix(c.env[1], "HOME=")+"/config.json", nil, 0o600))
+			require.NoError(t, os.WriteFile(strings.TrimPrefix(c.env[1], "HOME=")+"/config.json", nil,
+				0o600))
 		},
 		`DOCKER_HOST is ""`: func(_ *testing.T, c *composeRun) { c.env = c.env[:3] },
 	} {

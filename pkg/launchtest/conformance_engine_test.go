@@ -22,13 +22,15 @@ func TestConformanceOfTheEngine(t *testing.T) {
 	conforms(t, socket, nodeProgram(t))
 }
 
-// TestConformanceOfCompose runs on that engine what the compose double is held to: with the double, and with the real Compose.
+// TestConformanceOfCompose runs on that engine what the compose double is held to: with the double,
+// and with the real Compose.
 func TestConformanceOfCompose(t *testing.T) {
 	host := os.Getenv("LAUNCHER_E2E_DOCKER_HOST")
 	real := strings.Fields(os.Getenv("LAUNCHER_E2E_COMPOSE"))
 	require.NotEmpty(t, real, "LAUNCHER_E2E_COMPOSE is not set: run make e2e")
 	program := nodeProgram(t)
-	for name, run := range map[string]*composeRun{"double": doubleRun(t, host, ""), "real": newComposeRun(t, real, host, "")} {
+	for name, run := range map[string]*composeRun{"double": doubleRun(t, host, ""),
+		"real": newComposeRun(t, real, host, "")} {
 		t.Run(name, func(t *testing.T) {
 			s := newSubject(t, strings.TrimPrefix(host, "unix://"))
 			s.program = program

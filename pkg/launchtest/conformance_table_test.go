@@ -18,11 +18,13 @@ import (
 	"tee-launcher/pkg/launchtest"
 )
 
-// conformance is what engines do, as far as the launcher and its tests depend on it. It is run on the engine double as every engine
-// that it plays, and on real ones by `make e2e` and `make test-engines`: a double that does something else fails, and so does a new
-// engine that does something that nobody has seen yet.
+// conformance is what engines do, as far as the launcher and its tests depend on it. It is run on
+// the engine double as every engine that it plays, and on real ones by `make e2e` and `make
+// test-engines`: a double that does something else fails, and so does a new engine that does
+// something that nobody has seen yet.
 func conformance() []scenario {
-	return slices.Concat(engineScenarios(), loadScenarios(), damageScenarios(), imageScenarios(), containerScenarios(), lifeScenarios(),
+	return slices.Concat(engineScenarios(), loadScenarios(), damageScenarios(), imageScenarios(),
+		containerScenarios(), lifeScenarios(),
 		volumeScenarios())
 }
 
@@ -37,9 +39,11 @@ func engineScenarios() []scenario {
 			s.see("ping tells the version: %t", response.Header.Get("Api-Version") == version)
 			s.sees("that version", http.MethodGet, "/v"+version+"/info", nil)
 			status, text := s.ask(http.MethodGet, "/v1.99/info", nil)
-			s.see("a later version: %d %t", status, strings.Contains(text, "Maximum supported API version is "+version))
+			s.see("a later version: %d %t", status,
+				strings.Contains(text, "Maximum supported API version is "+version))
 			info := s.get("/info")
-			s.see("system: %s, root: %t", info["OSType"], strings.HasPrefix(info["DockerRootDir"].(string), "/"))
+			s.see("system: %s, root: %t", info["OSType"],
+				strings.HasPrefix(info["DockerRootDir"].(string), "/"))
 		},
 		want: `
 			ping tells the version: true
@@ -110,8 +114,10 @@ func loadScenarios() []scenario {
 	}, {
 		name: "compressions",
 		do: func(s *subject) {
-			for _, c := range []launchtest.Compression{launchtest.Gzip, launchtest.Zstd, launchtest.Uncompressed} {
-				s.load(string(c), s.sample(launchtest.ImageOptions{OCI: true, Compression: c}, 2000).hybrid(s.t), "")
+			for _, c := range []launchtest.Compression{launchtest.Gzip, launchtest.Zstd,
+				launchtest.Uncompressed} {
+				s.load(string(c), s.sample(launchtest.ImageOptions{OCI: true, Compression: c},
+					2000).hybrid(s.t), "")
 			}
 		},
 		want: `
@@ -123,9 +129,11 @@ func loadScenarios() []scenario {
 		name: "load a part of an index",
 		do: func(s *subject) {
 			here := s.sample(launchtest.ImageOptions{OCI: true}, 1000)
-			other := s.sample(launchtest.ImageOptions{OCI: true, Platform: v1.Platform{OS: "linux", Architecture: "s390x"}}, 1000)
+			other := s.sample(launchtest.ImageOptions{OCI: true,
+				Platform: v1.Platform{OS: "linux", Architecture: "s390x"}}, 1000)
 			entry := func(made sample, architecture string) v1.Descriptor {
-				return v1.Descriptor{MediaType: made.mediaType, Digest: digest.Of(made.manifest), Size: int64(len(made.manifest)),
+				return v1.Descriptor{MediaType: made.mediaType, Digest: digest.Of(made.manifest),
+					Size:     int64(len(made.manifest)),
 					Platform: &v1.Platform{OS: "linux", Architecture: architecture}}
 			}
 			top := here
@@ -134,7 +142,8 @@ func loadScenarios() []scenario {
 				Manifests: []v1.Descriptor{entry(other, "s390x"), entry(here, architecture())}})
 			s.images = append(s.images, top.man())
 			s.knows(top.man(), "INDEX")
-			s.load("answer", append(append(here.blobs(), blob(top.manifest)), top.documents(s.t)...), onlyHere())
+			s.load("answer", append(append(here.blobs(), blob(top.manifest)), top.documents(s.t)...),
+				onlyHere())
 			id := here.cfg()
 			if s.store == "containerd" {
 				id = top.man()
@@ -156,7 +165,8 @@ func loadScenarios() []scenario {
 		do: func(s *subject) {
 			for _, part := range []string{"nothing", "a layer", "the config", "the manifest"} {
 				made := s.sample(launchtest.ImageOptions{}, 1000, 500)
-				missing := map[string]string{"a layer": blobName(made.layers[1]), "the config": blobName(made.config),
+				missing := map[string]string{"a layer": blobName(made.layers[1]),
+					"the config":   blobName(made.config),
 					"the manifest": blobName(made.manifest)}[part]
 				s.load(part+" is missing", without(made.hybrid(s.t), missing), onlyHere())
 			}
@@ -164,7 +174,8 @@ func loadScenarios() []scenario {
 			s.load("all of it", made.hybrid(s.t), "")
 			id := "/images/" + s.id(made) + "/json"
 			s.sees("inspected as this platform's", http.MethodGet, id+onlyHere(), nil)
-			s.sees("inspected as another's", http.MethodGet, id+"?platform="+url.QueryEscape(`{"os":"linux","architecture":"s390x"}`), nil)
+			s.sees("inspected as another's", http.MethodGet,
+				id+"?platform="+url.QueryEscape(`{"os":"linux","architecture":"s390x"}`), nil)
 		},
 		want: `
 			nothing is missing: loaded
@@ -189,13 +200,15 @@ func loadScenarios() []scenario {
 			before := s.sample(launchtest.ImageOptions{}, 3000, 2000, 1000)
 			after := s.sample(launchtest.ImageOptions{Layers: s.layers(seed, 3000, 2000)}, 500)
 			require.Equal(s.t, before.layers[:2], after.layers[:2])
-			short := without(without(after.hybrid(s.t), blobName(after.layers[0])), blobName(after.layers[1]))
+			short := without(without(after.hybrid(s.t), blobName(after.layers[0])),
+				blobName(after.layers[1]))
 			s.load("without the other image", short, "")
 			s.must(http.MethodPost, s.prune(true), nil)
 			s.load("the other image", before.hybrid(s.t), "")
 			s.load("with the other image", short, onlyHere())
 			s.must(http.MethodDelete, "/images/"+s.id(before), nil)
-			s.see("one is left: %d layers", len(s.get("/images/" + s.id(after) + "/json")["RootFS"].(map[string]any)["Layers"].([]any)))
+			s.see("one is left: %d layers",
+				len(s.get("/images/" + s.id(after) + "/json")["RootFS"].(map[string]any)["Layers"].([]any)))
 		},
 		want: `
 			[classic] without the other image: error
@@ -210,10 +223,13 @@ func loadScenarios() []scenario {
 			seed := s.seed
 			made := s.sample(launchtest.ImageOptions{OCI: true}, 2000)
 			s.load("first", made.hybrid(s.t), "")
-			s.load("again, with junk for a layer", with(made.hybrid(s.t), blobName(made.layers[0]), []byte("junk")), "")
-			packed := s.sample(launchtest.ImageOptions{OCI: true, Compression: launchtest.Zstd, Layers: s.layers(seed, 2000)})
+			s.load("again, with junk for a layer",
+				with(made.hybrid(s.t), blobName(made.layers[0]), []byte("junk")), "")
+			packed := s.sample(launchtest.ImageOptions{OCI: true, Compression: launchtest.Zstd,
+				Layers: s.layers(seed, 2000)})
 			require.Equal(s.t, made.diffIDs, packed.diffIDs)
-			s.load("the same in another compression, missing", without(packed.hybrid(s.t), blobName(packed.layers[0])), "")
+			s.load("the same in another compression, missing",
+				without(packed.hybrid(s.t), blobName(packed.layers[0])), "")
 			s.inspects("inspected", s.id(packed))
 			s.available("manifests", packed.man())
 		},
@@ -257,7 +273,8 @@ func (s *subject) layers(seed uint64, sizes ...int) [][]byte {
 	return layers
 }
 
-// prune is the request that prunes this scenario's images: dangling ones, or all that no container uses.
+// prune is the request that prunes this scenario's images: dangling ones, or all that no container
+// uses.
 func (s *subject) prune(all bool) string {
 	filters := fmt.Sprintf(`{"label":["conformance=%s"],"dangling":["%t"]}`, s.prefix, !all)
 	return "/images/prune?filters=" + url.QueryEscape(filters)
@@ -288,7 +305,8 @@ func damageScenarios() []scenario {
 		}, layerDamage,
 	}, {
 		"a missing layer",
-		func(made sample, hybrid []entry) []entry { return without(hybrid, blobName(made.layers[0])) }, layerDamage,
+		func(made sample, hybrid []entry) []entry { return without(hybrid, blobName(made.layers[0])) },
+		layerDamage,
 	}, {
 		"an altered config",
 		func(made sample, hybrid []entry) []entry {
@@ -325,33 +343,36 @@ func damageScenarios() []scenario {
 		}, manifestDamage,
 	}, {
 		"a missing manifest",
-		func(made sample, hybrid []entry) []entry { return without(hybrid, blobName(made.manifest)) }, manifestDamage,
+		func(made sample, hybrid []entry) []entry { return without(hybrid, blobName(made.manifest)) },
+		manifestDamage,
 	}}
 	var scenarios []scenario
 	for _, d := range damages {
-		scenarios = append(scenarios, scenario{name: "load with " + d.name, want: d.want, do: func(s *subject) {
-			made := s.sample(launchtest.ImageOptions{}, 3000, 2000)
-			changed := digest.Of(altered(made.config)).String()
-			s.knows(changed, "ALTERED")
-			s.images = append(s.images, changed)
-			s.load("answer", d.do(made, made.hybrid(s.t)), "")
-			s.inspects("approved ID", s.id(made))
-			s.inspects("altered ID", changed)
-			if s.store == "classic" {
-				s.inspects("by tag", made.tag())
-			} else {
-				s.available("manifests", made.man())
-			}
-			ref := s.id(made)
-			if s.store == "classic" {
-				ref = made.tag()
-			}
-			status, text := s.ask(http.MethodPost, "/containers/create?name="+s.name("box"), map[string]any{"Image": ref})
-			s.see("container: %d", status)
-			if status == http.StatusCreated {
-				s.containers = append(s.containers, object(s.t, text)["Id"].(string))
-			}
-		}})
+		scenarios = append(scenarios,
+			scenario{name: "load with " + d.name, want: d.want, do: func(s *subject) {
+				made := s.sample(launchtest.ImageOptions{}, 3000, 2000)
+				changed := digest.Of(altered(made.config)).String()
+				s.knows(changed, "ALTERED")
+				s.images = append(s.images, changed)
+				s.load("answer", d.do(made, made.hybrid(s.t)), "")
+				s.inspects("approved ID", s.id(made))
+				s.inspects("altered ID", changed)
+				if s.store == "classic" {
+					s.inspects("by tag", made.tag())
+				} else {
+					s.available("manifests", made.man())
+				}
+				ref := s.id(made)
+				if s.store == "classic" {
+					ref = made.tag()
+				}
+				status, text := s.ask(http.MethodPost, "/containers/create?name="+s.name("box"),
+					map[string]any{"Image": ref})
+				s.see("container: %d", status)
+				if status == http.StatusCreated {
+					s.containers = append(s.containers, object(s.t, text)["Id"].(string))
+				}
+			}})
 	}
 	return scenarios
 }
@@ -396,7 +417,8 @@ func imageScenarios() []scenario {
 			s.sees("pruned of dangling ones", http.MethodPost, s.prune(false), nil)
 			s.inspects("left", s.id(made))
 			box := s.container("box", s.id(made), nil, nil)
-			s.sees("deleted while a container uses it", http.MethodDelete, "/images/"+s.id(made)+"?noprune=1", nil)
+			s.sees("deleted while a container uses it", http.MethodDelete,
+				"/images/"+s.id(made)+"?noprune=1", nil)
 			s.sees("pruned of all", http.MethodPost, s.prune(true), nil)
 			s.inspects("left", s.id(made))
 			s.see("names: %s", s.get("/images/" + s.id(made) + "/json")["RepoTags"])
@@ -446,7 +468,8 @@ func imageScenarios() []scenario {
 			one, two := s.sample(launchtest.ImageOptions{}, 1000), s.sample(launchtest.ImageOptions{}, 1000)
 			for _, made := range []sample{one, two} {
 				tag := one.repository + ":1"
-				s.load("answer", append(append(made.blobs(), made.dockerIndex(s.t, tag)), made.ociIndex(s.t, tag)...), "")
+				s.load("answer", append(append(made.blobs(), made.dockerIndex(s.t, tag)),
+					made.ociIndex(s.t, tag)...), "")
 			}
 			for _, made := range []sample{one, two} {
 				status, text := s.ask(http.MethodGet, "/images/"+s.id(made)+"/json", nil)
@@ -493,8 +516,9 @@ func containerScenarios() []scenario {
 		name: "create a container",
 		do: func(s *subject) {
 			made := s.sample(launchtest.ImageOptions{Config: v1.Config{
-				Entrypoint: []string{"/entry"}, Cmd: []string{"serve"}, Env: []string{"A=image", "B=image"}, WorkingDir: "/work",
-				Labels: map[string]string{"from": "image", "own": "image"},
+				Entrypoint: []string{"/entry"}, Cmd: []string{"serve"}, Env: []string{"A=image", "B=image"},
+				WorkingDir: "/work",
+				Labels:     map[string]string{"from": "image", "own": "image"},
 			}}, 1000)
 			s.must(http.MethodPost, "/images/load", bytes.NewReader(archive(s.t, made.hybrid(s.t))))
 			volume := s.name("data")
@@ -502,7 +526,8 @@ func containerScenarios() []scenario {
 			id := s.container("box", s.id(made), map[string]any{
 				"Cmd": []string{"other"}, "Env": []string{"A=own"}, "Labels": map[string]string{"own": "own"},
 			}, map[string]any{
-				"Binds": []string{"/tmp:/host:ro", volume + ":/data:rw"}, "SecurityOpt": []string{"no-new-privileges:true"},
+				"Binds":       []string{"/tmp:/host:ro", volume + ":/data:rw"},
+				"SecurityOpt": []string{"no-new-privileges:true"},
 				"Mounts": []any{map[string]any{"Type": "bind", "Source": "/dev/null", "Target": "/socket"},
 					map[string]any{"Type": "volume", "Source": volume, "Target": "/held"}},
 				"RestartPolicy": map[string]any{"Name": "on-failure", "MaximumRetryCount": 3},
@@ -523,12 +548,14 @@ func containerScenarios() []scenario {
 			var mounts []string
 			for _, m := range box["Mounts"].([]any) {
 				m := m.(map[string]any)
-				mounts = append(mounts, fmt.Sprintf("mount %s: %s %v writable %t", m["Destination"], m["Type"], m["Name"], m["RW"]))
+				mounts = append(mounts,
+					fmt.Sprintf("mount %s: %s %v writable %t", m["Destination"], m["Type"], m["Name"], m["RW"]))
 			}
 			for _, m := range slices.Sorted(slices.Values(mounts)) {
 				s.see("%s", m)
 			}
-			s.see("volume's place: %t", fmt.Sprint(s.get("/volumes/" + volume)["Mountpoint"]) == s.mountOf(box, "/data"))
+			s.see("volume's place: %t",
+				fmt.Sprint(s.get("/volumes/" + volume)["Mountpoint"]) == s.mountOf(box, "/data"))
 		},
 		want: `
 			[classic] ID: true, image: CONFIG, named: CONFIG
@@ -556,11 +583,13 @@ func containerScenarios() []scenario {
 			}
 			create("a name that is taken", s.name("box"), map[string]any{"Image": image})
 			create("a name with blanks", "a box", map[string]any{"Image": image})
-			create("no such image", s.name("other"), map[string]any{"Image": "registry.example:5000/nosuch:1"})
+			create("no such image", s.name("other"),
+				map[string]any{"Image": "registry.example:5000/nosuch:1"})
 			create("an unknown restart policy", s.name("other"), map[string]any{"Image": image,
 				"HostConfig": map[string]any{"RestartPolicy": map[string]any{"Name": "sometimes"}}})
-			create("a path that isn't there", s.name("other"), map[string]any{"Image": image, "HostConfig": map[string]any{
-				"Mounts": []any{map[string]any{"Type": "bind", "Source": "/nosuch/path", "Target": "/x"}}}})
+			create("a path that isn't there", s.name("other"),
+				map[string]any{"Image": image, "HostConfig": map[string]any{
+					"Mounts": []any{map[string]any{"Type": "bind", "Source": "/nosuch/path", "Target": "/x"}}}})
 			s.sees("inspected", http.MethodGet, "/containers/"+s.name("other")+"/json", nil)
 			s.sees("started", http.MethodPost, "/containers/"+s.name("other")+"/start", nil)
 			s.sees("removed", http.MethodDelete, "/containers/"+s.name("other"), nil)
@@ -579,7 +608,8 @@ func containerScenarios() []scenario {
 		do: func(s *subject) {
 			made := s.sample(launchtest.ImageOptions{Config: v1.Config{Cmd: []string{}}}, 1000)
 			s.must(http.MethodPost, "/images/load", bytes.NewReader(archive(s.t, made.hybrid(s.t))))
-			s.sees("created", http.MethodPost, "/containers/create?name="+s.name("box"), map[string]any{"Image": s.id(made)})
+			s.sees("created", http.MethodPost, "/containers/create?name="+s.name("box"),
+				map[string]any{"Image": s.id(made)})
 		},
 		want: `created: 400`,
 	}, {
@@ -605,7 +635,8 @@ func containerScenarios() []scenario {
 			listed("all", "all=1")
 			filter := fmt.Sprintf(`{"label":["one=%s","two"]}`, s.prefix)
 			listed("with both labels", "all=1&filters="+url.QueryEscape(filter))
-			s.sees("an unknown filter", http.MethodGet, "/containers/json?filters="+url.QueryEscape(`{"nosuch":["x"]}`), nil)
+			s.sees("an unknown filter", http.MethodGet,
+				"/containers/json?filters="+url.QueryEscape(`{"nosuch":["x"]}`), nil)
 		},
 		want: `
 			[classic] running: /PREFIX-first running CONFIG
@@ -691,7 +722,8 @@ func lifeScenarios() []scenario {
 			remove: 204
 			events: start, kill 28, kill 15, die 0, stop, start, kill 9, die 137, rename, destroy`,
 	}, {
-		// When is left open: some engines tell it twice, from two sources, and the later one may come after the next step.
+		// When is left open: some engines tell it twice, from two sources, and the later one may come
+		// after the next step.
 		name: "a paused container",
 		do: func(s *subject) {
 			box := s.container("box", s.workload(), nil, nil)
@@ -750,7 +782,8 @@ func lifeScenarios() []scenario {
 				}
 				s.comesTo(box, "exited")
 				doc := s.get("/containers/" + box + "/json")
-				s.see("ended with %v, restarted: %v", doc["State"].(map[string]any)["ExitCode"], doc["RestartCount"])
+				s.see("ended with %v, restarted: %v", doc["State"].(map[string]any)["ExitCode"],
+					doc["RestartCount"])
 			}
 		},
 		want: `
@@ -765,13 +798,15 @@ func lifeScenarios() []scenario {
 	}, {
 		name: "a container that is started again and again",
 		do: func(s *subject) {
-			box := s.container("box", s.workload(), runs("ends-with-3"), map[string]any{"RestartPolicy": map[string]any{"Name": "always"}})
+			box := s.container("box", s.workload(), runs("ends-with-3"),
+				map[string]any{"RestartPolicy": map[string]any{"Name": "always"}})
 			s.must(http.MethodPost, "/containers/"+box+"/start", nil)
 			s.comesTo(box, "restarting")
 			state := s.get("/containers/" + box + "/json")["State"].(map[string]any)
 			s.see("between two starts: running %v, restarting %v", state["Running"], state["Restarting"])
 			s.sees("removed", http.MethodDelete, "/containers/"+box, nil)
-			s.sees("policy", http.MethodPost, "/containers/"+box+"/update", map[string]any{"RestartPolicy": map[string]any{"Name": "no"}})
+			s.sees("policy", http.MethodPost, "/containers/"+box+"/update",
+				map[string]any{"RestartPolicy": map[string]any{"Name": "no"}})
 			s.sees("stopped", http.MethodPost, "/containers/"+box+"/stop", nil)
 			s.comesTo(box, "exited")
 			policy := s.get("/containers/" + box + "/json")["HostConfig"].(map[string]any)["RestartPolicy"]
@@ -791,7 +826,8 @@ func lifeScenarios() []scenario {
 		do: func(s *subject) {
 			image := s.workload()
 			network := s.name("net")
-			s.must(http.MethodPost, "/networks/create", map[string]any{"Name": network, "Labels": map[string]string{"own": s.prefix}})
+			s.must(http.MethodPost, "/networks/create",
+				map[string]any{"Name": network, "Labels": map[string]string{"own": s.prefix}})
 			s.networks = append(s.networks, network)
 			s.see("network: %v", s.get("/networks/" + network)["Labels"])
 			s.sees("network that there isn't", http.MethodGet, "/networks/"+s.name("nosuch"), nil)
@@ -814,7 +850,8 @@ func lifeScenarios() []scenario {
 			status, text := s.ask(http.MethodPost, "/containers/"+second+"/start", nil)
 			s.see("second: %d %t", status, strings.Contains(text, "already"))
 			s.state("then", second)
-			failure := fmt.Sprint(s.get("/containers/" + second + "/json")["State"].(map[string]any)["Error"])
+			failure := fmt.Sprint(s.get("/containers/" + second +
+				"/json")["State"].(map[string]any)["Error"])
 			s.see("which says why: %t", strings.Contains(failure, "already"))
 			status, text = s.ask(http.MethodPost, "/containers/"+lost+"/start", nil)
 			s.see("lost: %d %t", status, strings.Contains(text, "not found"))
@@ -842,7 +879,8 @@ func lifeScenarios() []scenario {
 			told := func(what, actions string) {
 				query := url.Values{"since": {"1"}, "until": {eventTime()}, "filters": {
 					`{"type":["container"],"container":["` + box + `"],"event":[` + actions + `]}`}}
-				s.see("%s: %d", what, strings.Count(s.must(http.MethodGet, "/events?"+query.Encode(), nil), `"Action"`))
+				s.see("%s: %d", what,
+					strings.Count(s.must(http.MethodGet, "/events?"+query.Encode(), nil), `"Action"`))
 			}
 			told("start", `"start"`)
 			told("start and kill", `"start","kill"`)
@@ -865,14 +903,17 @@ func volumeScenarios() []scenario {
 			s.volumes = append(s.volumes, volume)
 			labels := map[string]string{"conformance": s.prefix}
 			prune := func(all string) string {
-				return "/volumes/prune?filters=" + url.QueryEscape(`{"label":["conformance=`+s.prefix+`"]`+all+`}`)
+				return "/volumes/prune?filters=" +
+					url.QueryEscape(`{"label":["conformance=`+s.prefix+`"]`+all+`}`)
 			}
 			s.sees("before", http.MethodGet, "/volumes/"+volume, nil)
-			s.sees("created", http.MethodPost, "/volumes/create", map[string]any{"Name": volume, "Labels": labels})
+			s.sees("created", http.MethodPost, "/volumes/create",
+				map[string]any{"Name": volume, "Labels": labels})
 			s.sees("again", http.MethodPost, "/volumes/create", map[string]any{"Name": volume})
 			doc := s.get("/volumes/" + volume)
 			s.see("%s: %s %v %v", doc["Name"], doc["Driver"], doc["Labels"], doc["Options"])
-			box := s.container("box", s.workload(), nil, map[string]any{"Binds": []string{volume + ":/data"}})
+			box := s.container("box", s.workload(), nil,
+				map[string]any{"Binds": []string{volume + ":/data"}})
 			s.must(http.MethodPost, prune(""), nil)
 			s.sees("pruned while a container has it", http.MethodGet, "/volumes/"+volume, nil)
 			s.sees("deleted while a container has it", http.MethodDelete, "/volumes/"+volume, nil)
@@ -903,7 +944,8 @@ func volumeScenarios() []scenario {
 			s.volumes = append(s.volumes, volume)
 			image := s.workload()
 			s.container("holder", image, map[string]any{"Entrypoint": []string{"/never-started"}},
-				map[string]any{"Mounts": []any{map[string]any{"Type": "volume", "Source": volume, "Target": "/held/0"}}})
+				map[string]any{"Mounts": []any{map[string]any{"Type": "volume", "Source": volume,
+					"Target": "/held/0"}}})
 			s.sees("made", http.MethodGet, "/volumes/"+volume, nil)
 			s.must(http.MethodPost, s.prune(true), nil)
 			s.sees("the image, pruned", http.MethodGet, "/images/"+image+"/json", nil)

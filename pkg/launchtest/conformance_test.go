@@ -12,7 +12,8 @@ func TestConformance(t *testing.T) {
 	for _, played := range []struct {
 		api        string
 		containerd bool
-	}{{"1.41", false}, {"1.45", false}, {"1.45", true}, {"1.51", false}, {"1.51", true}, {"1.52", true}} {
+	}{{"1.41", false}, {"1.45", false}, {"1.45", true}, {"1.51", false}, {"1.51", true},
+		{"1.52", false}, {"1.52", true}} {
 		var double *launchtest.Engine
 		o := playing(func() *launchtest.Engine { return double }, launchtest.EngineOptions{
 			APIVersion: played.api, Containerd: played.containerd,

@@ -27,7 +27,8 @@ import (
 	"tee-launcher/pkg/launchtest"
 )
 
-// patience bounds every wait for something that has to happen: a hang, not a busy machine, is what it ends.
+// patience bounds every wait for something that has to happen: a hang, not a busy machine, is what
+// it ends.
 const patience = time.Minute
 
 // scenario is one entry of the conformance table: what is done to an engine, and what is seen.
@@ -45,8 +46,8 @@ type personality struct {
 
 func (p personality) String() string { return p.version + " " + p.store }
 
-// expected reads what a scenario wants to see on one engine. A line may begin with a condition in brackets, all of whose words
-// must hold: a version or a store, or with ! in front of it any other.
+// expected reads what a scenario wants to see on one engine. A line may begin with a condition in
+// brackets, all of whose words must hold: a version or a store, or with ! in front of it any other.
 func expected(want string, p personality) []string {
 	var lines []string
 	for line := range strings.Lines(want) {
@@ -67,7 +68,8 @@ func expected(want string, p personality) []string {
 	return lines
 }
 
-// conforms runs the whole table on one engine. Names and layers are its own, so that whatever else the engine has doesn't matter.
+// conforms runs the whole table on one engine. Names and layers are its own, so that whatever else
+// the engine has doesn't matter.
 func conforms(t *testing.T, socket string, program []byte) {
 	t.Helper()
 	for _, c := range conformance() {
@@ -75,7 +77,8 @@ func conforms(t *testing.T, socket string, program []byte) {
 			s := newSubject(t, socket)
 			s.program = program
 			c.do(s)
-			assert.Equal(t, expected(c.want, s.personality), s.seen, "%s: what is seen on %s", c.name, s.personality)
+			assert.Equal(t, expected(c.want, s.personality), s.seen, "%s: what is seen on %s", c.name,
+				s.personality)
 		})
 	}
 }
@@ -141,7 +144,8 @@ func (s *subject) see(format string, args ...any) {
 	s.seen = append(s.seen, strings.NewReplacer(s.known...).Replace(strings.TrimSpace(fmt.Sprintf(format, args...))))
 }
 
-// ask sends a request with body as it is, or as JSON if it is no reader, and returns status and answer.
+// ask sends a request with body as it is, or as JSON if it is no reader, and returns status and
+// answer.
 func (s *subject) ask(method, target string, body any) (int, string) {
 	s.t.Helper()
 	content, ok := body.(io.Reader)
@@ -185,7 +189,8 @@ func (s *subject) sees(what, method, target string, body any) {
 	s.see("%s: %d", what, status)
 }
 
-// sample makes an image of this scenario's own: random layers, and a workload on top of them if there is a program.
+// sample makes an image of this scenario's own: random layers, and a workload on top of them if
+// there is a program.
 func (s *subject) sample(o launchtest.ImageOptions, sizes ...int) sample {
 	s.t.Helper()
 	layers, err := launchtest.RandomLayers(s.seed, sizes...)
@@ -211,7 +216,8 @@ func (s *subject) sample(o launchtest.ImageOptions, sizes ...int) sample {
 // load loads a tar, and what is seen is what its answer says.
 func (s *subject) load(what string, entries []entry, query string) string {
 	s.t.Helper()
-	status, text := s.ask(http.MethodPost, "/images/load"+query, bytes.NewReader(archive(s.t, entries)))
+	status, text := s.ask(http.MethodPost, "/images/load"+query,
+		bytes.NewReader(archive(s.t, entries)))
 	require.Equal(s.t, http.StatusOK, status, "every load answers 200: %s", text)
 	said := []string{}
 	say := func(word string, is bool) {
@@ -259,7 +265,8 @@ func (s *subject) available(what, id string) {
 	s.see("%s: available %v", what, list)
 }
 
-// container creates a container of an image that runs on until it is told to end, unless body says otherwise.
+// container creates a container of an image that runs on until it is told to end, unless body says
+// otherwise.
 func (s *subject) container(name, image string, more map[string]any, host map[string]any) string {
 	s.t.Helper()
 	body := map[string]any{"Image": image, "HostConfig": map[string]any{"NetworkMode": "none"}}
@@ -269,7 +276,8 @@ func (s *subject) container(name, image string, more map[string]any, host map[st
 	for key, value := range host {
 		body["HostConfig"].(map[string]any)[key] = value
 	}
-	id := object(s.t, s.must(http.MethodPost, "/containers/create?name="+s.name(name), body))["Id"].(string)
+	id := object(s.t, s.must(http.MethodPost, "/containers/create?name="+s.name(name),
+		body))["Id"].(string)
 	s.containers = append(s.containers, id)
 	s.knows(id, "<"+name+">")
 	return id
@@ -308,20 +316,25 @@ func workloadLayer(t *testing.T, program []byte) []byte {
 
 // runs is the body of a container whose program does what that config says.
 func runs(config string) map[string]any {
-	return map[string]any{"Cmd": []string{"/app/mpc-node", "start-with-config-file", "/config/" + config}}
+	return map[string]any{"Cmd": []string{"/app/mpc-node", "start-with-config-file", "/config/" +
+		config}}
 }
 
 // up waits until the program of a container has said that it is up, in its n-th start.
 func (s *subject) up(container string, n int) {
 	s.t.Helper()
 	said := fmt.Sprintf("mpc-node: start %d,", n)
-	require.Eventually(s.t, func() bool { return strings.Contains(strings.Join(s.log(container, ""), ""), said) }, patience, 5*time.Millisecond)
+	require.Eventually(s.t, func() bool {
+		return strings.Contains(strings.Join(s.log(container, ""),
+			""), said)
+	}, patience, 5*time.Millisecond)
 }
 
 // log returns the log of a container, each line with the number of its stream.
 func (s *subject) log(container, query string) []string {
 	s.t.Helper()
-	return frames(s.t, s.must(http.MethodGet, "/containers/"+container+"/logs?stdout=1&stderr=1"+query, nil))
+	return frames(s.t, s.must(http.MethodGet,
+		"/containers/"+container+"/logs?stdout=1&stderr=1"+query, nil))
 }
 
 // frames takes Docker's multiplexed stream apart.
@@ -344,7 +357,8 @@ func (s *subject) state(what, container string) {
 	s.see("%s: %s %v", what, state["Status"], state["ExitCode"])
 }
 
-// watch returns what happens to a container from now on: each call of the result the next event's action and what comes with it.
+// watch returns what happens to a container from now on: each call of the result the next event's
+// action and what comes with it.
 func (s *subject) watch(container string) func() string {
 	s.t.Helper()
 	since := eventTime()
@@ -353,7 +367,8 @@ func (s *subject) watch(container string) func() string {
 	query := url.Values{"filters": {filters}, "since": {since}}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	s.t.Cleanup(cancel)
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine/events?"+query.Encode(), nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		"http://engine/events?"+query.Encode(), nil)
 	require.NoError(s.t, err)
 	response, err := s.client.Do(request)
 	require.NoError(s.t, err)
@@ -367,7 +382,8 @@ func (s *subject) watch(container string) func() string {
 			Actor  struct{ Attributes map[string]string }
 		}
 		require.NoError(s.t, json.Unmarshal(lines.Bytes(), &event))
-		return strings.TrimSpace(event.Action + " " + event.Actor.Attributes["signal"] + event.Actor.Attributes["exitCode"])
+		return strings.TrimSpace(event.Action + " " + event.Actor.Attributes["signal"] +
+			event.Actor.Attributes["exitCode"])
 	}
 }
 
@@ -386,7 +402,8 @@ func (s *subject) happens(what string, next func() string, last string) {
 	s.see("%s: %s", what, strings.Join(events, ", "))
 }
 
-// breakOff uploads a load whose body breaks off after what is sent, and returns when the engine is done with it.
+// breakOff uploads a load whose body breaks off after what is sent, and returns when the engine is
+// done with it.
 func (s *subject) breakOff(sent []byte) {
 	s.t.Helper()
 	c, err := net.Dial("unix", s.socket)
@@ -407,8 +424,10 @@ func object(t *testing.T, text string) map[string]any {
 	return doc
 }
 
-// newDouble starts an engine double in a directory whose name is short, as the path of a socket has to be.
-func newDouble(t *testing.T, o launchtest.EngineOptions) (double *launchtest.Engine, socket string) {
+// newDouble starts an engine double in a directory whose name is short, as the path of a socket has
+// to be.
+func newDouble(t *testing.T,
+	o launchtest.EngineOptions) (double *launchtest.Engine, socket string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "engine")
 	require.NoError(t, err)
@@ -422,8 +441,10 @@ func newDouble(t *testing.T, o launchtest.EngineOptions) (double *launchtest.Eng
 	return double, socket
 }
 
-// playing are options with which an engine double's containers do what the configs of workloadLayer say.
-func playing(double func() *launchtest.Engine, o launchtest.EngineOptions) launchtest.EngineOptions {
+// playing are options with which an engine double's containers do what the configs of workloadLayer
+// say.
+func playing(double func() *launchtest.Engine,
+	o launchtest.EngineOptions) launchtest.EngineOptions {
 	config := func(c launchtest.ContainerInfo) string { return filepath.Base(c.Cmd[len(c.Cmd)-1]) }
 	o.OnStart = func(c launchtest.ContainerInfo) (exitCode int, running bool) {
 		_ = double().Log(c.Name, fmt.Sprintf("mpc-node: start %d, image_hash = \"x\"\n", c.Starts), "")

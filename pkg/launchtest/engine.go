@@ -25,25 +25,29 @@ import (
 type EngineOptions struct {
 	// Containerd gives the engine the containerd image store instead of the classic one.
 	Containerd bool
-	// APIVersion is the highest version of the API that is spoken, and with it the engine that is played: "1.41" (which
-	// is also what empty means) is 20.10, "1.45" is 26, "1.51" is 28.5, "1.52" is 29.
+	// APIVersion is the highest version of the API that is spoken, and with it the engine that is
+	// played: "1.41" (which is also what empty means) is 20.10, "1.45" is 26, "1.51" is 28.5, "1.52"
+	// is 29.
 	APIVersion string
-	// Root is the engine's data root as it tells it; /var/lib/docker if empty. Nothing is written there.
-	Root string
-	// OnStart says what a container that is started does: run on, or end at once with an exit code. Nil: it runs.
-	// It is called without locks held and may use the Engine.
+	// OnStart says what a container that is started does: run on, or end at once with an exit code.
+	// Nil: it runs. It is called without locks held and may use the Engine.
 	OnStart func(ContainerInfo) (exitCode int, running bool)
-	// OnStop returns the exit code with which a container ends that is told to stop; 137 means that it had to be
-	// killed. Nil: 0.
+	// OnStop returns the exit code with which a container ends that is told to stop; 137 means that it
+	// had to be killed. Nil: 0.
 	OnStop func(ContainerInfo) (exitCode int)
-	// Exists says whether a path that is to be bind-mounted exists on the engine's host. Nil: every path does.
+	// Exists says whether a path that is to be bind-mounted exists on the engine's host. Nil: every
+	// path does.
 	Exists func(path string) bool
 	// Recorder receives the effects. Nil: they are not recorded.
 	Recorder *Recorder
 }
 
-// Engine is a double of the Docker engine: an HTTP server on a unix socket that keeps images, containers, volumes and
-// networks as dockerd does, one of two image stores included, and runs nothing.
+// engineRoot is the data root as an engine double tells it. Nothing is written there.
+const engineRoot = "/var/lib/docker"
+
+// Engine is a double of the Docker engine: an HTTP server on a unix socket that keeps images,
+// containers, volumes and networks as dockerd does, one of two image stores included, and runs
+// nothing.
 type Engine struct {
 	socket   string
 	o        EngineOptions
@@ -73,17 +77,18 @@ type Engine struct {
 
 // NewEngine starts an engine that listens on socket.
 func NewEngine(socket string, o EngineOptions) (*Engine, error) {
-	api, err := parseAPI(o.APIVersion, engineAPI{1, 41})
+	if o.APIVersion == "" {
+		o.APIVersion = "1.41"
+	}
+	api, err := parseAPI(o.APIVersion)
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{
-		socket: socket, o: o, api: api, lowest: lowestAPI(api), release: releaseOf(api), recorder: o.Recorder,
-		changed: make(chan struct{}), volumes: map[string]*volume{},
+		socket: socket, o: o, api: api, lowest: lowestAPI(api), release: releaseOf(api),
+		recorder: o.Recorder,
+		changed:  make(chan struct{}), volumes: map[string]*volume{},
 		networks: map[string]map[string]any{},
-	}
-	if e.o.Root == "" {
-		e.o.Root = "/var/lib/docker"
 	}
 	if o.Containerd {
 		e.images = newContainerdStore(e)
@@ -141,8 +146,9 @@ func listenAfresh(socket string) (net.Listener, error) {
 	return net.Listen("unix", socket)
 }
 
-// Stop takes the daemon down: open connections end, its socket is gone. In an orderly stop the containers are told to
-// stop first; otherwise daemon and containers are killed, as by a power loss. What is stored stays.
+// Stop takes the daemon down: open connections end, its socket is gone. In an orderly stop the
+// containers are told to stop first; otherwise daemon and containers are killed, as by a power
+// loss. What is stored stays.
 func (e *Engine) Stop(orderly bool) error {
 	e.mu.Lock()
 	server := e.server
@@ -152,7 +158,8 @@ func (e *Engine) Stop(orderly bool) error {
 	}
 	e.server = nil
 	e.stop()
-	running := slices.DeleteFunc(slices.Clone(e.containers), func(c *container) bool { return !c.running })
+	running := slices.DeleteFunc(slices.Clone(e.containers),
+		func(c *container) bool { return !c.running })
 	e.mu.Unlock()
 
 	err := server.Close()
@@ -198,7 +205,8 @@ func (e *Engine) Requests() []string {
 	return slices.Clone(e.requests)
 }
 
-// Unexpected returns the requests that this double does not know, among them every attempt to reach a registry.
+// Unexpected returns the requests that this double does not know, among them every attempt to reach
+// a registry.
 func (e *Engine) Unexpected() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -219,8 +227,9 @@ func (e *Engine) LoadedBytes() int64 {
 	return e.loadBytes
 }
 
-// Call does a request as somebody else on the machine would: no fault touches it, it is not counted, and what it
-// changes is not recorded. A body that isn't nil is sent as JSON; an answer of 300 and above is an error.
+// Call does a request as somebody else on the machine would: no fault touches it, it is not
+// counted, and what it changes is not recorded. A body that isn't nil is sent as JSON; an answer of
+// 300 and above is an error.
 func (e *Engine) Call(method, target string, body any) ([]byte, error) {
 	var content []byte
 	if body != nil {
@@ -290,7 +299,8 @@ func (r *engineRequest) filters(known ...string) (map[string][]string, error) {
 	return found, nil
 }
 
-// labelled reports whether labels are as a filter wants them: each one of it there, and of the value that it names.
+// labelled reports whether labels are as a filter wants them: each one of it there, and of the
+// value that it names.
 func labelled(labels map[string]string, filter []string) bool {
 	for _, wanted := range filter {
 		key, value, valued := strings.Cut(wanted, "=")
@@ -316,7 +326,8 @@ func refusal(status int, format string, args ...any) error {
 func (e *Engine) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", e.api.String())
 	w.Header().Set("Ostype", "linux")
-	request := &engineRequest{ctx: r.Context(), method: r.Method, path: r.URL.Path, query: r.URL.Query(), api: e.api, body: r.Body}
+	request := &engineRequest{ctx: r.Context(), method: r.Method, path: r.URL.Path,
+		query: r.URL.Query(), api: e.api, body: r.Body}
 	if err := e.enter(request, r.URL.RawQuery); err != nil {
 		answerError(w, err)
 		return
@@ -345,8 +356,9 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 
 // enter takes the version off the path and counts the request.
 func (e *Engine) enter(r *engineRequest, rawQuery string) error {
-	if first, rest, _ := strings.Cut(strings.TrimPrefix(r.path, "/"), "/"); strings.HasPrefix(first, "v") {
-		if api, err := parseAPI(first[1:], engineAPI{}); err == nil {
+	if first, rest, _ := strings.Cut(strings.TrimPrefix(r.path, "/"), "/"); strings.HasPrefix(first,
+		"v") {
+		if api, err := parseAPI(first[1:]); err == nil {
 			r.path, r.api = "/"+rest, api
 		}
 	}
@@ -358,12 +370,14 @@ func (e *Engine) enter(r *engineRequest, rawQuery string) error {
 	e.requests = append(e.requests, line)
 	r.session = e.session
 	e.mu.Unlock()
-	if r.api.less(e.lowest) {
-		return refusal(http.StatusBadRequest, "client version %s is too old. Minimum supported API version is %s, "+
-			"please upgrade your client to a newer version", r.api, e.lowest)
+	if r.api < e.lowest {
+		return refusal(http.StatusBadRequest,
+			"client version %s is too old. Minimum supported API version is %s, "+
+				"please upgrade your client to a newer version", r.api, e.lowest)
 	}
-	if e.api.less(r.api) {
-		return refusal(http.StatusBadRequest, "client version %s is too new. Maximum supported API version is %s", r.api, e.api)
+	if r.api > e.api {
+		return refusal(http.StatusBadRequest,
+			"client version %s is too new. Maximum supported API version is %s", r.api, e.api)
 	}
 	return nil
 }
@@ -477,12 +491,14 @@ func (e *Engine) ping(w http.ResponseWriter, r *engineRequest) error {
 
 func (e *Engine) getVersion(*engineRequest) (any, error) {
 	return map[string]any{
-		"Version": e.release, "ApiVersion": e.api.String(), "MinAPIVersion": e.lowest.String(), "Os": "linux", "Arch": runtime.GOARCH,
+		"Version": e.release, "ApiVersion": e.api.String(), "MinAPIVersion": e.lowest.String(),
+		"Os": "linux", "Arch": runtime.GOARCH,
 	}, nil
 }
 
 func (e *Engine) getInfo(*engineRequest) (any, error) {
-	driver, status := "overlay2", [][]string{{"Backing Filesystem", "extfs"}, {"Supports d_type", "true"}}
+	driver, status := "overlay2",
+		[][]string{{"Backing Filesystem", "extfs"}, {"Supports d_type", "true"}}
 	if e.o.Containerd {
 		driver, status = "overlayfs", [][]string{{"driver-type", "io.containerd.snapshotter.v1"}}
 	}
@@ -491,8 +507,10 @@ func (e *Engine) getInfo(*engineRequest) (any, error) {
 		architecture = runtime.GOARCH
 	}
 	return map[string]any{
-		"ID": "DOUBLE", "Name": "engine-double", "ServerVersion": e.release, "Driver": driver, "DriverStatus": status,
-		"DockerRootDir": e.o.Root, "OSType": "linux", "Architecture": architecture, "SecurityOptions": []string{"name=seccomp,profile=default"},
+		"ID": "DOUBLE", "Name": "engine-double", "ServerVersion": e.release, "Driver": driver,
+		"DriverStatus":  status,
+		"DockerRootDir": engineRoot, "OSType": "linux", "Architecture": architecture,
+		"SecurityOptions":    []string{"name=seccomp,profile=default"},
 		"LiveRestoreEnabled": false,
 	}, nil
 }
@@ -513,7 +531,8 @@ func (e *Engine) Age(d time.Duration) {
 	}
 }
 
-// getEvents sends the events since the given time, and goes on until the client or the daemon ends or that time comes.
+// getEvents sends the events since the given time, and goes on until the client or the daemon ends
+// or that time comes.
 func (e *Engine) getEvents(w http.ResponseWriter, r *engineRequest) error {
 	filters, err := r.filters("type", "event", "container")
 	if err != nil {
@@ -596,14 +615,17 @@ type engineEvent struct {
 func (v engineEvent) matches(filters map[string][]string) bool {
 	one := func(name string, values ...string) bool {
 		wanted := filters[name]
-		return len(wanted) == 0 || slices.ContainsFunc(values, func(v string) bool { return slices.Contains(wanted, v) })
+		return len(wanted) == 0 ||
+			slices.ContainsFunc(values, func(v string) bool { return slices.Contains(wanted, v) })
 	}
-	return one("type", v.kind) && one("event", v.action) && one("container", v.id, v.attributes["name"])
+	return one("type", v.kind) && one("event", v.action) &&
+		one("container", v.id, v.attributes["name"])
 }
 
 func (v engineEvent) doc() map[string]any {
 	return map[string]any{
-		"Type": v.kind, "Action": v.action, "Actor": map[string]any{"ID": v.id, "Attributes": v.attributes}, "scope": "local",
+		"Type": v.kind, "Action": v.action,
+		"Actor": map[string]any{"ID": v.id, "Attributes": v.attributes}, "scope": "local",
 		"status": v.action, "id": v.id, "time": v.at.Unix(), "timeNano": v.at.UnixNano(),
 	}
 }
@@ -627,14 +649,15 @@ func (e *Engine) record(r *engineRequest, format string, args ...any) {
 	}
 }
 
-// newID returns 64 hex digits, the same in every run of a test that does the same. The lock is held or not needed yet.
+// newID returns 64 hex digits, the same in every run of a test that does the same. The lock is held
+// or not needed yet.
 func (e *Engine) newID() string {
 	e.serial++
 	return digestOf([]byte(fmt.Sprintf("engine double %d", e.serial)))[len("sha256:"):]
 }
 
 func (e *Engine) volumePath(name string) string {
-	return filepath.Join(e.o.Root, "volumes", name, "_data")
+	return filepath.Join(engineRoot, "volumes", name, "_data")
 }
 
 func flush(w http.ResponseWriter) {
@@ -643,39 +666,30 @@ func flush(w http.ResponseWriter) {
 	}
 }
 
-// engineAPI is a version of the engine's API.
-type engineAPI struct{ major, minor int }
+// engineAPI is a version of the engine's API, without the 1 that all of them begin with.
+type engineAPI int
 
-func parseAPI(text string, byDefault engineAPI) (engineAPI, error) {
-	if text == "" {
-		return byDefault, nil
+func parseAPI(text string) (engineAPI, error) {
+	var minor engineAPI
+	if _, err := fmt.Sscanf(text, "1.%d", &minor); err != nil {
+		return 0, fmt.Errorf("%q is not a version of the API: %w", text, err)
 	}
-	major, minor, ok := strings.Cut(text, ".")
-	a, errA := strconv.Atoi(major)
-	b, errB := strconv.Atoi(minor)
-	if !ok || errA != nil || errB != nil {
-		return engineAPI{}, fmt.Errorf("%q is not a version of the API", text)
-	}
-	return engineAPI{a, b}, nil
+	return minor, nil
 }
 
-func (v engineAPI) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
+func (v engineAPI) String() string { return fmt.Sprintf("1.%d", int(v)) }
 
-func (v engineAPI) less(w engineAPI) bool {
-	return v.major < w.major || v.major == w.major && v.minor < w.minor
-}
-
-func (v engineAPI) atLeast(minor int) bool { return !v.less(engineAPI{1, minor}) }
+func (v engineAPI) atLeast(minor int) bool { return int(v) >= minor }
 
 // lowestAPI returns the lowest version that an engine still speaks.
 func lowestAPI(highest engineAPI) engineAPI {
 	switch {
 	case highest.atLeast(52):
-		return engineAPI{1, 44}
+		return 44
 	case highest.atLeast(44):
-		return engineAPI{1, 24}
+		return 24
 	}
-	return engineAPI{1, 12}
+	return 12
 }
 
 func releaseOf(api engineAPI) string {

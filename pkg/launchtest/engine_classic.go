@@ -12,8 +12,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// classicStore keeps images as the graph drivers do: by the digest of their config, with tags beside them, and with
-// layers that live as long as an image has them.
+// classicStore keeps images as the graph drivers do: by the digest of their config, with tags
+// beside them, and with layers that live as long as an image has them.
 type classicStore struct {
 	engine *Engine
 	images map[string]*classicImage
@@ -80,8 +80,10 @@ func (s *classicStore) load(r *engineRequest, a *archive, say *loadAnswer) error
 	return nil
 }
 
-// unpack proves the layers that the store hasn't got; one that is sent although it is there is never read.
-func (s *classicStore) unpack(r *engineRequest, a *archive, config *v1.ConfigFile, layers []string, say *loadAnswer) error {
+// unpack proves the layers that the store hasn't got; one that is sent although it is there is
+// never read.
+func (s *classicStore) unpack(r *engineRequest, a *archive, config *v1.ConfigFile, layers []string,
+	say *loadAnswer) error {
 	chain := chainIDs(config.RootFS.DiffIDs)
 	present := s.layers()
 	for i, diffID := range config.RootFS.DiffIDs {
@@ -114,7 +116,8 @@ func (s *classicStore) nameLoaded(id string, repoTags []string, say *loadAnswer)
 			return fmt.Errorf("invalid tag %q", repoTag)
 		}
 		if previous, ok := s.tags[ref.String()]; ok && previous != id {
-			say.stream("The image %s already exists, renaming the old one with ID %s to empty string\n", ref.familiar(), previous)
+			say.stream("The image %s already exists, renaming the old one with ID %s to empty string\n",
+				ref.familiar(), previous)
 		}
 		s.tags[ref.String()] = id
 		say.stream("Loaded image: %s\n", ref.familiar())
@@ -158,10 +161,11 @@ func (s *classicStore) names(id string) []string {
 	return names
 }
 
-// resolve knows IDs, their beginnings and tags. A reference by manifest digest is known only after a pull, which this
-// engine can't do.
+// resolve knows IDs, their beginnings and tags. A reference by manifest digest is known only after
+// a pull, which this engine can't do.
 func (s *classicStore) resolve(ref string) (string, error) {
-	if parsed, err := parseImageRef(ref); err == nil && parsed.digest == "" && s.tags[parsed.String()] != "" {
+	if parsed, err := parseImageRef(ref); err == nil && parsed.digest == "" &&
+		s.tags[parsed.String()] != "" {
 		return s.tags[parsed.String()], nil
 	}
 	if hex, ok := isImageID(ref); ok {
@@ -187,7 +191,8 @@ func (s *classicStore) inspect(r *engineRequest, ref string) (map[string]any, er
 	}
 	image := s.images[id]
 	if wanted != nil && !samePlatform(*image.config.Platform(), *wanted) {
-		return nil, refusal(http.StatusNotFound, "image with reference %s was found but does not provide the specified platform (%s)",
+		return nil, refusal(http.StatusNotFound,
+			"image with reference %s was found but does not provide the specified platform (%s)",
 			ref, wanted.String())
 	}
 	doc := map[string]any{
@@ -204,7 +209,8 @@ func (s *classicStore) list(labels []string) []map[string]any {
 	list := []map[string]any{}
 	for _, id := range slices.Sorted(maps.Keys(s.images)) {
 		if own := s.images[id].config.Config.Labels; labelled(own, labels) {
-			list = append(list, map[string]any{"Id": id, "RepoTags": s.names(id), "RepoDigests": []string{}, "Labels": own})
+			list = append(list, map[string]any{"Id": id, "RepoTags": s.names(id), "RepoDigests": []string{},
+				"Labels": own})
 		}
 	}
 	return list
@@ -219,15 +225,17 @@ func (s *classicStore) remove(ref string, force bool) ([]map[string]string, erro
 	names := s.names(id)
 	if parsed, err := parseImageRef(ref); err == nil && s.tags[parsed.String()] == id {
 		if user != nil && len(names) == 1 && !force {
-			return nil, refusal(http.StatusConflict, "conflict: unable to remove repository reference %q (must force) - "+
-				"container %s is using its referenced image %s", ref, shortID(user.id), shortID(id))
+			return nil, refusal(http.StatusConflict,
+				"conflict: unable to remove repository reference %q (must force) - "+
+					"container %s is using its referenced image %s", ref, shortID(user.id), shortID(id))
 		}
 		if len(names) > 1 || user != nil {
 			delete(s.tags, parsed.String())
 			return []map[string]string{{"Untagged": parsed.familiar()}}, nil
 		}
 	} else if user != nil && (user.live() || !force) {
-		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s - image is being used by container %s",
+		return nil, refusal(http.StatusConflict,
+			"conflict: unable to delete %s - image is being used by container %s",
 			shortID(id), shortID(user.id))
 	}
 	return s.drop(id), nil
@@ -256,7 +264,8 @@ func (s *classicStore) prune(all bool, labels []string) []map[string]string {
 	var deleted []map[string]string
 	for _, id := range slices.Sorted(maps.Keys(s.images)) {
 		dangling := len(s.names(id)) == 0
-		if s.engine.user(id) == nil && (all || dangling) && labelled(s.images[id].config.Config.Labels, labels) {
+		if s.engine.user(id) == nil && (all || dangling) &&
+			labelled(s.images[id].config.Config.Labels, labels) {
 			deleted = append(deleted, s.drop(id)...)
 		}
 	}

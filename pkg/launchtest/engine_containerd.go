@@ -13,9 +13,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// containerdStore keeps images as containerd does: blobs by their own digest, names that point to manifests or
-// indexes among them, and snapshots of unpacked layers. What no name reaches is collected, unless an aborted
-// load leased it.
+// containerdStore keeps images as containerd does: blobs by their own digest, names that point to
+// manifests or indexes among them, and snapshots of unpacked layers. What no name reaches is
+// collected, unless an aborted load leased it.
 type containerdStore struct {
 	engine    *Engine
 	blobs     map[string][]byte
@@ -28,7 +28,8 @@ const danglingPrefix = "moby-dangling@"
 
 func newContainerdStore(e *Engine) *containerdStore {
 	return &containerdStore{
-		engine: e, blobs: map[string][]byte{}, leased: map[string]bool{}, names: map[string]v1.Descriptor{},
+		engine: e, blobs: map[string][]byte{}, leased: map[string]bool{},
+		names:     map[string]v1.Descriptor{},
 		snapshots: map[string]bool{},
 	}
 }
@@ -78,7 +79,8 @@ func (s *containerdStore) load(r *engineRequest, a *archive, say *loadAnswer) er
 		platform = *wanted
 		for _, m := range index.Manifests {
 			if _, err := s.manifestsOf(m); err != nil {
-				return fmt.Errorf("requested platform (%s) found, but some content is missing: %w", platform.String(), err)
+				return fmt.Errorf("requested platform (%s) found, but some content is missing: %w",
+					platform.String(), err)
 			}
 		}
 	}
@@ -98,7 +100,8 @@ func (s *containerdStore) load(r *engineRequest, a *archive, say *loadAnswer) er
 	}
 	for _, name := range loaded {
 		if wanted != nil && s.view(s.names[name], platform).incomplete != nil {
-			return fmt.Errorf("image %s was loaded, but doesn't provide the requested platform (%s)", name, platform.String())
+			return fmt.Errorf("image %s was loaded, but doesn't provide the requested platform (%s)", name,
+				platform.String())
 		}
 	}
 	for _, name := range loaded {
@@ -176,8 +179,9 @@ func (s *containerdStore) read(d v1.Descriptor) containerdView {
 	return view
 }
 
-// unpack makes the snapshots of an image. A manifest or config that can't be read is no error to the engine: it
-// takes the thing for something other than an image; and snapshots that exist already hide a layer that is missing.
+// unpack makes the snapshots of an image. A manifest or config that can't be read is no error to
+// the engine: it takes the thing for something other than an image; and snapshots that exist
+// already hide a layer that is missing.
 func (s *containerdStore) unpack(view containerdView) error {
 	if view.config == nil {
 		return nil
@@ -193,7 +197,8 @@ func (s *containerdStore) unpack(view containerdView) error {
 		want := view.config.RootFS.DiffIDs[i].String()
 		compressed, err := s.blob(layer.Digest)
 		if err != nil {
-			return fmt.Errorf("failed to extract layer %s: failed to get reader from content store: %w", want, err)
+			return fmt.Errorf("failed to extract layer %s: failed to get reader from content store: %w",
+				want, err)
 		}
 		got, err := unpackLayer(compressed, true)
 		if err != nil {
@@ -276,7 +281,10 @@ func (s *containerdStore) resolve(ref string) (string, error) {
 func (s *containerdStore) target(id string) v1.Descriptor { return s.names[s.namesOf(id)[0]] }
 
 // here is an image as this host sees it.
-func (s *containerdStore) here(id string) containerdView { return s.view(s.target(id), hostPlatform()) }
+func (s *containerdStore) here(id string) containerdView {
+	return s.view(s.target(id),
+		hostPlatform())
+}
 
 func (s *containerdStore) config(id string) (*v1.ConfigFile, error) {
 	view := s.here(id)
@@ -301,12 +309,13 @@ func (s *containerdStore) inspect(r *engineRequest, ref string) (map[string]any,
 	view := s.here(id)
 	if wanted != nil {
 		if view = s.view(s.target(id), *wanted); view.config == nil {
-			return nil, refusal(http.StatusNotFound, "image with reference %s was found but does not provide the specified platform (%s)",
+			return nil, refusal(http.StatusNotFound,
+				"image with reference %s was found but does not provide the specified platform (%s)",
 				ref, wanted.String())
 		}
 	}
-	// Engines before 28 refuse to describe an image whose manifest or config isn't there; 28 describes nothing where
-	// anything is missing; 29 looks only for what it describes.
+	// Engines before 28 refuse to describe an image whose manifest or config isn't there; 28 describes
+	// nothing where anything is missing; 29 looks only for what it describes.
 	if view.config == nil && !s.says28() {
 		return nil, refusal(http.StatusNotFound, "%v", view.incomplete)
 	}
@@ -329,7 +338,8 @@ func (s *containerdStore) manifests(id string) []map[string]any {
 	manifests, _ := s.manifestsOf(s.target(id))
 	for _, d := range manifests {
 		read := s.read(d)
-		entry := map[string]any{"ID": d.Digest.String(), "Descriptor": d, "Available": read.incomplete == nil, "Kind": "image"}
+		entry := map[string]any{"ID": d.Digest.String(), "Descriptor": d,
+			"Available": read.incomplete == nil, "Kind": "image"}
 		switch {
 		case d.Annotations["vnd.docker.reference.type"] != "":
 			entry["Kind"] = "attestation"
@@ -387,7 +397,8 @@ func (s *containerdStore) list(labels []string) []map[string]any {
 	for _, id := range s.ids() {
 		if own := s.labels(id); labelled(own, labels) {
 			names, digests := s.shownNames(id)
-			list = append(list, map[string]any{"Id": id, "RepoTags": names, "RepoDigests": digests, "Labels": own})
+			list = append(list, map[string]any{"Id": id, "RepoTags": names, "RepoDigests": digests,
+				"Labels": own})
 		}
 	}
 	return list
@@ -407,7 +418,8 @@ func (s *containerdStore) remove(ref string, force bool) ([]map[string]string, e
 		return []map[string]string{{"Untagged": parsed.familiar()}}, nil
 	}
 	if user := s.engine.user(id); user != nil && (user.live() || !force) {
-		return nil, refusal(http.StatusConflict, "conflict: unable to delete %s - container %s is using its referenced image %s",
+		return nil, refusal(http.StatusConflict,
+			"conflict: unable to delete %s - container %s is using its referenced image %s",
 			ref, shortID(user.id), shortID(id))
 	}
 	return s.drop(id), nil

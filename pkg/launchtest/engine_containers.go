@@ -100,8 +100,10 @@ func (c *container) stopped(code int) {
 
 func (c *container) info() ContainerInfo {
 	return ContainerInfo{
-		ID: c.id, Name: c.name, Image: c.image, Cmd: slices.Clone(c.cmd), Env: slices.Clone(c.env), Labels: maps.Clone(c.labels),
-		Mounts: slices.Clone(c.mounts), Ports: maps.Clone(c.ports), RestartPolicy: c.policy.Name, Status: c.status(),
+		ID: c.id, Name: c.name, Image: c.image, Cmd: slices.Clone(c.cmd), Env: slices.Clone(c.env),
+		Labels: maps.Clone(c.labels),
+		Mounts: slices.Clone(c.mounts), Ports: maps.Clone(c.ports), RestartPolicy: c.policy.Name,
+		Status:   c.status(),
 		ExitCode: c.exitCode, Starts: c.starts, RestartCount: c.restarts,
 	}
 }
@@ -177,13 +179,15 @@ func (e *Engine) createContainer(r *engineRequest) (any, error) {
 		return nil, err
 	}
 	if other, err := e.find(name); err == nil {
-		return nil, refusal(http.StatusConflict, `Conflict. The container name "/%s" is already in use by container "%s". `+
-			"You have to remove (or rename) that container to be able to reuse that name.", name, other.id)
+		return nil, refusal(http.StatusConflict,
+			`Conflict. The container name "/%s" is already in use by container "%s". `+
+				"You have to remove (or rename) that container to be able to reuse that name.", name, other.id)
 	}
 	host, _ := body["HostConfig"].(map[string]any)
 	delete(body, "HostConfig")
 	delete(body, "NetworkingConfig")
-	c := &container{id: e.newID(), name: name, created: time.Now(), image: image, host: hostDefaults(), config: configDefaults()}
+	c := &container{id: e.newID(), name: name, created: time.Now(), image: image, host: hostDefaults(),
+		config: configDefaults()}
 	maps.Copy(c.host, host)
 	maps.Copy(c.config, body)
 	if err := c.configure(base.Config); err != nil {
@@ -206,19 +210,22 @@ func (e *Engine) createContainer(r *engineRequest) (any, error) {
 // configDefaults are the fields that every config shows.
 func configDefaults() map[string]any {
 	return map[string]any{
-		"Hostname": "", "User": "", "Tty": false, "OpenStdin": false, "Env": nil, "Cmd": nil, "Image": "", "Volumes": nil,
+		"Hostname": "", "User": "", "Tty": false, "OpenStdin": false, "Env": nil, "Cmd": nil, "Image": "",
+		"Volumes":    nil,
 		"WorkingDir": "", "Entrypoint": nil, "Labels": nil,
 	}
 }
 
 func hostDefaults() map[string]any {
 	return map[string]any{
-		"NetworkMode": "default", "Binds": nil, "PortBindings": nil, "SecurityOpt": nil, "Privileged": false, "ReadonlyRootfs": false,
+		"NetworkMode": "default", "Binds": nil, "PortBindings": nil, "SecurityOpt": nil,
+		"Privileged": false, "ReadonlyRootfs": false,
 		"AutoRemove": false, "CapAdd": nil, "PidMode": "", "IpcMode": "private",
 	}
 }
 
-// configure merges what the image says into what was asked for, and reads the parts that the double acts on.
+// configure merges what the image says into what was asked for, and reads the parts that the double
+// acts on.
 func (c *container) configure(image v1.Config) error {
 	var asked struct {
 		Entrypoint, Cmd, Env []string
@@ -259,8 +266,10 @@ func (c *container) configure(image v1.Config) error {
 			c.ports[port] = b.HostPort
 		}
 	}
-	c.config["Entrypoint"], c.config["Cmd"], c.config["Env"], c.config["Labels"] = c.entrypoint, c.cmd, c.env, c.labels
-	for key, value := range map[string]string{"WorkingDir": image.WorkingDir, "User": image.User, "StopSignal": image.StopSignal} {
+	c.config["Entrypoint"], c.config["Cmd"], c.config["Env"], c.config["Labels"] = c.entrypoint, c.cmd,
+		c.env, c.labels
+	for key, value := range map[string]string{"WorkingDir": image.WorkingDir, "User": image.User,
+		"StopSignal": image.StopSignal} {
 		if asString(c.config[key]) == "" && value != "" {
 			c.config[key] = value
 		}
@@ -290,18 +299,21 @@ func (e *Engine) mount(c *container) error {
 	}
 	for _, bind := range host.Binds {
 		fields := strings.Split(bind+":", ":")
-		m := ContainerMount{Type: "bind", Source: fields[0], Destination: fields[1], Mode: fields[2], RW: fields[2] != "ro"}
+		m := ContainerMount{Type: "bind", Source: fields[0], Destination: fields[1], Mode: fields[2],
+			RW: fields[2] != "ro"}
 		if !strings.HasPrefix(m.Source, "/") {
 			m.Type, m.Name = "volume", m.Source
 		}
 		c.mounts = append(c.mounts, m)
 	}
 	for _, asked := range host.Mounts {
-		m := ContainerMount{Type: asked.Type, Source: asked.Source, Destination: asked.Target, RW: !asked.ReadOnly}
+		m := ContainerMount{Type: asked.Type, Source: asked.Source, Destination: asked.Target,
+			RW: !asked.ReadOnly}
 		if asked.Type == "volume" {
 			m.Name, m.Mode = asked.Source, "z"
 		} else if e.o.Exists != nil && !e.o.Exists(asked.Source) {
-			return refusal(http.StatusBadRequest, `invalid mount config for type "bind": bind source path does not exist: %s`, asked.Source)
+			return refusal(http.StatusBadRequest,
+				`invalid mount config for type "bind": bind source path does not exist: %s`, asked.Source)
 		}
 		c.mounts = append(c.mounts, m)
 	}
@@ -313,8 +325,8 @@ func (e *Engine) mount(c *container) error {
 	return nil
 }
 
-// shownName is the container's name for records. Compose's temporary names begin with the ID of the container that is
-// replaced, which says nothing to a test.
+// shownName is the container's name for records. Compose's temporary names begin with the ID of the
+// container that is replaced, which says nothing to a test.
 func (c *container) shownName() string {
 	return regexp.MustCompile(`^[0-9a-f]{12}_`).ReplaceAllString(c.name, "<id>_")
 }
@@ -344,7 +356,8 @@ func (e *Engine) startByHand(r *engineRequest, c *container, effect string) erro
 	return err
 }
 
-// startable also proves what dockerd looks at only when it starts a container: its network and its ports.
+// startable also proves what dockerd looks at only when it starts a container: its network and its
+// ports.
 func (e *Engine) startable(c *container) error {
 	if c.paused {
 		return refusal(http.StatusConflict, "cannot start a paused container, try unpause instead")
@@ -365,9 +378,11 @@ func (e *Engine) connectable(c *container) error {
 	}
 	for _, other := range e.containers {
 		for _, port := range c.ports {
-			if other != c && other.running && slices.Contains(slices.Collect(maps.Values(other.ports)), port) {
-				return refusal(http.StatusInternalServerError, "driver failed programming external connectivity on endpoint %s (%s): "+
-					"Bind for 0.0.0.0:%s failed: port is already allocated", c.name, c.id, port)
+			if other != c && other.running &&
+				slices.Contains(slices.Collect(maps.Values(other.ports)), port) {
+				return refusal(http.StatusInternalServerError,
+					"driver failed programming external connectivity on endpoint %s (%s): "+
+						"Bind for 0.0.0.0:%s failed: port is already allocated", c.name, c.id, port)
 			}
 		}
 	}
@@ -384,7 +399,8 @@ func (e *Engine) begin(r *engineRequest, c *container, effect string) {
 	e.record(r, "%s %s", effect, c.shownName())
 }
 
-// settle asks the test what a container that was just started does. Without locks, so that the test can look around.
+// settle asks the test what a container that was just started does. Without locks, so that the test
+// can look around.
 func (e *Engine) settle(c *container) {
 	if e.o.OnStart == nil {
 		return
@@ -401,11 +417,11 @@ func (e *Engine) settle(c *container) {
 }
 
 // launch starts a container as the engine does by itself.
-func (e *Engine) launch(c *container, effect string) {
+func (e *Engine) launch(c *container) {
 	e.mu.Lock()
 	ok := e.server != nil && !c.removed && e.startable(c) == nil
 	if ok {
-		e.begin(nil, c, effect)
+		e.begin(nil, c, "autostart")
 	} else {
 		c.restarting = false
 	}
@@ -416,7 +432,8 @@ func (e *Engine) launch(c *container, effect string) {
 	}
 }
 
-// die ends a container's process. Unless somebody stopped it, the restart policy decides what comes next. The lock is held.
+// die ends a container's process. Unless somebody stopped it, the restart policy decides what comes
+// next. The lock is held.
 func (e *Engine) die(c *container, code int, byHand bool) {
 	ran := time.Since(c.started)
 	c.stopped(code)
@@ -435,7 +452,7 @@ func (e *Engine) die(c *container, code int, byHand bool) {
 		still := c.restarting && c.restarts == turn && session.Err() == nil
 		e.mu.Unlock()
 		if still {
-			e.launch(c, "autostart")
+			e.launch(c)
 		}
 	})
 }
@@ -454,8 +471,8 @@ func (c *container) comesBack() bool {
 	return false
 }
 
-// toRestart returns the containers that a daemon starts when it comes up. With on-failure that is every container whose
-// last exit code was not 0, even one that somebody stopped. The lock is held.
+// toRestart returns the containers that a daemon starts when it comes up. With on-failure that is
+// every container whose last exit code was not 0, even one that somebody stopped. The lock is held.
 func (e *Engine) toRestart() []*container {
 	return slices.DeleteFunc(slices.Clone(e.containers), func(c *container) bool {
 		return c.starts == 0 || c.running || !c.comesBack()
@@ -529,7 +546,8 @@ func (e *Engine) killContainer(r *engineRequest, c *container) error {
 	live := c.live()
 	e.mu.Unlock()
 	if !live {
-		return refusal(http.StatusConflict, "Cannot kill container: %s: Container %s is not running", r.name, c.id)
+		return refusal(http.StatusConflict, "Cannot kill container: %s: Container %s is not running",
+			r.name, c.id)
 	}
 	name := strings.TrimPrefix(r.query.Get("signal"), "SIG")
 	signal, err := strconv.Atoi(name)
@@ -614,7 +632,8 @@ func (e *Engine) removeContainer(r *engineRequest) (any, error) {
 		return nil, err
 	}
 	if c.live() && !r.flag("force") {
-		return nil, refusal(http.StatusConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove",
+		return nil, refusal(http.StatusConflict,
+			"cannot remove container %q: container is %s: stop the container before removing or force remove",
 			r.name, c.status())
 	}
 	if c.running {

@@ -8,10 +8,12 @@ import (
 	"time"
 )
 
-// EngineFault is something that goes wrong with requests. The first of the engine's faults that matches a request
-// and isn't used up decides; a fault without any of the actions below does nothing but take its turn.
+// EngineFault is something that goes wrong with requests. The first of the engine's faults that
+// matches a request and isn't used up decides; a fault without any of the actions below does
+// nothing but take its turn.
 type EngineFault struct {
-	// Match is "METHOD /path" without version and query, where * stands for any text: "POST /containers/*/start".
+	// Match is "METHOD /path" without version and query, where * stands for any text: "POST
+	// /containers/*/start".
 	Match string
 	// Skip lets that many matching requests pass before the first fault.
 	Skip int
@@ -92,7 +94,8 @@ func (e *Engine) takeFault(r *engineRequest) EngineFault {
 	return EngineFault{}
 }
 
-// wildcard reports whether text is pattern, in which one star may stand for any text, and returns that.
+// wildcard reports whether text is pattern, in which one star may stand for any text, and returns
+// that.
 func wildcard(pattern, text string) (star string, ok bool) {
 	before, after, starred := strings.Cut(pattern, "*")
 	if !starred {

@@ -24,7 +24,8 @@ import (
 	"tee-launcher/pkg/digest"
 )
 
-// imageStore is one of the engine's two ways of keeping images. Its methods are called with the engine's lock held.
+// imageStore is one of the engine's two ways of keeping images. Its methods are called with the
+// engine's lock held.
 type imageStore interface {
 	// load takes in what readTar found, all or nothing but for what the real store leaves behind.
 	load(r *engineRequest, archive *archive, say *loadAnswer) error
@@ -38,7 +39,8 @@ type imageStore interface {
 	// list returns the images that carry the labels.
 	list(labels []string) []map[string]any
 	remove(ref string, force bool) ([]map[string]string, error)
-	// prune removes what nothing uses and carries the labels: dangling images, or with all every image without a container.
+	// prune removes what nothing uses and carries the labels: dangling images, or with all every image
+	// without a container.
 	prune(all bool, labels []string) []map[string]string
 	// breakImage makes an image unusable without removing it.
 	breakImage(id string)
@@ -61,8 +63,8 @@ func (e *Engine) Images() []ImageInfo {
 	return all
 }
 
-// AddImage puts an image into the engine as somebody else's load does, under a name such as "other:latest" (none if
-// empty), and returns its ID.
+// AddImage puts an image into the engine as somebody else's load does, under a name such as
+// "other:latest" (none if empty), and returns its ID.
 func (e *Engine) AddImage(img v1.Image, name string) (string, error) {
 	var buf bytes.Buffer
 	if err := WriteLoadTar(&buf, img, name); err != nil {
@@ -82,8 +84,8 @@ func (e *Engine) AddImage(img v1.Image, name string) (string, error) {
 	return "", fmt.Errorf("the image was not loaded: %s", answer)
 }
 
-// WriteLoadTar writes an image in the one form that all engines load under its own digests: an OCI layout that is at
-// the same time a docker-save archive.
+// WriteLoadTar writes an image in the one form that all engines load under its own digests: an OCI
+// layout that is at the same time a docker-save archive.
 func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 	manifest, blobs := must(img.RawManifest()), imageBlobs(img)
 	var paths []string
@@ -92,7 +94,8 @@ func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 	}
 	last := len(paths) - 1
 	item := map[string]any{"Config": paths[last], "Layers": paths[:last]}
-	descriptor := v1.Descriptor{MediaType: must(img.MediaType()), Digest: digest.Of(manifest), Size: int64(len(manifest))}
+	descriptor := v1.Descriptor{MediaType: must(img.MediaType()), Digest: digest.Of(manifest),
+		Size: int64(len(manifest))}
 	if name != "" {
 		ref, err := parseImageRef(name)
 		if err != nil {
@@ -101,12 +104,16 @@ func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 		descriptor.Annotations = map[string]string{"io.containerd.image.name": ref.String()}
 		item["RepoTags"] = []string{ref.String()}
 	}
-	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{descriptor}}
+	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex,
+		Manifests: []v1.Descriptor{descriptor}}
 	t := tar.NewWriter(w)
-	for i, data := range append(blobs, manifest, must(json.Marshal([]any{item})), []byte(`{"imageLayoutVersion":"1.0.0"}`),
+	for i, data := range append(blobs, manifest, must(json.Marshal([]any{item})),
+		[]byte(`{"imageLayoutVersion":"1.0.0"}`),
 		must(json.Marshal(index))) {
-		name := append(paths, blobPath(digestOf(manifest)), "manifest.json", "oci-layout", "index.json")[i]
-		err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(data)), Mode: 0o644})
+		name := append(paths, blobPath(digestOf(manifest)), "manifest.json", "oci-layout",
+			"index.json")[i]
+		err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(data)),
+			Mode: 0o644})
 		if err != nil {
 			return err
 		}
@@ -162,8 +169,8 @@ func (e *Engine) removeImage(r *engineRequest) (any, error) {
 	return deleted, nil
 }
 
-// loadAnswer is the stream of JSON lines that answers a load. Nothing is sent before its end: the real engines say
-// nothing either before the whole tar is read.
+// loadAnswer is the stream of JSON lines that answers a load. Nothing is sent before its end: the
+// real engines say nothing either before the whole tar is read.
 type loadAnswer struct {
 	lines  bytes.Buffer
 	quiet  bool
@@ -181,14 +188,16 @@ func (a *loadAnswer) stream(format string, args ...any) {
 func (a *loadAnswer) progress(id string, total int) {
 	for _, current := range []int{min(total, 32<<10), total} {
 		if !a.quiet {
-			a.line(map[string]any{"status": "Loading layer", "progressDetail": map[string]int{"current": current, "total": total}, "id": id})
+			a.line(map[string]any{"status": "Loading layer",
+				"progressDetail": map[string]int{"current": current, "total": total}, "id": id})
 		}
 	}
 }
 
 // fail says it with both keys; engines send them in either order.
 func (a *loadAnswer) fail(err error) {
-	a.line(map[string]any{"errorDetail": map[string]string{"message": err.Error()}, "error": err.Error()})
+	a.line(map[string]any{"errorDetail": map[string]string{"message": err.Error()},
+		"error": err.Error()})
 }
 
 var errInjected = errors.New("error processing the image")
@@ -210,8 +219,8 @@ func (e *Engine) loadImage(w http.ResponseWriter, r *engineRequest) error {
 	// An upload that is cut after the tar's end mark: 20.10 notices, later engines have all they need.
 	archive, err := readTar(body, !e.o.Containerd && !e.api.atLeast(42))
 	if errors.Is(err, errLoadLimit) && r.load == LoadDiskFull {
-		// dockerd answers while the client still writes, which the client may take for a broken connection. No test should
-		// depend on who is faster.
+		// dockerd answers while the client still writes, which the client may take for a broken
+		// connection. No test should depend on who is faster.
 		_, _ = io.Copy(io.Discard, r.body)
 	}
 
@@ -304,8 +313,8 @@ type archive struct {
 	reading string // the entry that was being read at the end
 }
 
-// readTar reads a tar, which may be compressed. Unless toTheEnd, what comes after the tar's end mark doesn't matter, not
-// even that the client goes away there.
+// readTar reads a tar, which may be compressed. Unless toTheEnd, what comes after the tar's end
+// mark doesn't matter, not even that the client goes away there.
 func readTar(r io.Reader, toTheEnd bool) (*archive, error) {
 	a := &archive{files: map[string][]byte{}}
 	plain, err := decompress(r, true)
@@ -334,7 +343,8 @@ func readTar(r io.Reader, toTheEnd bool) (*archive, error) {
 	}
 }
 
-// decompress undoes gzip and, where the engine knows it, zstd; anything else comes through as it is.
+// decompress undoes gzip and, where the engine knows it, zstd; anything else comes through as it
+// is.
 func decompress(r io.Reader, withZstd bool) (io.Reader, error) {
 	buffered := bufio.NewReader(r)
 	magic, err := buffered.Peek(4)
@@ -378,7 +388,8 @@ func unpackLayer(compressed []byte, withZstd bool) (string, error) {
 	return digestOf(content.Bytes()), nil
 }
 
-// chainIDs returns the IDs under which an engine keeps unpacked layers: each names a layer and all below it.
+// chainIDs returns the IDs under which an engine keeps unpacked layers: each names a layer and all
+// below it.
 func chainIDs(diffIDs []v1.Hash) []string {
 	var chain []string
 	for i, diffID := range diffIDs {
@@ -407,7 +418,8 @@ func (r *engineRequest) platform(minor int) (*v1.Platform, error) {
 func hostPlatform() v1.Platform { return v1.Platform{OS: "linux", Architecture: runtime.GOARCH} }
 
 func samePlatform(a, b v1.Platform) bool {
-	return a.OS == b.OS && a.Architecture == b.Architecture && (a.Variant == b.Variant || a.Variant == "" || b.Variant == "")
+	return a.OS == b.OS && a.Architecture == b.Architecture &&
+		(a.Variant == b.Variant || a.Variant == "" || b.Variant == "")
 }
 
 // imageRef is a reference in Docker's normal form.

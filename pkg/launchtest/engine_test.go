@@ -19,8 +19,8 @@ import (
 	"tee-launcher/pkg/launchtest"
 )
 
-// What the engine double does as an engine is the conformance table's; here are its hooks and faults, and what a test can't do to a
-// real engine: stop it, and kill it.
+// What the engine double does as an engine is the conformance table's; here are its hooks and
+// faults, and what a test can't do to a real engine: stop it, and kill it.
 
 // engine is an engine double with a client that speaks to its socket.
 type engine struct {
@@ -53,7 +53,8 @@ func withImage(t *testing.T, o launchtest.EngineOptions) (*engine, string) {
 }
 
 // send sends a request with body as it is, or as JSON if it is no reader.
-func (e *engine) send(ctx context.Context, method, target string, body any) (*http.Response, error) {
+func (e *engine) send(ctx context.Context, method, target string,
+	body any) (*http.Response, error) {
 	content, ok := body.(io.Reader)
 	if !ok && body != nil {
 		content = bytes.NewReader(marshal(e.t, body))
@@ -88,7 +89,8 @@ func (e *engine) get(target string) map[string]any {
 
 func (e *engine) create(name, image, policy string) {
 	e.t.Helper()
-	e.must(http.MethodPost, "/containers/create?name="+name, map[string]any{"Image": image, "HostConfig": restart(policy)})
+	e.must(http.MethodPost, "/containers/create?name="+name,
+		map[string]any{"Image": image, "HostConfig": restart(policy)})
 }
 
 func restart(policy string) map[string]any {
@@ -106,7 +108,8 @@ func (e *engine) container(name string) launchtest.ContainerInfo {
 	return launchtest.ContainerInfo{}
 }
 
-// begins sends a request that isn't answered, waits until the engine has it, and returns a way to give it up.
+// begins sends a request that isn't answered, waits until the engine has it, and returns a way to
+// give it up.
 func (e *engine) begins(method, target string, body any) (giveUp func() error) {
 	e.t.Helper()
 	before := len(e.Requests())
@@ -120,7 +123,8 @@ func (e *engine) begins(method, target string, body any) (giveUp func() error) {
 		}
 		result <- err
 	}()
-	require.Eventually(e.t, func() bool { return len(e.Requests()) > before }, patience, time.Millisecond)
+	require.Eventually(e.t, func() bool { return len(e.Requests()) > before }, patience,
+		time.Millisecond)
 	return func() error {
 		cancel()
 		return <-result
@@ -139,7 +143,8 @@ func TestEngineRefusesOldClients(t *testing.T) {
 	e := newEngine(t, launchtest.EngineOptions{Containerd: true, APIVersion: "1.52"})
 	status, text := e.do(http.MethodGet, "/v1.41/info", nil)
 	assert.Equal(t, http.StatusBadRequest, status)
-	assert.Contains(t, text, "Minimum supported API version is 1.44", "29.0 no longer speaks what 20.10 speaks")
+	assert.Contains(t, text, "Minimum supported API version is 1.44",
+		"29.0 no longer speaks what 20.10 speaks")
 }
 
 func TestEngineRemembersWhatItDoesNotKnow(t *testing.T) {
@@ -148,7 +153,8 @@ func TestEngineRemembersWhatItDoesNotKnow(t *testing.T) {
 	status, _ := e.do(http.MethodPost, "/v1.41/images/create?fromImage=node", nil)
 	assert.Equal(t, http.StatusNotFound, status, "a pull")
 	assert.Equal(t, []string{"POST /images/create"}, e.Unexpected())
-	assert.Equal(t, []string{"POST /images/create?fromImage=node"}, e.Requests(), "requests are kept without the version")
+	assert.Equal(t, []string{"POST /images/create?fromImage=node"}, e.Requests(),
+		"requests are kept without the version")
 }
 
 func TestEngineCountsAndRecords(t *testing.T) {
@@ -174,7 +180,8 @@ func TestEngineCountsAndRecords(t *testing.T) {
 		e.must(http.MethodDelete, "/containers/box", nil)
 		e.must(http.MethodDelete, "/images/"+id, nil)
 		assert.Equal(t, []string{
-			"load", "create <id>_box", "rename <id>_box box", "start box", "kill box", "update box restart=always", "remove box",
+			"load", "create <id>_box", "rename <id>_box box", "start box", "kill box",
+			"update box restart=always", "remove box",
 			"delete-image " + id,
 		}, e.effects.Effects(), "only what had an effect is recorded")
 		assert.Empty(t, e.Unexpected())
@@ -207,7 +214,8 @@ func TestOnStartDecides(t *testing.T) {
 	t.Parallel()
 	var starts atomic.Int32
 	var e *engine
-	e, id := withImage(t, launchtest.EngineOptions{OnStart: func(c launchtest.ContainerInfo) (int, bool) {
+	e, id := withImage(t, launchtest.EngineOptions{OnStart: func(c launchtest.ContainerInfo) (int,
+		bool) {
 		assert.Equal(t, "running", c.Status)
 		assert.Len(t, e.Containers(), 1, "the hook may look around")
 		return 3, starts.Add(1) > 2
@@ -219,16 +227,19 @@ func TestOnStartDecides(t *testing.T) {
 
 	e.must(http.MethodPost, "/containers/box/update", restart("on-failure"))
 	e.must(http.MethodPost, "/containers/box/start", nil)
-	require.Eventually(t, func() bool { return e.container("box").Status == "running" }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return e.container("box").Status == "running" }, patience,
+		time.Millisecond)
 	assert.Equal(t, 1, e.container("box").RestartCount)
 	assert.Equal(t, 3, e.container("box").Starts)
 	require.NoError(t, e.Exit("box", 0))
 	assert.Equal(t, "exited", e.container("box").Status, "0 is no failure")
 	require.Error(t, e.Exit("box", 0), "it has ended")
-	assert.Equal(t, []string{"create box", "start box", "update box restart=on-failure", "start box", "autostart box"}, e.effects.Effects())
+	assert.Equal(t, []string{"create box", "start box", "update box restart=on-failure", "start box",
+		"autostart box"}, e.effects.Effects())
 }
 
-// TestWhatTheDaemonRestarts: on-failure starts what did not end with 0, even what somebody stopped; no starts nothing.
+// TestWhatTheDaemonRestarts: on-failure starts what did not end with 0, even what somebody stopped;
+// no starts nothing.
 func TestWhatTheDaemonRestarts(t *testing.T) {
 	t.Parallel()
 	cases := []struct {
@@ -261,7 +272,8 @@ func TestWhatTheDaemonRestarts(t *testing.T) {
 		want := map[bool]string{true: "running", false: "exited"}[c.after]
 		assert.Equal(t, want, e.container("box").Status, "%+v", c)
 		assert.Equal(t, "created", e.container("never-started").Status, "%+v", c)
-		assert.Equal(t, c.after, strings.Contains(strings.Join(e.effects.Effects(), "\n"), "autostart box"), "%+v", c)
+		assert.Equal(t, c.after,
+			strings.Contains(strings.Join(e.effects.Effects(), "\n"), "autostart box"), "%+v", c)
 		assert.Equal(t, id, e.get("/images/node:1/json")["Id"], "what is stored stays")
 	}
 }
@@ -323,13 +335,15 @@ func TestLoadFaults(t *testing.T) {
 					assert.Equal(t, http.StatusOK, status)
 					assert.Contains(t, text, want.has)
 					assert.NotContains(t, text, want.hasNot)
-					assert.Equal(t, fault == launchtest.LoadTruncated, text != "" && !strings.HasSuffix(text, "\n"), "the last line")
+					assert.Equal(t, fault == launchtest.LoadTruncated, text != "" &&
+						!strings.HasSuffix(text, "\n"), "the last line")
 				}
 				require.Len(t, e.Images(), want.images)
 				if fault == launchtest.LoadUnpackLine {
 					assert.Empty(t, e.Images()[0].Layers, "it is broken")
 				}
-				assert.Contains(t, e.must(http.MethodPost, "/images/load", upload(t)), "Loaded image", "the next load is as it should be")
+				assert.Contains(t, e.must(http.MethodPost, "/images/load", upload(t)), "Loaded image",
+					"the next load is as it should be")
 				assert.Len(t, e.Images()[0].Layers, 2, "and repairs")
 			}
 		})
@@ -339,7 +353,8 @@ func TestLoadFaults(t *testing.T) {
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, launchtest.EngineOptions{})
-	e.Fail(launchtest.EngineFault{Match: "GET /volumes/*", Skip: 1, Times: 2, Status: http.StatusServiceUnavailable, Message: "busy"})
+	e.Fail(launchtest.EngineFault{Match: "GET /volumes/*", Skip: 1, Times: 2,
+		Status: http.StatusServiceUnavailable, Message: "busy"})
 	e.must(http.MethodPost, "/volumes/create", map[string]string{"Name": "v"})
 	e.must(http.MethodGet, "/volumes/v", nil)
 	for range 2 {

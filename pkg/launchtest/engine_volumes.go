@@ -28,7 +28,8 @@ func (e *Engine) addVolume(r *engineRequest, name string, labels map[string]stri
 
 func (e *Engine) volumeDoc(name string) map[string]any {
 	return map[string]any{
-		"Name": name, "Driver": "local", "Labels": e.volumes[name].labels, "Mountpoint": e.volumePath(name), "Options": nil, "Scope": "local",
+		"Name": name, "Driver": "local", "Labels": e.volumes[name].labels,
+		"Mountpoint": e.volumePath(name), "Options": nil, "Scope": "local",
 	}
 }
 
@@ -36,7 +37,8 @@ func (e *Engine) volumeDoc(name string) map[string]any {
 func (e *Engine) volumeUsers(name string) []string {
 	var users []string
 	for _, c := range e.containers {
-		if slices.ContainsFunc(c.mounts, func(m ContainerMount) bool { return m.Type == "volume" && m.Name == name }) {
+		if slices.ContainsFunc(c.mounts,
+			func(m ContainerMount) bool { return m.Type == "volume" && m.Name == name }) {
 			users = append(users, c.id)
 		}
 	}
@@ -67,15 +69,16 @@ func (e *Engine) removeVolume(r *engineRequest) (any, error) {
 		return nil, err
 	}
 	if users := e.volumeUsers(r.name); users != nil {
-		return nil, refusal(http.StatusConflict, "remove %s: volume is in use - [%s]", r.name, strings.Join(users, ", "))
+		return nil, refusal(http.StatusConflict, "remove %s: volume is in use - [%s]", r.name,
+			strings.Join(users, ", "))
 	}
 	delete(e.volumes, r.name)
 	e.record(r, "volume-remove %s", r.name)
 	return nil, nil
 }
 
-// pruneVolumes takes what no container references, as engines before 23 do. Later ones take only volumes without a name, which there
-// are none of here.
+// pruneVolumes takes what no container references, as engines before 23 do. Later ones take only
+// volumes without a name, which there are none of here.
 func (e *Engine) pruneVolumes(r *engineRequest) (any, error) {
 	filters, err := r.filters("label")
 	if err != nil {
@@ -83,7 +86,8 @@ func (e *Engine) pruneVolumes(r *engineRequest) (any, error) {
 	}
 	deleted := []string{}
 	for _, name := range slices.Sorted(maps.Keys(e.volumes)) {
-		if !r.api.atLeast(42) && e.volumeUsers(name) == nil && labelled(e.volumes[name].labels, filters["label"]) {
+		if !r.api.atLeast(42) && e.volumeUsers(name) == nil &&
+			labelled(e.volumes[name].labels, filters["label"]) {
 			delete(e.volumes, name)
 			e.record(r, "volume-remove %s", name)
 			deleted = append(deleted, name)
@@ -101,7 +105,8 @@ func (e *Engine) createNetwork(r *engineRequest) (any, error) {
 		return nil, err
 	}
 	id := e.newID()
-	e.networks[body.Name] = map[string]any{"Name": body.Name, "Id": id, "Driver": "bridge", "Labels": body.Labels}
+	e.networks[body.Name] = map[string]any{"Name": body.Name, "Id": id, "Driver": "bridge",
+		"Labels": body.Labels}
 	e.record(r, "network-create %s", body.Name)
 	return created{"Id": id, "Warning": ""}, nil
 }

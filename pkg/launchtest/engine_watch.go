@@ -48,8 +48,9 @@ func (e *Engine) listContainers(r *engineRequest) (any, error) {
 	for _, c := range slices.Backward(e.containers) {
 		if (c.live() || r.flag("all")) && labelled(c.labels, filters["label"]) {
 			list = append(list, map[string]any{
-				"Id": c.id, "Names": []string{"/" + c.name}, "Image": c.config["Image"], "ImageID": c.image, "Created": c.created.Unix(),
-				"Ports": c.published(), "Labels": c.labels, "State": c.status(), "Mounts": c.mountDocs(),
+				"Id": c.id, "Names": []string{"/" + c.name}, "Image": c.config["Image"], "ImageID": c.image,
+				"Created": c.created.Unix(),
+				"Ports":   c.published(), "Labels": c.labels, "State": c.status(), "Mounts": c.mountDocs(),
 			})
 		}
 	}
@@ -63,7 +64,8 @@ func (c *container) published() []map[string]any {
 		number, protocol, _ := strings.Cut(port, "/")
 		private, _ := strconv.Atoi(number)
 		if public, err := strconv.Atoi(host); err == nil && c.running {
-			list = append(list, map[string]any{"IP": "0.0.0.0", "PrivatePort": private, "PublicPort": public, "Type": protocol})
+			list = append(list, map[string]any{"IP": "0.0.0.0", "PrivatePort": private, "PublicPort": public,
+				"Type": protocol})
 		}
 	}
 	return list
@@ -72,7 +74,8 @@ func (c *container) published() []map[string]any {
 func (c *container) mountDocs() []map[string]any {
 	docs := []map[string]any{}
 	for _, m := range c.mounts {
-		doc := map[string]any{"Type": m.Type, "Source": m.Source, "Destination": m.Destination, "Mode": m.Mode, "RW": m.RW}
+		doc := map[string]any{"Type": m.Type, "Source": m.Source, "Destination": m.Destination,
+			"Mode": m.Mode, "RW": m.RW}
 		if m.Type == "volume" {
 			doc["Name"], doc["Driver"] = m.Name, "local"
 		}
@@ -88,13 +91,17 @@ func (e *Engine) inspectContainer(r *engineRequest) (any, error) {
 	}
 	program := append(slices.Clone(c.entrypoint), c.cmd...)
 	host := maps.Clone(c.host)
-	host["RestartPolicy"] = map[string]any{"Name": c.policy.Name, "MaximumRetryCount": c.policy.MaximumRetryCount}
+	host["RestartPolicy"] = map[string]any{"Name": c.policy.Name,
+		"MaximumRetryCount": c.policy.MaximumRetryCount}
 	return map[string]any{
-		"Id": c.id, "Created": stamp(c.created), "Path": program[0], "Args": program[1:], "Image": c.image, "Name": "/" + c.name,
+		"Id": c.id, "Created": stamp(c.created), "Path": program[0], "Args": program[1:],
+		"Image": c.image, "Name": "/" + c.name,
 		"RestartCount": c.restarts,
 		"State": map[string]any{
-			"Status": c.status(), "Running": c.live(), "Paused": c.paused, "Restarting": c.restarting, "OOMKilled": false, "Dead": false,
-			"Pid": c.pid, "ExitCode": c.exitCode, "Error": c.failure, "StartedAt": stamp(c.started), "FinishedAt": stamp(c.finished),
+			"Status": c.status(), "Running": c.live(), "Paused": c.paused, "Restarting": c.restarting,
+			"OOMKilled": false, "Dead": false,
+			"Pid": c.pid, "ExitCode": c.exitCode, "Error": c.failure, "StartedAt": stamp(c.started),
+			"FinishedAt": stamp(c.finished),
 		},
 		"HostConfig": host, "Mounts": c.mountDocs(), "Config": c.config,
 	}, nil

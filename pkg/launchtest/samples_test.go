@@ -71,7 +71,8 @@ func archive(t *testing.T, entries []entry) []byte {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, e := range entries {
-		require.NoError(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: e.name, Size: int64(len(e.data)), Mode: 0o644}))
+		require.NoError(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: e.name,
+			Size: int64(len(e.data)), Mode: 0o644}))
 		_, err := w.Write(e.data)
 		require.NoError(t, err)
 	}
@@ -111,7 +112,8 @@ func (s sample) dockerIndex(t *testing.T, tags ...string) entry {
 
 func (s sample) ociIndex(t *testing.T, name string) []entry {
 	t.Helper()
-	d := v1.Descriptor{MediaType: s.mediaType, Digest: digest.Of(s.manifest), Size: int64(len(s.manifest))}
+	d := v1.Descriptor{MediaType: s.mediaType, Digest: digest.Of(s.manifest),
+		Size: int64(len(s.manifest))}
 	d.Annotations = map[string]string{"io.containerd.image.name": name}
 	return []entry{
 		{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)},
