@@ -17,7 +17,7 @@ import (
 type classicStore struct {
 	engine *Engine
 	images map[string]*classicImage
-	tags   map[string]string // full reference → ID
+	tags   map[string]string // name → ID
 }
 
 type classicImage struct {
@@ -73,8 +73,12 @@ func (s *classicStore) load(r *engineRequest, a *archive, say *loadAnswer) error
 		id := digestOf(raw)
 		s.images[id] = &classicImage{raw: raw, config: config}
 		say.loaded = append(say.loaded, id)
-		if err := s.nameLoaded(id, item.RepoTags, say); err != nil {
-			return err
+		for _, tag := range item.RepoTags {
+			s.tags[imageName(tag)] = id
+			say.stream("Loaded image: %s\n", imageName(tag))
+		}
+		if len(item.RepoTags) == 0 {
+			say.stream("Loaded image ID: %s\n", id)
 		}
 	}
 	return nil
@@ -106,28 +110,6 @@ func (s *classicStore) unpack(r *engineRequest, a *archive, config *v1.ConfigFil
 	return nil
 }
 
-func (s *classicStore) nameLoaded(id string, repoTags []string, say *loadAnswer) error {
-	for _, repoTag := range repoTags {
-		ref, err := parseImageRef(repoTag)
-		if err != nil {
-			return err
-		}
-		if ref.digest != "" {
-			return fmt.Errorf("invalid tag %q", repoTag)
-		}
-		if previous, ok := s.tags[ref.String()]; ok && previous != id {
-			say.stream("The image %s already exists, renaming the old one with ID %s to empty string\n",
-				ref.familiar(), previous)
-		}
-		s.tags[ref.String()] = id
-		say.stream("Loaded image: %s\n", ref.familiar())
-	}
-	if len(repoTags) == 0 {
-		say.stream("Loaded image ID: %s\n", id)
-	}
-	return nil
-}
-
 func notInSpool(name string) error {
 	return fmt.Errorf("open /var/lib/docker/tmp/docker-import-000000000/%s: no such file or directory", name)
 }
@@ -155,7 +137,7 @@ func (s *classicStore) names(id string) []string {
 	names := []string{}
 	for _, tag := range slices.Sorted(maps.Keys(s.tags)) {
 		if s.tags[tag] == id {
-			names = append(names, familiarName(tag))
+			names = append(names, tag)
 		}
 	}
 	return names
@@ -164,9 +146,8 @@ func (s *classicStore) names(id string) []string {
 // resolve knows IDs, their beginnings and tags. A reference by manifest digest is known only after
 // a pull, which this engine can't do.
 func (s *classicStore) resolve(ref string) (string, error) {
-	if parsed, err := parseImageRef(ref); err == nil && parsed.digest == "" &&
-		s.tags[parsed.String()] != "" {
-		return s.tags[parsed.String()], nil
+	if id, ok := s.tags[imageName(ref)]; ok {
+		return id, nil
 	}
 	if hex, ok := isImageID(ref); ok {
 		for id := range s.images {
@@ -223,15 +204,15 @@ func (s *classicStore) remove(ref string, force bool) ([]map[string]string, erro
 	}
 	user := s.engine.user(id)
 	names := s.names(id)
-	if parsed, err := parseImageRef(ref); err == nil && s.tags[parsed.String()] == id {
+	if name := imageName(ref); s.tags[name] == id {
 		if user != nil && len(names) == 1 && !force {
 			return nil, refusal(http.StatusConflict,
 				"conflict: unable to remove repository reference %q (must force) - "+
 					"container %s is using its referenced image %s", ref, shortID(user.id), shortID(id))
 		}
 		if len(names) > 1 || user != nil {
-			delete(s.tags, parsed.String())
-			return []map[string]string{{"Untagged": parsed.familiar()}}, nil
+			delete(s.tags, name)
+			return []map[string]string{{"Untagged": name}}, nil
 		}
 	} else if user != nil && (user.live() || !force) {
 		return nil, refusal(http.StatusConflict,

@@ -86,9 +86,9 @@ func (s *containerdStore) load(r *engineRequest, a *archive, say *loadAnswer) er
 	}
 	var loaded []string
 	for _, m := range index.Manifests {
-		name := m.Annotations["io.containerd.image.name"]
-		if name == "" {
-			name = danglingPrefix + m.Digest.String()
+		name := danglingPrefix + m.Digest.String()
+		if annotated := m.Annotations["io.containerd.image.name"]; annotated != "" {
+			name = imageName(annotated)
 		}
 		if before, ok := s.names[name]; ok && before.Digest != m.Digest && s.says28() {
 			s.names[danglingPrefix+before.Digest.String()] = before
@@ -109,9 +109,9 @@ func (s *containerdStore) load(r *engineRequest, a *archive, say *loadAnswer) er
 		if err != nil && !s.says28() {
 			return fmt.Errorf("failed to unpack loaded image: %w", err)
 		}
-		say.stream("Loaded image: %s\n", familiarName(name))
+		say.stream("Loaded image: %s\n", name)
 		if err != nil {
-			say.stream("Error unpacking image %s: %v\n", familiarName(name), err)
+			say.stream("Error unpacking image %s: %v\n", name, err)
 		}
 	}
 	return nil
@@ -263,10 +263,8 @@ func (s *containerdStore) namesOf(id string) []string {
 
 // resolve knows digests of manifests and indexes, their beginnings, and names.
 func (s *containerdStore) resolve(ref string) (string, error) {
-	if parsed, err := parseImageRef(ref); err == nil {
-		if d, ok := s.names[parsed.String()]; ok {
-			return d.Digest.String(), nil
-		}
+	if d, ok := s.names[imageName(ref)]; ok {
+		return d.Digest.String(), nil
 	}
 	if hex, ok := isImageID(ref); ok {
 		for _, id := range s.ids() {
@@ -365,23 +363,15 @@ func (s *containerdStore) dangling(id string) bool {
 func (s *containerdStore) shownNames(id string) (tags, digests []string) {
 	tags, digests = []string{}, []string{}
 	for _, name := range s.namesOf(id) {
-		ref, err := parseImageRef(name)
-		if err != nil || strings.HasPrefix(name, danglingPrefix) {
+		if strings.HasPrefix(name, danglingPrefix) {
 			continue
 		}
-		if ref.digest == "" || s.says28() {
-			tags = append(tags, ref.familiar())
+		if !strings.Contains(name, "@") || s.says28() {
+			tags = append(tags, name)
 		}
-		digests = append(digests, imageRef{repository: ref.repository, digest: id}.familiar())
+		digests = append(digests, imageRepository(name)+"@"+id)
 	}
 	return tags, slices.Compact(digests)
-}
-
-func familiarName(name string) string {
-	if ref, err := parseImageRef(name); err == nil {
-		return ref.familiar()
-	}
-	return name
 }
 
 // labels are those of the image that this host would run.
@@ -411,11 +401,10 @@ func (s *containerdStore) remove(ref string, force bool) ([]map[string]string, e
 		return nil, err
 	}
 	defer s.collect()
-	parsed, err := parseImageRef(ref)
-	_, named := s.names[parsed.String()]
-	if err == nil && named && len(s.namesOf(id)) > 1 {
-		delete(s.names, parsed.String())
-		return []map[string]string{{"Untagged": parsed.familiar()}}, nil
+	name := imageName(ref)
+	if _, named := s.names[name]; named && len(s.namesOf(id)) > 1 {
+		delete(s.names, name)
+		return []map[string]string{{"Untagged": name}}, nil
 	}
 	if user := s.engine.user(id); user != nil && (user.live() || !force) {
 		return nil, refusal(http.StatusConflict,
@@ -428,7 +417,7 @@ func (s *containerdStore) remove(ref string, force bool) ([]map[string]string, e
 func (s *containerdStore) drop(id string) []map[string]string {
 	var deleted []map[string]string
 	for _, name := range s.namesOf(id) {
-		deleted = append(deleted, map[string]string{"Untagged": familiarName(name)})
+		deleted = append(deleted, map[string]string{"Untagged": name})
 		delete(s.names, name)
 	}
 	return append(deleted, map[string]string{"Deleted": id})

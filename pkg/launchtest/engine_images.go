@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net/http"
 	"path"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -97,12 +96,8 @@ func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 	descriptor := v1.Descriptor{MediaType: must(img.MediaType()), Digest: digest.Of(manifest),
 		Size: int64(len(manifest))}
 	if name != "" {
-		ref, err := parseImageRef(name)
-		if err != nil {
-			return err
-		}
-		descriptor.Annotations = map[string]string{"io.containerd.image.name": ref.String()}
-		item["RepoTags"] = []string{ref.String()}
+		descriptor.Annotations = map[string]string{"io.containerd.image.name": imageName(name)}
+		item["RepoTags"] = []string{imageName(name)}
 	}
 	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex,
 		Manifests: []v1.Descriptor{descriptor}}
@@ -422,53 +417,23 @@ func samePlatform(a, b v1.Platform) bool {
 		(a.Variant == b.Variant || a.Variant == "" || b.Variant == "")
 }
 
-// imageRef is a reference in Docker's normal form.
-type imageRef struct {
-	repository string // with domain: docker.io/library/busybox
-	tag        string
-	digest     string
+// imageName is a reference by name as Docker shows it; "latest" is added where it has neither tag nor
+// digest.
+func imageName(ref string) string {
+	name := strings.TrimPrefix(strings.TrimPrefix(ref, "docker.io/"), "library/")
+	if !strings.Contains(name[strings.LastIndex(name, "/")+1:], ":") {
+		name += ":latest"
+	}
+	return name
 }
 
-// parseImageRef reads a reference by name; "latest" is added where it has neither tag nor digest.
-func parseImageRef(text string) (imageRef, error) {
-	grammar := regexp.MustCompile(`^([a-z0-9]+(?:(?:[._]|__|-+|[a-z0-9])*[a-z0-9])?(?:/[a-z0-9]+(?:(?:[._]|__|-+|[a-z0-9])*[a-z0-9])?)*)` +
-		`(?::([\w][\w.-]{0,127}))?(?:@(sha256:[0-9a-f]{64}))?$`)
-	domain, rest, slash := strings.Cut(text, "/")
-	if !slash || !strings.ContainsAny(domain, ".:") && domain != "localhost" {
-		domain, rest = "docker.io", text
+// imageRepository is a name without its tag or digest.
+func imageRepository(name string) string {
+	name, _, _ = strings.Cut(name, "@")
+	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
+		name = name[:i]
 	}
-	m := grammar.FindStringSubmatch(rest)
-	if m == nil {
-		return imageRef{}, refusal(http.StatusBadRequest, "invalid reference format")
-	}
-	ref := imageRef{repository: domain + "/" + m[1], tag: m[2], digest: m[3]}
-	if domain == "docker.io" && !strings.Contains(m[1], "/") {
-		ref.repository = domain + "/library/" + m[1]
-	}
-	if ref.tag == "" && ref.digest == "" {
-		ref.tag = "latest"
-	}
-	return ref, nil
-}
-
-func (ref imageRef) String() string {
-	text := ref.repository
-	if ref.tag != "" {
-		text += ":" + ref.tag
-	}
-	if ref.digest != "" {
-		text += "@" + ref.digest
-	}
-	return text
-}
-
-// familiar is the short form that Docker shows.
-func (ref imageRef) familiar() string {
-	text, hub := strings.CutPrefix(ref.String(), "docker.io/")
-	if hub {
-		text = strings.TrimPrefix(text, "library/")
-	}
-	return text
+	return name
 }
 
 // isImageID says whether text is an ID or the beginning of one, and returns its hex digits.
@@ -478,9 +443,6 @@ func isImageID(text string) (string, bool) {
 }
 
 func noSuchImage(ref string) error {
-	if parsed, err := parseImageRef(ref); err == nil && !strings.HasPrefix(ref, "sha256:") {
-		ref = parsed.familiar()
-	}
 	return refusal(http.StatusNotFound, "No such image: %s", ref)
 }
 
