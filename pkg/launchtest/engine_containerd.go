@@ -339,8 +339,6 @@ func (s *containerdStore) manifests(id string) []map[string]any {
 		entry := map[string]any{"ID": d.Digest.String(), "Descriptor": d,
 			"Available": read.incomplete == nil, "Kind": "image"}
 		switch {
-		case d.Annotations["vnd.docker.reference.type"] != "":
-			entry["Kind"] = "attestation"
 		case d.Platform != nil:
 			entry["ImageData"] = map[string]any{"Platform": d.Platform}
 		case read.config != nil:
