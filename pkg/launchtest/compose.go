@@ -99,6 +99,7 @@ func composeRun(fault ComposeFault, socket string, args []string,
 	case fault == ComposeHang:
 		terminated, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
+		fmt.Fprintln(stderr, "compose double: waiting")
 		<-terminated.Done()
 		return errors.New("terminated")
 	case slices.Equal(args, []string{"version", "--short"}):

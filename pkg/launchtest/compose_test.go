@@ -1,6 +1,7 @@
 package launchtest_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"net/http"
@@ -293,9 +294,16 @@ func TestComposeThatHangs(t *testing.T) {
 	c := doubleRun(t, e.Host(), file)
 	c.command = append(c.command, "--fail=hang")
 	cmd := c.cmd(t, "mpc-node")
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
+	line, err := bufio.NewReader(stderr).ReadString('\n')
+	require.NoError(t, err)
+	assert.Contains(t, line, "waiting")
 	require.NoError(t, cmd.Process.Kill())
-	require.Error(t, cmd.Wait(), "it ran until it was killed")
+	require.Error(t, cmd.Wait())
+	assert.Equal(t, syscall.SIGKILL, cmd.ProcessState.Sys().(syscall.WaitStatus).Signal(),
+		"it ran until it was killed")
 	assert.Empty(t, e.Requests())
 }
 
