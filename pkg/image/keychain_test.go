@@ -217,7 +217,7 @@ func TestKeychainThatFails(t *testing.T) {
 	require.NoError(t, err)
 	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	require.NoError(t, err)
-	assert.Eventually(t, func() bool { return gone(child) }, 30*time.Second, 10*time.Millisecond, "what a helper started ends with it")
+	assert.Eventually(t, func() bool { return gone(child) }, time.Minute, 10*time.Millisecond, "what a helper started ends with it")
 
 	t.Setenv("HOME", "")
 	got := image.FindCredential(t.Context(), p, repo)

@@ -131,10 +131,14 @@ func (e *Engine) disturb(w http.ResponseWriter, r *engineRequest) {
 	if f.After || f.Edit != nil {
 		held := httptest.NewRecorder()
 		e.handle(held, r)
+		body := held.Body.Bytes()
+		if f.Edit != nil {
+			body = f.Edit(body)
+		}
 		if !wrong {
 			maps.Copy(w.Header(), held.Header())
 			w.WriteHeader(held.Code)
-			_, _ = w.Write(f.Edit(held.Body.Bytes()))
+			_, _ = w.Write(body)
 			return
 		}
 	}
