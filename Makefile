@@ -85,7 +85,7 @@ docs: ## write the generated parts of the documents anew
 	go test ./cmd/launcher -run TestDocs -count=1 -update
 
 .PHONY: test-engines
-test-engines: ## run the end-to-end tests on Docker 20.10, 26 and 28 with both image stores; an hour, root on Debian
+test-engines: ## run the end-to-end tests on Docker 20.10, 26, 28 and 29 with both image stores; two hours, root on Debian
 	hack/test-engines
 
 .PHONY: test-external
