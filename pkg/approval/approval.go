@@ -6,17 +6,15 @@
 package approval
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/strictjson"
 )
 
 const (
@@ -83,30 +81,31 @@ func parse(data []byte) ([]v1.Hash, error) {
 	if len(data) > MaxSize {
 		return nil, fmt.Errorf("larger than %d bytes", MaxSize)
 	}
-	if !utf8.Valid(data) {
-		return nil, errors.New("not UTF-8")
-	}
-	if !json.Valid(data) {
-		return nil, errors.New("not exactly one JSON document")
-	}
-	raw, err := member(data)
+	document, err := strictjson.Parse(data)
 	if err != nil {
 		return nil, err
 	}
-	// Pointers, because null would pass for an empty string.
-	var entries []*string
-	if err := json.Unmarshal(raw, &entries); err != nil {
-		return nil, fmt.Errorf("%s is not an array of strings", key)
+	members, err := document.Object(key)
+	if err != nil {
+		return nil, err
 	}
-	if len(entries) == 0 || len(entries) > maxEntries {
-		return nil, fmt.Errorf("%s has %d entries, not 1 to %d", key, len(entries), maxEntries)
+	if !members[key].Present() {
+		return nil, fmt.Errorf("%s is missing", key)
+	}
+	entries, err := members[key].Array(maxEntries)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	if len(entries) == 0 {
+		return nil, fmt.Errorf("%s has no entry", key)
 	}
 	var digests []v1.Hash
 	for i, entry := range entries {
-		if entry == nil {
-			return nil, fmt.Errorf("%s: entry %d is null", key, i+1)
+		text, err := entry.Text()
+		if err != nil {
+			return nil, fmt.Errorf("%s: entry %d: %w", key, i+1, err)
 		}
-		h, err := digest.Parse(*entry)
+		h, err := digest.Parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("%s: entry %d: %w", key, i+1, err)
 		}
@@ -115,38 +114,6 @@ func parse(data []byte) ([]v1.Hash, error) {
 		}
 	}
 	return digests, nil
-}
-
-// member returns the value of the one member that is called exactly as it should be. encoding/json would take any letter
-// case, and the last of several.
-func member(data []byte) (json.RawMessage, error) {
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	start, err := decoder.Token()
-	if err != nil || start != json.Delim('{') {
-		return nil, errors.New("not a JSON object")
-	}
-	var found json.RawMessage
-	for decoder.More() {
-		name, err := decoder.Token()
-		if err != nil {
-			return nil, err
-		}
-		var value json.RawMessage
-		if err := decoder.Decode(&value); err != nil {
-			return nil, err
-		}
-		if name != key {
-			continue
-		}
-		if found != nil {
-			return nil, fmt.Errorf("%s is there twice", key)
-		}
-		found = value
-	}
-	if found == nil {
-		return nil, fmt.Errorf("%s is missing", key)
-	}
-	return found, nil
 }
 
 // Select chooses the digest that runs. A nil list is an absent file: then the default runs and an override says nothing.

@@ -1,20 +1,18 @@
 package image
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/internal/strictjson"
 )
 
 // dockerLayerZstd is what BuildKit calls a zstd layer in a Docker manifest.
@@ -317,102 +315,22 @@ func checkBytes(data []byte, h v1.Hash, size int64) error {
 	return nil
 }
 
-// parseObject returns the members of the one JSON object in data. It refuses what encoding/json and others read
-// differently: bytes after the object, invalid UTF-8, a key that occurs twice on any level even if in other letter case,
-// and a known key in other letter case.
+// parseObject returns the members of the one JSON object in data. Keys that people choose may
+// differ in letter case.
 func parseObject(data []byte, known ...string) (map[string]json.RawMessage, error) {
-	if !utf8.Valid(data) {
-		return nil, errors.New("it is not UTF-8")
+	document, err := strictjson.Parse(data, "annotations", "Labels", "Volumes", "ExposedPorts")
+	if err != nil {
+		return nil, err
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	if err := checkValue(d, false, 0); err != nil {
-		return nil, plain(err)
+	members, err := document.Object(known...)
+	if err != nil {
+		return nil, err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the JSON document")
-	}
-	var object map[string]json.RawMessage
-	if err := json.Unmarshal(data, &object); err != nil || object == nil {
-		return nil, errors.New("it is not a JSON object")
-	}
-	for key := range object {
-		for _, k := range known {
-			if key != k && strings.EqualFold(key, k) {
-				return nil, fmt.Errorf("key %.100q is not spelled %q", key, k)
-			}
-		}
+	object := make(map[string]json.RawMessage, len(members))
+	for name, member := range members {
+		object[name] = member.Raw()
 	}
 	return object, nil
-}
-
-// maxDepth is deeper than any manifest or config, and far from what recursion can bear.
-const maxDepth = 64
-
-// checkValue reads one value from d. In an object whose keys are data, such as labels, keys that differ in letter case
-// are different keys to everybody.
-func checkValue(d *json.Decoder, keysAreData bool, depth int) error {
-	if depth > maxDepth {
-		return fmt.Errorf("it is nested more than %d deep", maxDepth)
-	}
-	token, err := d.Token()
-	if err != nil {
-		return err
-	}
-	switch token {
-	case json.Delim('['):
-		for d.More() {
-			if err := checkValue(d, false, depth+1); err != nil {
-				return err
-			}
-		}
-	case json.Delim('{'):
-		seen := map[string]bool{}
-		for d.More() {
-			token, err := d.Token()
-			if err != nil {
-				return err
-			}
-			key, ok := token.(string)
-			if !ok {
-				return errors.New("a key is not a string")
-			}
-			folded := key
-			if !keysAreData {
-				folded = fold(key)
-			}
-			if seen[folded] {
-				return fmt.Errorf("key %.100q occurs twice", key)
-			}
-			seen[folded] = true
-			if err := checkValue(d, dataKeys(key), depth+1); err != nil {
-				return err
-			}
-		}
-	default:
-		return nil
-	}
-	_, err = d.Token() // the closing delimiter
-	return err
-}
-
-// dataKeys says whether the keys of the object that stands under key are chosen by people.
-func dataKeys(key string) bool {
-	switch key {
-	case "annotations", "Labels", "Volumes", "ExposedPorts":
-		return true
-	}
-	return false
-}
-
-// fold maps all that strings.EqualFold, and so encoding/json, takes for one key to one string.
-func fold(s string) string {
-	return strings.Map(func(r rune) rune {
-		least := r
-		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-			least = min(least, f)
-		}
-		return least
-	}, s)
 }
 
 // plain words a JSON error without the names of our types.

@@ -192,7 +192,7 @@ func TestTamperedDocuments(t *testing.T) {
 		"null":                               {func(_ *testing.T, d *docs) { d.manifest = `null` }, image.Mismatch},
 		"array":                              {func(_ *testing.T, d *docs) { d.manifest = `[]` }, image.Mismatch},
 		"not UTF-8":                          {inManifest(`"layers":`, "\"x\":\"\xff\",\"layers\":"), image.Mismatch},
-		"deep":                               {inManifest(`"layers":`, `"x":`+strings.Repeat("[", 100)+strings.Repeat("]", 100)+`,"layers":`), image.Mismatch},
+		"deep":                               {inManifest(`"layers":`, `"x":`+strings.Repeat("[", 200)+strings.Repeat("]", 200)+`,"layers":`), image.Mismatch},
 		"over 4 MiB":                         {inManifest(`"layers":`, `"x":"`+strings.Repeat("x", image.MaxManifest)+`","layers":`), image.Mismatch},
 		"no layers":                          {inManifest(`"layers":[`+layer+`,`, `"layers":[],"x":[`), image.Mismatch},
 		"layers is null":                     {inManifest(`"layers":[`+layer+`,`, `"layers":null,"x":[`), image.Mismatch},

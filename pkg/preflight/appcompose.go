@@ -5,13 +5,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"slices"
 
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/internal/strictjson"
 )
 
 // maxAppCompose bounds an app-compose document.
@@ -99,7 +99,11 @@ func scripts() []string { return []string{"pre_launch_script", "init_script", "b
 
 // judge returns what breaks the verifier's rules.
 func judge(document []byte) ([]Finding, error) {
-	fields, names, err := members(document)
+	v, err := strictjson.Parse(document)
+	if err != nil {
+		return nil, err
+	}
+	fields, err := v.Object()
 	if err != nil {
 		return nil, err
 	}
@@ -110,65 +114,28 @@ func judge(document []byte) ([]Finding, error) {
 	known := scripts()
 	for _, r := range rules() {
 		known = append(known, r.field)
-		value, there := fields[r.field]
-		if !there || string(value) == "null" && r.absent != "" {
-			value = json.RawMessage(r.absent)
+		var compact bytes.Buffer
+		_ = json.Compact(&compact, fields[r.field].Raw())
+		value := compact.String()
+		if !fields[r.field].Present() || value == "null" && r.absent != "" {
+			value = r.absent
 		}
 		switch {
-		case len(value) == 0:
+		case value == "":
 			found = append(found, refuse(AppComposeRefused, "%s is missing", r.field))
-		case r.want != "" && string(value) != r.want:
+		case r.want != "" && value != r.want:
 			found = append(found, refuse(AppComposeRefused, "%s is %.60s, must be %s", r.field, value, r.want))
 		}
 	}
 	for _, name := range scripts() {
-		if value, there := fields[name]; there && string(value) != "null" {
+		if fields[name].Present() && !fields[name].Null() {
 			found = append(found, refuse(AppComposeScript, "%s is not allowed", name))
 		}
 	}
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
 		if !slices.Contains(known, name) {
 			found = append(found, refuse(AppComposeUnknown, "unknown field %.60q", name))
 		}
 	}
 	return found, nil
-}
-
-// members reads the one JSON object in data, its values compacted and its names in their order. A name that is there twice is an
-// error: readers differ in which one counts.
-func members(data []byte) (map[string]json.RawMessage, []string, error) {
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	start, err := decoder.Token()
-	if err != nil || start != json.Delim('{') {
-		return nil, nil, errors.New("not a JSON object")
-	}
-	fields := map[string]json.RawMessage{}
-	var names []string
-	for decoder.More() {
-		token, err := decoder.Token()
-		if err != nil {
-			return nil, nil, errors.New("not JSON")
-		}
-		name, isName := token.(string)
-		var value json.RawMessage
-		if err := decoder.Decode(&value); err != nil || !isName {
-			return nil, nil, errors.New("not JSON")
-		}
-		if _, twice := fields[name]; twice {
-			return nil, nil, fmt.Errorf("field %.60q is there twice", name)
-		}
-		var compact bytes.Buffer
-		if err := json.Compact(&compact, value); err != nil {
-			return nil, nil, err
-		}
-		fields[name] = compact.Bytes()
-		names = append(names, name)
-	}
-	if _, err := decoder.Token(); err != nil {
-		return nil, nil, errors.New("not JSON")
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return nil, nil, errors.New("something follows the JSON object")
-	}
-	return fields, names, nil
 }

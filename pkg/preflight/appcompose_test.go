@@ -49,7 +49,7 @@ func TestTheVerifiersRules(t *testing.T) {
 		{`"name":"mpc"`, `"name":"mpc","pre_launch_script":"id"`, preflight.AppComposeScript},
 		{`"name":"mpc"`, `"name":"mpc","init_script":""`, preflight.AppComposeScript},
 		{`"name":"mpc"`, `"name":"mpc","bash_script":"id"`, preflight.AppComposeScript},
-		{`"name":"mpc"`, `"name":"mpc","Runner":"docker-compose"`, preflight.AppComposeUnknown},
+		{`"name":"mpc"`, `"name":"mpc","rünner":"docker-compose"`, preflight.AppComposeUnknown},
 		{`"name":"mpc"`, `"name":"mpc","key_provider":"local","swap_size":0,"storage_fs":"zfs","secure_time":true`, ""},
 	} {
 		require.Contains(t, goodCompose, c.old)
@@ -64,7 +64,7 @@ func TestTheVerifiersRules(t *testing.T) {
 			assert.Equal(t, exit.Measurement, found[0].ExitCode)
 		}
 	}
-	for _, broken := range []string{"", "x", "[]", goodCompose + "{}", `{"a":1,"a":1}`, goodCompose[:40], "null"} {
+	for _, broken := range []string{"", "x", "[]", goodCompose + "{}", `{"a":1,"a":1}`, `{"runner":1,"Runner":1}`, goodCompose[:40], "null"} {
 		_, err := preflight.Judge([]byte(broken))
 		assert.Error(t, err, "%s", broken)
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/strictjson"
 	"tee-launcher/pkg/internal/unixhttp"
 )
 
@@ -169,9 +170,10 @@ func (a *Agent) readInfo(ctx context.Context) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	if err = bounded(body); err == nil {
-		var members map[string]json.RawMessage
-		if members, err = object(body, "tcb_info"); err == nil {
+	answer, err := document(body)
+	if err == nil {
+		var members map[string]strictjson.Value
+		if members, err = answer.Object("tcb_info"); err == nil {
 			var info Info
 			if info, err = parseInfo(members); err == nil {
 				return info, nil

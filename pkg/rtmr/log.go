@@ -1,16 +1,14 @@
 package rtmr
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/strictjson"
 )
 
 const (
@@ -78,22 +76,23 @@ func (l Log) Predict(image v1.Hash) (Register, error) {
 
 // Parse reads a tcb_info document, an answer of GetQuote or of Info, or a bare array of events.
 func Parse(b []byte) (Log, error) {
-	if err := bounded(b); err != nil {
+	v, err := document(b)
+	if err != nil {
 		return Log{}, err
 	}
-	if bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte("[")) {
-		events, err := parseEvents(b)
+	if v.IsArray() {
+		events, err := parseEvents(v)
 		return Log{events: events}, err
 	}
-	members, err := object(b, "tcb_info", "event_log", "rtmr3", "quote")
+	members, err := v.Object("tcb_info", "event_log", "rtmr3", "quote")
 	if err != nil {
 		return Log{}, &FormatError{"event log", err}
 	}
-	if _, ok := members["tcb_info"]; !ok {
+	if !members["tcb_info"].Present() {
 		return parseLog(members)
 	}
 	for _, name := range []string{"event_log", "rtmr3", "quote"} {
-		if _, ok := members[name]; ok {
+		if members[name].Present() {
 			return Log{}, &FormatError{"event log", fmt.Errorf("both tcb_info and %s, want one of them", name)}
 		}
 	}
@@ -101,26 +100,20 @@ func Parse(b []byte) (Log, error) {
 	return info.Log, err
 }
 
-func bounded(b []byte) error {
-	if len(b) > MaxSize {
-		return &FormatError{"event log", fmt.Errorf("%d bytes, at most %d are read", len(b), MaxSize)}
-	}
-	if !utf8.Valid(b) {
-		return &FormatError{"event log", errors.New("not UTF-8")}
-	}
-	return nil
-}
-
 // parseInfo reads an answer of Info, whose tcb_info is a string that holds JSON.
-func parseInfo(members map[string]json.RawMessage) (Info, error) {
-	document, err := text(members["tcb_info"])
+func parseInfo(members map[string]strictjson.Value) (Info, error) {
+	text, err := members["tcb_info"].Text()
 	if err != nil {
 		return Info{}, &FormatError{"tcb_info", err}
 	}
-	if document == "" {
+	if text == "" {
 		return Info{}, &FormatError{"info", ErrUnknown}
 	}
-	inner, err := object([]byte(document), "event_log", "rtmr3", "quote", "app_compose")
+	v, err := strictjson.Parse([]byte(text))
+	if err != nil {
+		return Info{}, &FormatError{"tcb_info", err}
+	}
+	inner, err := v.Object("event_log", "rtmr3", "quote", "app_compose")
 	if err != nil {
 		return Info{}, &FormatError{"tcb_info", err}
 	}
@@ -129,8 +122,8 @@ func parseInfo(members map[string]json.RawMessage) (Info, error) {
 		return Info{}, err
 	}
 	info := Info{Log: log}
-	if raw, ok := inner["app_compose"]; ok {
-		if info.AppCompose, err = text(raw); err != nil {
+	if inner["app_compose"].Present() {
+		if info.AppCompose, err = inner["app_compose"].Text(); err != nil {
 			return Info{}, &FormatError{"app_compose", err}
 		}
 	}
@@ -138,17 +131,17 @@ func parseInfo(members map[string]json.RawMessage) (Info, error) {
 }
 
 // parseLog reads what tcb_info and an answer of GetQuote have in common: a log, and a register to hold it against.
-func parseLog(members map[string]json.RawMessage) (Log, error) {
+func parseLog(members map[string]strictjson.Value) (Log, error) {
 	var log Log
-	if raw, ok := members["rtmr3"]; ok {
-		r, err := register(raw)
+	if members["rtmr3"].Present() {
+		r, err := register(members["rtmr3"])
 		if err != nil {
 			return Log{}, &FormatError{"rtmr3", err}
 		}
 		log.reported = &r
 	}
-	if raw, ok := members["quote"]; ok {
-		quote, err := hexBytes(raw)
+	if members["quote"].Present() {
+		quote, err := hexBytes(members["quote"])
 		if err != nil {
 			return Log{}, &FormatError{"quote", err}
 		}
@@ -161,15 +154,13 @@ func parseLog(members map[string]json.RawMessage) (Log, error) {
 	if log.reported == nil && log.quoted == nil {
 		return Log{}, &FormatError{"event log", errors.New("neither rtmr3 nor quote: not tcb_info, GetQuote or Info")}
 	}
-	raw := members["event_log"]
-	if isString(raw) {
-		s, err := text(raw)
-		if err != nil {
+	entries := members["event_log"]
+	if text, err := entries.Text(); err == nil {
+		if entries, err = strictjson.Parse([]byte(text)); err != nil {
 			return Log{}, &FormatError{"event_log", err}
 		}
-		raw = []byte(s)
 	}
-	events, err := parseEvents(raw)
+	events, err := parseEvents(entries)
 	if err != nil {
 		return Log{}, err
 	}
@@ -177,8 +168,8 @@ func parseLog(members map[string]json.RawMessage) (Log, error) {
 	return log, nil
 }
 
-func parseEvents(raw []byte) ([]Event, error) {
-	entries, err := array(raw, MaxEvents)
+func parseEvents(v strictjson.Value) ([]Event, error) {
+	entries, err := v.Array(MaxEvents)
 	if err != nil {
 		return nil, &FormatError{"event_log", err}
 	}
@@ -197,12 +188,12 @@ func parseEvents(raw []byte) ([]Event, error) {
 
 // parseEvent reads one entry. Of the other registers' entries nothing but the register is read: firmware writes them, in
 // forms of its own, and nothing here depends on them.
-func parseEvent(raw json.RawMessage) (_ Event, rtmr3 bool, err error) {
-	members, err := object(raw, "imr", "event_type", "digest", "event", "event_payload", "version")
+func parseEvent(entry strictjson.Value) (_ Event, rtmr3 bool, err error) {
+	members, err := entry.Object("imr", "event_type", "digest", "event", "event_payload", "version")
 	if err != nil {
 		return Event{}, false, err
 	}
-	imr, err := number(members["imr"])
+	imr, err := members["imr"].Uint32()
 	if err != nil {
 		return Event{}, false, fmt.Errorf("imr: %w", err)
 	}
@@ -213,24 +204,24 @@ func parseEvent(raw json.RawMessage) (_ Event, rtmr3 bool, err error) {
 		return Event{}, false, nil
 	}
 	e := Event{Version: 1}
-	if e.Type, err = number(members["event_type"]); err != nil {
+	if e.Type, err = members["event_type"].Uint32(); err != nil {
 		return Event{}, false, fmt.Errorf("event_type: %w", err)
 	}
-	if e.Name, err = text(members["event"]); err != nil {
+	if e.Name, err = members["event"].Text(); err != nil {
 		return Event{}, false, fmt.Errorf("event: %w", err)
 	}
 	if e.Payload, err = hexBytes(members["event_payload"]); err != nil {
 		return Event{}, false, fmt.Errorf("event_payload: %w", err)
 	}
-	if version, ok := members["version"]; ok {
-		n, err := number(version)
+	if version := members["version"]; version.Present() {
+		n, err := version.Uint32()
 		if err != nil || n < 1 || n > 2 {
-			return Event{}, false, fmt.Errorf("version: %.100q is neither 1 nor 2", version)
+			return Event{}, false, fmt.Errorf("version: %.100q is neither 1 nor 2", version.Raw())
 		}
 		e.Version = int(n)
 	}
-	if raw, ok := members["digest"]; ok && string(raw) != `""` {
-		d, err := register(raw)
+	if digest := members["digest"]; digest.Present() && string(digest.Raw()) != `""` {
+		d, err := register(digest)
 		if err != nil {
 			return Event{}, false, fmt.Errorf("digest: %w", err)
 		}

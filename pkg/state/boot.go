@@ -31,7 +31,8 @@ func (d Dir) Boot(id string) (Boot, bool) {
 		return Boot{}, false
 	}
 	var got Boot
-	if json.Unmarshal(data, &got) != nil || id == "" || got.ID != id {
+	err = decode(data, &got, "boot_id", "digest", "intent", "done")
+	if err != nil || id == "" || got.ID != id {
 		return Boot{}, false
 	}
 	return got, true

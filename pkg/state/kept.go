@@ -33,7 +33,7 @@ func (d Dir) Restore(p *image.Puller, ref name.Digest) (*image.Verified, error) 
 		return nil, err
 	}
 	var kept image.Kept
-	if err := json.Unmarshal(data, &kept); err != nil {
+	if err := decode(data, &kept, "Index", "Manifest", "Config"); err != nil {
 		return nil, fmt.Errorf("%s: %w", keptName(ref), err)
 	}
 	return p.Restore(ref, kept)

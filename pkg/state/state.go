@@ -7,10 +7,12 @@
 package state
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/internal/strictjson"
 )
 
 // Name is the directory's name in the shared directory.
@@ -77,4 +79,17 @@ func (d Dir) read(name string, limit int64) ([]byte, error) {
 	}
 	defer dir.Close()
 	return dir.Read(name, limit)
+}
+
+// decode reads a file of ours, which somebody else may have written, into a struct that has
+// these members.
+func decode(data []byte, into any, members ...string) error {
+	document, err := strictjson.Parse(data)
+	if err != nil {
+		return err
+	}
+	if _, err := document.Object(members...); err != nil {
+		return err
+	}
+	return json.Unmarshal(data, into)
 }
