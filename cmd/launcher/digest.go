@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -105,7 +104,7 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 		all = append(all, d)
 	}
 	if o.output == "json" {
-		return json.NewEncoder(p.stdout).Encode(all)
+		return p.printJSON(all)
 	}
 	for _, d := range all {
 		if _, err := fmt.Fprintln(p.stdout, d.Digest); err != nil {

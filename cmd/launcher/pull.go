@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -55,7 +54,7 @@ func (o *pullOpts) runPull(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if o.output == "json" {
-		return json.NewEncoder(o.program.stdout).Encode(struct {
+		return o.program.printJSON(struct {
 			Image *launch.ImageReport `json:"image"`
 			Pull  *launch.PullReport  `json:"pull"`
 		}{image, pull})

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -44,7 +43,7 @@ func (o *renderOpts) runRender(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	if o.output == "json" {
-		return json.NewEncoder(p.stdout).Encode(rendered)
+		return p.printJSON(rendered)
 	}
 	_, err = fmt.Fprintf(p.stdout, "# compose file\n%s\n# %s/%s\n%s", rendered.Compose, compose.SharedDir, compose.NodeConfig, rendered.NodeConfig)
 	return err

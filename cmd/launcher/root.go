@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/sanitize"
 )
 
 // program is one invocation and all that it may touch of the process.
@@ -37,16 +40,15 @@ func (p *program) run(ctx context.Context) exit.Code {
 	if err == nil {
 		return exit.OK
 	}
-	// What follows an empty line is there to be copied.
-	reasons, attachment, _ := strings.Cut(err.Error(), "\n\n")
-	for line := range strings.Lines(reasons) {
-		fmt.Fprintf(p.stderr, "error: %s\n", strings.TrimRight(line, "\n"))
+	reasons, attachment := exit.Tell(err)
+	for _, reason := range reasons {
+		fmt.Fprintf(p.stderr, "error: %s\n", sanitize.Line(reason, sanitize.MaxLine))
 	}
 	if attachment != "" {
 		fmt.Fprintf(p.stderr, "\n%s\n\n", strings.TrimRight(attachment, "\n"))
 	}
 	for _, hint := range exit.Hints(err) {
-		fmt.Fprintf(p.stderr, "hint: %s\n", hint)
+		fmt.Fprintf(p.stderr, "hint: %s\n", sanitize.Line(hint, sanitize.MaxLine))
 	}
 	return exit.Of(err)
 }
@@ -114,6 +116,18 @@ func addOutput(cmd *cobra.Command, o *output) {
 	*o = "text"
 	cmd.Flags().VarP(o, "output", "o", "how to print the result")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// printJSON prints a result as one JSON document.
+func (p *program) printJSON(result any) error {
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(result); err != nil {
+		return err
+	}
+	_, err := p.stdout.Write(sanitize.JSON(b.Bytes()))
+	return err
 }
 
 func isTerminal(f *os.File) bool {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -169,9 +168,7 @@ func replayOf(log rtmr.Log) replay {
 
 func (o *rtmr3Opts) print(r replay) error {
 	if o.output == "json" {
-		encoder := json.NewEncoder(o.program.stdout)
-		encoder.SetEscapeHTML(false)
-		return encoder.Encode(r)
+		return o.program.printJSON(r)
 	}
 	w := tabwriter.NewWriter(o.program.stdout, 0, 0, 2, ' ', 0)
 	for _, e := range r.Events {

@@ -15,6 +15,7 @@ import (
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/sanitize"
 )
 
 // settings is what flags and environment say, parsed.
@@ -245,9 +246,22 @@ func unknownVariables(environment map[string]string) []string {
 	return warnings
 }
 
+// cleanAttr cleans what is logged, whoever said it.
+func cleanAttr(_ []string, a slog.Attr) slog.Attr {
+	value := a.Value.Resolve()
+	text := value.String()
+	if err, ok := value.Any().(error); ok {
+		text = err.Error()
+	}
+	if clean := sanitize.Line(text, sanitize.MaxLine); clean != text {
+		a.Value = slog.StringValue(clean)
+	}
+	return a
+}
+
 // log returns the logger that the settings ask for, and logs what they have to say.
 func (s settings) log(w io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: s.logLevel}
+	options := &slog.HandlerOptions{Level: s.logLevel, ReplaceAttr: cleanAttr}
 	var log *slog.Logger
 	if s.logFormat == "json" {
 		log = slog.New(slog.NewJSONHandler(w, options))

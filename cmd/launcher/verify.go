@@ -1,14 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -18,6 +16,7 @@ import (
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/preflight"
+	"tee-launcher/pkg/sanitize"
 )
 
 type verifyOpts struct {
@@ -72,7 +71,7 @@ func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	if o.output == "json" {
-		err = json.NewEncoder(p.stdout).Encode(report)
+		err = p.printJSON(report)
 	} else {
 		_, err = io.WriteString(p.stdout, reportText(report, p.colourful()))
 	}
@@ -185,7 +184,7 @@ func reportText(r *preflight.Report, colour bool) string {
 		word, shade := statusWord(c)
 		head := fmt.Sprintf("%-4s  %-16s  ", word, c.Check)
 		b.WriteString(paint(shade, head[:4]) + head[4:])
-		c.Detail = printable(c.Detail)
+		c.Detail = sanitize.Line(c.Detail, sanitize.MaxLine)
 		switch {
 		case c.Status == preflight.Failed || c.Detail == "":
 			b.WriteString("\n")
@@ -260,16 +259,6 @@ func wouldRunText(w *preflight.WouldRun) string {
 // halves parts a SHA-384, which no line of 80 columns holds beside its name.
 func halves(hex string) string { return hex[:len(hex)/2] + " " + hex[len(hex)/2:] }
 
-// printable takes out what could move a terminal's cursor or turn its text around: container names and the like are somebody else's.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, text)
-}
-
 // wrap puts words on lines, the first one behind first and the others behind rest.
 func wrap(text, first, rest string) string {
 	var b strings.Builder
@@ -278,7 +267,7 @@ func wrap(text, first, rest string) string {
 		b.WriteString(line + "\n")
 		line, empty = rest, true
 	}
-	for i, paragraph := range strings.Split(printable(text), "\n") {
+	for i, paragraph := range sanitize.Lines(text, sanitize.MaxLine) {
 		if i > 0 {
 			flush()
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -47,7 +46,7 @@ func (p *program) newVersionCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := thisBuild()
 			if o.output == "json" {
-				return json.NewEncoder(p.stdout).Encode(b)
+				return p.printJSON(b)
 			}
 			commit := b.Commit
 			if commit == "" {

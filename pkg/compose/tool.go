@@ -16,6 +16,7 @@ import (
 
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/sanitize"
 )
 
 const (
@@ -210,17 +211,5 @@ func (t *tail) Write(p []byte) (int, error) {
 
 // line returns the text as one line: the lines that say something, trimmed and joined.
 func (t *tail) line() string {
-	var lines []string
-	for l := range strings.Lines(strings.ToValidUTF8(string(t.data), "�")) {
-		l = strings.TrimSpace(strings.Map(func(r rune) rune {
-			if r < ' ' || r == 0x7f {
-				return ' '
-			}
-			return r
-		}, l))
-		if l != "" {
-			lines = append(lines, l)
-		}
-	}
-	return strings.Join(lines, "; ")
+	return strings.Join(sanitize.Lines(string(t.data), maxOutput), "; ")
 }

@@ -114,7 +114,9 @@ func (s *source) parse(data []byte, p Platform) *Config {
 		return nil
 	}
 	if answer, at := answerDotenv(data); answer != "" {
-		s.problem(at, "this is the .env form of the Python launcher, which is not read any more. Write TOML instead:\n\n%s", answer)
+		s.problem(at, "this is the .env form of the Python launcher, which is not read any more. "+
+			"Write TOML instead:")
+		s.problems[len(s.problems)-1].Answer = answer
 		return nil
 	}
 	document := s.decode(data)

@@ -13,9 +13,17 @@ type Problem struct {
 	File         string
 	Line, Column int
 	Message      string
+	Answer       string // what to write instead, where that is known; lines to be copied
 }
 
 func (p Problem) String() string {
+	if p.Answer != "" {
+		return p.line() + "\n\n" + p.Answer
+	}
+	return p.line()
+}
+
+func (p Problem) line() string {
 	if p.Line == 0 {
 		return p.File + ": " + p.Message
 	}
@@ -38,15 +46,33 @@ type Problems []Problem
 const maxShown = 50
 
 func (p Problems) Error() string {
+	text := strings.Join(p.Reasons(), "\n")
+	if answer := p.Attachment(); answer != "" {
+		text += "\n\n" + answer
+	}
+	return text
+}
+
+// Reasons returns the problems, a line each.
+func (p Problems) Reasons() []string {
 	lines := make([]string, 0, min(len(p), maxShown)+1)
 	for i, problem := range p {
 		if i == maxShown {
-			lines = append(lines, fmt.Sprintf("and %d more", len(p)-maxShown))
-			break
+			return append(lines, fmt.Sprintf("and %d more", len(p)-maxShown))
 		}
-		lines = append(lines, problem.String())
+		lines = append(lines, problem.line())
 	}
-	return strings.Join(lines, "\n")
+	return lines
+}
+
+// Attachment returns what to write instead of a file in an old form.
+func (p Problems) Attachment() string {
+	for _, problem := range p {
+		if problem.Answer != "" {
+			return problem.Answer
+		}
+	}
+	return ""
 }
 
 // ExitCode says that the file has to be corrected.

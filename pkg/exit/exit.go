@@ -4,7 +4,10 @@
 // text. An error that says nothing is a bug in this program and ends in Internal.
 package exit
 
-import "errors"
+import (
+	"errors"
+	"strings"
+)
 
 // Code is an exit code of the process.
 type Code int
@@ -63,6 +66,46 @@ type Coder interface {
 type Hinter interface {
 	error
 	Hints() []string
+}
+
+// Teller is what an error implements that isn't told in one line.
+type Teller interface {
+	error
+	Reasons() []string  // a line each
+	Attachment() string // lines to be copied; may be empty
+}
+
+// Tell returns the lines in which an error is told, and what there is to copy. Only an error's type
+// makes several lines of it: a line break in its text may be somebody else's.
+func Tell(err error) (reasons []string, attachment string) {
+	// told is the error that has several reasons. What stands around its text goes with the first
+	// and the last of them.
+	var told error
+	var several Teller
+	if errors.As(err, &several) {
+		told, reasons, attachment = several, several.Reasons(), several.Attachment()
+	}
+	for e := err; e != nil && told == nil; e = errors.Unwrap(e) {
+		joined, ok := e.(interface{ Unwrap() []error })
+		if !ok || errors.Join(joined.Unwrap()...).Error() != e.Error() {
+			continue
+		}
+		told = e
+		for _, part := range joined.Unwrap() {
+			lines, _ := Tell(part)
+			reasons = append(reasons, lines...)
+		}
+	}
+	if told == nil || len(reasons) == 0 {
+		return []string{err.Error()}, ""
+	}
+	before, after, ok := strings.Cut(err.Error(), told.Error())
+	if !ok {
+		return []string{err.Error()}, "" // somebody changed its words
+	}
+	reasons[0] = before + reasons[0]
+	reasons[len(reasons)-1] += after
+	return reasons, attachment
 }
 
 // Of returns the code of the outermost error in err's chain that chooses one: OK for nil, Internal where none does.

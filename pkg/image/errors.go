@@ -8,9 +8,9 @@ import (
 	"net/http"
 	"strings"
 	"time"
-	"unicode"
 
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/sanitize"
 )
 
 // Kind says how a pull failed, and so whether it is worth another try.
@@ -172,17 +172,4 @@ func networkHints(err error, now time.Time) []string {
 }
 
 // clean makes one short printable line of what an untrusted server said.
-func clean(s string, limit int) string {
-	s = strings.ToValidUTF8(s, "?")
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s)
-	s = strings.Join(strings.Fields(s), " ")
-	if runes := []rune(s); len(runes) > limit {
-		s = string(runes[:limit]) + "…"
-	}
-	return s
-}
+func clean(s string, limit int) string { return sanitize.Line(s, limit) }

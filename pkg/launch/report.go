@@ -15,6 +15,7 @@ import (
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/sanitize"
 	"tee-launcher/pkg/state"
 )
 
@@ -204,7 +205,7 @@ func (r *report) finish(err error) {
 	now, code := now(), exit.Of(err)
 	r.FinishedAt, r.ExitCode = &now, &code
 	if err != nil {
-		text := withoutOutput(err)
+		text := sanitize.Line(withoutOutput(err), sanitize.MaxLine)
 		r.Error = &text
 	}
 	r.write()

@@ -19,6 +19,7 @@ import (
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/sanitize"
 	"tee-launcher/pkg/state"
 )
 
@@ -413,13 +414,7 @@ func (r *run) settle(ctx context.Context) (string, error) {
 // lastWords shows people the last lines of a workload that didn't stay.
 func (r *run) lastWords(ctx context.Context, c docker.Container) {
 	if log, err := r.engine.Logs(ctx, c.ID, 20, 16<<10); err == nil && len(log) > 0 {
-		// Nothing in it may move the cursor, or begin a line that passes for one of ours.
-		text := strings.Map(func(c rune) rune {
-			if c < ' ' && c != '\n' && c != '\t' || c == 0x7f {
-				return -1
-			}
-			return c
-		}, strings.TrimRight(string(log), "\n"))
-		fmt.Fprintf(r.Output, "last lines of %s:\n  %s\n", c.Name, strings.ReplaceAll(text, "\n", "\n  "))
+		lines := sanitize.Lines(string(log), 16<<10)
+		fmt.Fprintf(r.Output, "last lines of %s:\n  %s\n", c.Name, strings.Join(lines, "\n  "))
 	}
 }
