@@ -81,14 +81,13 @@ func (o *rtmr3Opts) runRTMR3(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	r := replayOf(log)
-	verdict := log.Check()
+	image, verdict := log.Accepted()
 	r.Accepted = verdict == nil
 	if r.Accepted {
-		image, _ := log.Images()[0].Image()
 		r.Image = image.String()
 	}
-	if expect != nil {
-		verdict = log.Expect(*expect)
+	if expect != nil && verdict == nil && image != *expect {
+		verdict = &rtmr.Rejection{Reason: rtmr.OtherDigest, Got: image.String(), Want: expect.String()}
 	}
 	if verdict != nil {
 		r.Reason = verdict.Error()

@@ -155,8 +155,12 @@ listen = 8080
 		return err
 	}
 	d.events(log)
-	if err := log.Expect(digest); err != nil {
+	measured, err := log.Accepted()
+	if err != nil {
 		return err
+	}
+	if measured != digest {
+		return fmt.Errorf("the log is about %s, not %s", measured, digest)
 	}
 	fmt.Fprintln(stdout, "a verifier accepts it: the log replays to the register and holds one image event, for the image that runs")
 

@@ -83,7 +83,7 @@ func (r *run) probe(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if len(log.Images()) == 0 {
-		if err := log.Verify(); err != nil {
+		if err := log.Replays(); err != nil {
 			return "", err
 		}
 		if err := r.agent.CanEmit(ctx); err != nil {
@@ -95,7 +95,7 @@ func (r *run) probe(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := log.Admit(decision.Digest); err != nil {
+	if _, err := log.Measured(decision.Digest); err != nil {
 		return "", err
 	}
 	if err := r.ours(decision.Digest); err != nil {

@@ -15,7 +15,7 @@ const reboot = "reboot the CVM: what is in RTMR3 stays there until then"
 // checkMeasured compares what is measured with what would be.
 func checkMeasured(_ context.Context, f *facts) outcome {
 	want := f.decision.Digest
-	present, err := f.events.Log.Admit(want)
+	present, err := f.events.Log.Measured(want)
 	if err != nil {
 		return fail(OtherMeasured, err)
 	}

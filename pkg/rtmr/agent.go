@@ -135,7 +135,7 @@ func (a *Agent) Log(ctx context.Context) (Log, error) {
 // reading. It is for whoever has reason to think that an emit is under way.
 func (a *Agent) Await(ctx context.Context) (Log, error) {
 	info, err := a.poll(ctx, func(info Info, err error) bool {
-		return err == nil && len(info.Log.Images()) > 0 && info.Log.Verify() == nil
+		return err == nil && len(info.Log.Images()) > 0 && info.Log.Replays() == nil
 	})
 	return info.Log, err
 }

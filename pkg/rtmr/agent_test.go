@@ -154,7 +154,7 @@ func TestLogOfEveryRelease(t *testing.T) {
 		double.Emit(rtmr.EventName, unhex(t, measuredHex))
 		log, err := agent.Log(t.Context())
 		require.NoError(t, err, release)
-		assert.NoError(t, log.Expect(image(t, measuredHex)), release)
+		accepted(t, log, release)
 		reported, ok := log.Reported()
 		assert.True(t, ok, release)
 		assert.Equal(t, double.RTMR3(), reported.String(), release)
@@ -288,7 +288,7 @@ func TestLogWaitsForAQuote(t *testing.T) {
 	double.Fail(launchtest.AgentFault{Kind: launchtest.QuoteFails, Times: 3})
 	log, err := agent.Log(t.Context())
 	require.NoError(t, err)
-	assert.NoError(t, log.Verify())
+	assert.NoError(t, log.Replays())
 	assert.Len(t, double.Requests(), 4)
 	assert.Equal(t, 7*time.Second, c.elapsed, "1 + 2 + 4 s")
 

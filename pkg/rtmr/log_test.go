@@ -69,6 +69,19 @@ func rejected(t *testing.T, err error, reason rtmr.Reason, what string) {
 	}
 }
 
+func refusal(log rtmr.Log) error {
+	_, err := log.Accepted()
+	return err
+}
+
+// accepted requires that a verifier accepts log for the measured image.
+func accepted(t *testing.T, log rtmr.Log, what string) {
+	t.Helper()
+	got, err := log.Accepted()
+	assert.NoError(t, err, what)
+	assert.Equal(t, image(t, measuredHex), got, what)
+}
+
 func TestParseTCBInfo(t *testing.T) {
 	t.Parallel()
 	log := parseFile(t, tcbInfoFile)
@@ -80,8 +93,7 @@ func TestParseTCBInfo(t *testing.T) {
 	assert.Equal(t, log.Replay(), reported, "reported")
 	_, ok = log.Quoted()
 	assert.False(t, ok, "no quote came with it")
-	assert.NoError(t, log.Check())
-	assert.NoError(t, log.Expect(image(t, measuredHex)))
+	accepted(t, log, "the document")
 	require.Len(t, log.Images(), 1)
 	got, ok := log.Images()[0].Image()
 	assert.True(t, ok)
@@ -101,11 +113,11 @@ func TestParseGetQuoteRecomputesStrippedDigests(t *testing.T) {
 	assert.Equal(t, quoted, log.Replay(), "replay")
 	_, ok = log.Reported()
 	assert.False(t, ok, "nothing else reports one")
-	assert.NoError(t, log.Verify())
-	rejected(t, log.Check(), rtmr.MissingEvent, "no image was measured there")
-	state, err := log.State(image(t, measuredHex))
+	assert.NoError(t, log.Replays())
+	rejected(t, refusal(log), rtmr.MissingEvent, "no image was measured there")
+	present, err := log.Measured(image(t, measuredHex))
 	assert.NoError(t, err)
-	assert.Equal(t, rtmr.None, state)
+	assert.False(t, present)
 }
 
 // One log in all the forms in which it travels.
@@ -135,7 +147,7 @@ func TestParseForms(t *testing.T) {
 		log, err := rtmr.Parse(b)
 		require.NoError(t, err, name)
 		assert.Equal(t, want.Events(), log.Events(), name)
-		assert.NoError(t, log.Expect(image(t, measuredHex)), name)
+		accepted(t, log, name)
 		_, reported := log.Reported()
 		_, quoted := log.Quoted()
 		assert.Equal(t, name != "GetQuote" && !strings.HasPrefix(name, "bare"), reported, "%s: reported", name)
@@ -166,31 +178,22 @@ func TestPredict(t *testing.T) {
 	for _, h := range []v1.Hash{{}, {Algorithm: "sha256", Hex: "ab"}, {Algorithm: "sha512", Hex: measuredHex}} {
 		_, err = before.Predict(h)
 		assert.Error(t, err, "digest %q", h)
-		_, err = before.State(h)
+		_, err = before.Measured(h)
 		assert.Error(t, err, "digest %q", h)
 	}
 }
 
-func TestState(t *testing.T) {
+func TestMeasured(t *testing.T) {
 	t.Parallel()
-	measured, other := image(t, measuredHex), image(t, otherHex)
 	log := parseFile(t, tcbInfoFile)
-
-	state, err := log.State(measured)
-	assert.NoError(t, err)
-	assert.Equal(t, rtmr.This, state)
-	present, err := log.Admit(measured)
+	present, err := log.Measured(image(t, measuredHex))
 	assert.NoError(t, err)
 	assert.True(t, present)
 
-	state, err = log.State(other)
-	assert.NoError(t, err)
-	assert.Equal(t, rtmr.Another, state)
-	_, err = log.Admit(other)
+	_, err = log.Measured(image(t, otherHex))
 	rejected(t, err, rtmr.OtherDigest, "another image")
 
-	before := parseFile(t, getQuoteFile)
-	present, err = before.Admit(measured)
+	present, err = parseFile(t, getQuoteFile).Measured(image(t, measuredHex))
 	assert.NoError(t, err)
 	assert.False(t, present)
 }
@@ -202,27 +205,24 @@ func TestMeasuredButRefused(t *testing.T) {
 	withColon := append([]byte("AB:"), bytes.Repeat([]byte{0xee}, 29)...)
 	for name, c := range map[string]struct {
 		more   []rtmr.Event
-		state  rtmr.State
 		reason rtmr.Reason
 	}{
-		"the same image twice": {[]rtmr.Event{{Name: rtmr.EventName, Payload: measured}}, rtmr.Several, rtmr.DuplicateEvent},
-		"two images":           {[]rtmr.Event{{Name: rtmr.EventName, Payload: withColon}}, rtmr.Several, rtmr.DuplicateEvent},
+		"the same image twice": {[]rtmr.Event{{Name: rtmr.EventName, Payload: measured}}, rtmr.DuplicateEvent},
+		"two images":           {[]rtmr.Event{{Name: rtmr.EventName, Payload: withColon}}, rtmr.DuplicateEvent},
 		// What was measured as the image AB:… and is told as another event, which a verifier doesn't count.
-		"an image event in disguise": {[]rtmr.Event{{Name: rtmr.EventName + ":AB", Payload: withColon[3:]}}, rtmr.Several, rtmr.AmbiguousEvent},
-		"something else":             {[]rtmr.Event{{Name: "vault", Payload: measured}}, rtmr.This, ""},
-		"a name that only looks so":  {[]rtmr.Event{{Name: "mpc-image-digests"}, {Name: "MPC-image-digest"}, {Name: ""}}, rtmr.This, ""},
+		"an image event in disguise": {[]rtmr.Event{{Name: rtmr.EventName + ":AB", Payload: withColon[3:]}}, rtmr.AmbiguousEvent},
+		"something else":             {[]rtmr.Event{{Name: "vault", Payload: measured}}, ""},
+		"a name that only looks so":  {[]rtmr.Event{{Name: "mpc-image-digests"}, {Name: "MPC-image-digest"}, {Name: ""}}, ""},
 	} {
 		log := tcbInfoWith(t, parseFile(t, tcbInfoFile).Events(), c.more)
-		require.NoError(t, log.Verify(), name)
-		state, err := log.State(image(t, measuredHex))
-		assert.NoError(t, err, name)
-		assert.Equal(t, c.state, state, name)
+		require.NoError(t, log.Replays(), name)
+		_, err := log.Measured(image(t, measuredHex))
 		if c.reason == "" {
-			assert.NoError(t, log.Check(), name)
+			assert.NoError(t, err, name)
+			accepted(t, log, name)
 			continue
 		}
-		rejected(t, log.Check(), c.reason, name)
-		_, err = log.Admit(image(t, measuredHex))
+		rejected(t, refusal(log), c.reason, name)
 		rejected(t, err, c.reason, name)
 	}
 }
@@ -241,11 +241,10 @@ func TestOnlyImageEventIsWrong(t *testing.T) {
 		"in disguise": {rtmr.Event{Name: rtmr.EventName + ":", Payload: make([]byte, 31)}, rtmr.AmbiguousEvent},
 	} {
 		log := tcbInfoWith(t, boot, []rtmr.Event{c.event})
-		require.NoError(t, log.Verify(), name)
-		rejected(t, log.Check(), c.reason, name)
-		state, err := log.State(image(t, measuredHex))
-		assert.NoError(t, err, name)
-		assert.Equal(t, rtmr.Another, state, name)
+		require.NoError(t, log.Replays(), name)
+		rejected(t, refusal(log), c.reason, name)
+		_, err := log.Measured(image(t, measuredHex))
+		rejected(t, err, c.reason, name)
 	}
 }
 
@@ -292,8 +291,8 @@ func TestVersion2ReplaysAndIsRejected(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, r, parsed.Replay(), "stripped %v", stripped)
 		assert.Equal(t, 2, parsed.Events()[0].Version)
-		rejected(t, parsed.Check(), rtmr.WrongVersion, "version 2")
-		_, err = parsed.State(image(t, measuredHex))
+		rejected(t, refusal(parsed), rtmr.WrongVersion, "version 2")
+		_, err = parsed.Measured(image(t, measuredHex))
 		rejected(t, err, rtmr.WrongVersion, "version 2")
 	}
 }
@@ -301,17 +300,15 @@ func TestVersion2ReplaysAndIsRejected(t *testing.T) {
 func TestZeroLogIsRefused(t *testing.T) {
 	t.Parallel()
 	var log rtmr.Log
-	rejected(t, log.Verify(), rtmr.NoEvents, "Verify")
-	rejected(t, log.Check(), rtmr.NoEvents, "Check")
-	_, err := log.State(image(t, measuredHex))
-	rejected(t, err, rtmr.NoRegister, "State")
-	_, err = log.Admit(image(t, measuredHex))
-	rejected(t, err, rtmr.NoRegister, "Admit")
+	rejected(t, log.Replays(), rtmr.NoEvents, "Replays")
+	rejected(t, refusal(log), rtmr.NoEvents, "Accepted")
+	_, err := log.Measured(image(t, measuredHex))
+	rejected(t, err, rtmr.NoRegister, "Measured")
 
 	empty, err := rtmr.Parse([]byte(`{"event_log":[],"rtmr3":"` + strings.Repeat("0", 96) + `"}`))
 	require.NoError(t, err)
 	assert.True(t, empty.Replay().IsZero(), "nothing replays to the boot value")
-	_, err = empty.State(image(t, measuredHex))
+	_, err = empty.Measured(image(t, measuredHex))
 	rejected(t, err, rtmr.NoEvents, "an empty log of a register that is empty, too")
 }
 
@@ -321,8 +318,8 @@ func TestBareArrayDecidesNothing(t *testing.T) {
 	require.NoError(t, json.Unmarshal(readFile(t, tcbInfoFile), &document))
 	log, err := rtmr.Parse(document["event_log"])
 	require.NoError(t, err)
-	assert.NoError(t, log.Check(), "the rules that need no register")
-	_, err = log.State(image(t, measuredHex))
+	assert.NoError(t, refusal(log), "the rules that need no register")
+	_, err = log.Measured(image(t, measuredHex))
 	rejected(t, err, rtmr.NoRegister, "no register to hold it against")
 }
 
@@ -398,8 +395,8 @@ func TestTamperWithLog(t *testing.T) {
 				continue
 			}
 			require.NoError(t, err, what)
-			rejected(t, log.Check(), c.reason, what)
-			_, err = log.State(image(t, measuredHex))
+			rejected(t, refusal(log), c.reason, what)
+			_, err = log.Measured(image(t, measuredHex))
 			rejected(t, err, c.reason, what)
 		}
 	}
@@ -430,7 +427,7 @@ func TestTamperWithLog(t *testing.T) {
 			continue
 		}
 		require.NoError(t, err, name)
-		rejected(t, log.Check(), c.reason, name)
+		rejected(t, refusal(log), c.reason, name)
 	}
 }
 
@@ -450,7 +447,7 @@ func TestTamperWithRegister(t *testing.T) {
 			d["rtmr3"] = hex.EncodeToString(b)
 		})
 		require.NoError(t, err)
-		rejected(t, log.Check(), rtmr.WrongRegister, fmt.Sprintf("byte %d", i))
+		rejected(t, refusal(log), rtmr.WrongRegister, fmt.Sprintf("byte %d", i))
 	}
 	for name, value := range map[string]any{
 		"short": "00", "empty": "", "null": nil, "number": 3, "not hex": strings.Repeat("z", 96), "prefixed": "0x" + strings.Repeat("0", 94),
@@ -474,12 +471,12 @@ func TestTamperWithQuote(t *testing.T) {
 	for i := range 48 {
 		log, err := parse(changed(func(q []byte) []byte { q[520+i] ^= 1; return q }))
 		require.NoError(t, err)
-		rejected(t, log.Verify(), rtmr.WrongRegister, fmt.Sprintf("byte %d of RTMR3", i))
+		rejected(t, log.Replays(), rtmr.WrongRegister, fmt.Sprintf("byte %d of RTMR3", i))
 	}
 	for _, at := range []int{519, 568} {
 		log, err := parse(changed(func(q []byte) []byte { q[at] ^= 1; return q }))
 		require.NoError(t, err)
-		assert.NoError(t, log.Verify(), "byte %d is none of RTMR3's", at)
+		assert.NoError(t, log.Replays(), "byte %d is none of RTMR3's", at)
 	}
 	for name, q := range map[string][]byte{
 		"empty":       {},
@@ -505,10 +502,10 @@ func TestReportedAndQuotedMustAgree(t *testing.T) {
 	t.Parallel()
 	log, err := reparse(t, getQuoteFile, func(d map[string]any) { d["rtmr3"] = parseFile(t, getQuoteFile).Replay().String() })
 	require.NoError(t, err)
-	assert.NoError(t, log.Verify(), "both are right")
+	assert.NoError(t, log.Replays(), "both are right")
 	log, err = reparse(t, getQuoteFile, func(d map[string]any) { d["rtmr3"] = strings.Repeat("00", 48) })
 	require.NoError(t, err)
-	rejected(t, log.Verify(), rtmr.WrongQuote, "they differ")
+	rejected(t, log.Replays(), rtmr.WrongQuote, "they differ")
 }
 
 func TestParseRefuses(t *testing.T) {

@@ -100,7 +100,7 @@ func (a *Agent) Measure(ctx context.Context, image v1.Hash, record Recorder) (Me
 	if err != nil {
 		return Measurement{}, err
 	}
-	present, err := log.Admit(image)
+	present, err := log.Measured(image)
 	if err != nil {
 		return Measurement{}, err
 	}
@@ -142,8 +142,7 @@ func (a *Agent) emitOnce(ctx context.Context, image v1.Hash, payload []byte) (Me
 			if err != nil {
 				return false
 			}
-			state, err := info.Log.State(image)
-			return err == nil && (state != None || !mayAppear)
+			return info.Log.Replays() == nil && (len(info.Log.Images()) > 0 || !mayAppear)
 		})
 		if err != nil {
 			outcome := Unclear
@@ -152,14 +151,15 @@ func (a *Agent) emitOnce(ctx context.Context, image v1.Hash, payload []byte) (Me
 			}
 			return Measurement{}, &MeasureError{image, outcome, emits, follows(emitErr, err)}
 		}
-		state, err := info.Log.State(image)
+		if err := info.Log.Replays(); err != nil {
+			return Measurement{}, &MeasureError{image, Poisoned, emits, err}
+		}
+		present, err := info.Log.Measured(image)
 		switch {
 		case err != nil:
-			return Measurement{}, &MeasureError{image, Poisoned, emits, err}
-		case state == This:
+			return Measurement{}, &MeasureError{image, Conflict, emits, err}
+		case present:
 			return Measurement{image: image, rtmr3: info.Log.Replay()}, nil
-		case state != None:
-			return Measurement{}, &MeasureError{image, Conflict, emits, info.Log.Expect(image)}
 		case mayAppear:
 			return Measurement{}, &MeasureError{image, Unclear, emits, emitErr}
 		case emits == maxEmits || fault == Missing:

@@ -68,52 +68,84 @@ func (e *Rejection) Hints() []string {
 	return nil
 }
 
-// State is what a log says about one image digest.
-type State string
-
-const (
-	None    State = "none"    // no image is measured
-	This    State = "this"    // exactly this image is measured
-	Another State = "another" // exactly one image event, and it doesn't say this
-	Several State = "several" // more than one image event
-)
-
-// State returns what the log says about image. It is an error, and says nothing, if a verifier would not believe the log
-// whatever image it names, or if there is no register to hold it against.
-func (l Log) State(image v1.Hash) (State, error) {
-	if _, err := digest.Parse(image.String()); err != nil {
-		return "", err
+// Replays returns nil if a verifier would believe the log, whatever image it names and even if it
+// names none yet: every entry is dstack's, with the digest that version 1 computes, and all of them
+// together give the reported and the quoted register. Registers that the document didn't hold are
+// not compared.
+func (l Log) Replays() error {
+	if len(l.events) == 0 {
+		return &Rejection{Reason: NoEvents}
 	}
-	if l.reported == nil && l.quoted == nil {
-		return "", &Rejection{Reason: NoRegister}
+	if l.reported != nil && l.quoted != nil && *l.reported != *l.quoted {
+		return &Rejection{Reason: WrongQuote, Got: l.quoted.String(), Want: l.reported.String()}
 	}
-	if err := l.Verify(); err != nil {
-		return "", err
+	for i, e := range l.events {
+		entry := fmt.Sprintf("RTMR3 event %d %.100q", i, e.Name)
+		if e.Type != EventType {
+			return &Rejection{WrongType, entry, fmt.Sprintf("%#x", e.Type), fmt.Sprintf("%#x", EventType)}
+		}
+		if e.Version != 1 {
+			return &Rejection{WrongVersion, entry, fmt.Sprint(e.Version), "1"}
+		}
+		if got, want := e.Measured(), DigestV1(e.Name, e.Payload); got != want {
+			return &Rejection{WrongDigest, entry, got.String(), want.String()}
+		}
 	}
-	images := l.Images()
-	switch {
-	case len(images) == 0:
-		return None, nil
-	case len(images) > 1:
-		return Several, nil
+	for _, r := range []*Register{l.reported, l.quoted} {
+		if replayed := l.Replay(); r != nil && *r != replayed {
+			return &Rejection{Reason: WrongRegister, Got: r.String(), Want: replayed.String()}
+		}
 	}
-	if got, ok := images[0].Image(); !ok || got != image {
-		return Another, nil
-	}
-	return This, nil
+	return nil
 }
 
-// Admit reports whether image is measured already. It is an error if it could not be, or not be any more: the log isn't to
-// be believed, or it names another image, or too many.
-func (l Log) Admit(image v1.Hash) (present bool, err error) {
-	state, err := l.State(image)
-	switch {
-	case err != nil:
+// Accepted returns the image that a NEAR verifier would take the log to prove, or the Rejection.
+func (l Log) Accepted() (v1.Hash, error) {
+	if err := l.Replays(); err != nil {
+		return v1.Hash{}, err
+	}
+	images := l.Images()
+	for _, e := range images {
+		if ambiguous(e) {
+			return v1.Hash{}, &Rejection{Reason: AmbiguousEvent, Entry: fmt.Sprintf("%.100q", e.Name)}
+		}
+	}
+	switch len(images) {
+	case 0:
+		return v1.Hash{}, &Rejection{Reason: MissingEvent, Entry: EventName}
+	case 1:
+	default:
+		return v1.Hash{}, &Rejection{DuplicateEvent, EventName, fmt.Sprint(len(images)), "1"}
+	}
+	image, ok := images[0].Image()
+	if !ok {
+		got := fmt.Sprintf("%d bytes", len(images[0].Payload))
+		return v1.Hash{}, &Rejection{WrongPayload, EventName, got, "32"}
+	}
+	return image, nil
+}
+
+// Measured reports whether image is measured already. It is an error if it could not be, or not be
+// any more: the log isn't to be believed, there is no register to hold it against, or it names
+// another image, or too many.
+func (l Log) Measured(image v1.Hash) (bool, error) {
+	if _, err := digest.Parse(image.String()); err != nil {
 		return false, err
-	case state == None:
+	}
+	if l.reported == nil && l.quoted == nil {
+		return false, &Rejection{Reason: NoRegister}
+	}
+	if err := l.Replays(); err != nil {
+		return false, err
+	}
+	if len(l.Images()) == 0 {
 		return false, nil
 	}
-	return true, l.Expect(image)
+	got, err := l.Accepted()
+	if err == nil && got != image {
+		err = &Rejection{Reason: OtherDigest, Got: got.String(), Want: image.String()}
+	}
+	return err == nil, err
 }
 
 // Images returns the image events. An event counts if its measured bytes begin as an image event's do: with version 1 of
@@ -130,68 +162,3 @@ func (l Log) Images() []Event {
 }
 
 func ambiguous(e Event) bool { return strings.HasPrefix(e.Name, EventName+":") }
-
-// Expect is Check, and that the image is this one.
-func (l Log) Expect(image v1.Hash) error {
-	if err := l.Check(); err != nil {
-		return err
-	}
-	if got, _ := l.Images()[0].Image(); got != image {
-		return &Rejection{Reason: OtherDigest, Got: got.String(), Want: image.String()}
-	}
-	return nil
-}
-
-// Check applies the NEAR verifier's rules for RTMR3 and its image event: nil, or the Rejection. Registers that the document
-// didn't hold are not compared.
-func (l Log) Check() error {
-	if err := l.Verify(); err != nil {
-		return err
-	}
-	images := l.Images()
-	for _, e := range images {
-		if ambiguous(e) {
-			return &Rejection{Reason: AmbiguousEvent, Entry: fmt.Sprintf("%.100q", e.Name)}
-		}
-	}
-	switch len(images) {
-	case 0:
-		return &Rejection{Reason: MissingEvent, Entry: EventName}
-	case 1:
-	default:
-		return &Rejection{Reason: DuplicateEvent, Entry: EventName, Got: fmt.Sprint(len(images)), Want: "1"}
-	}
-	if _, ok := images[0].Image(); !ok {
-		return &Rejection{Reason: WrongPayload, Entry: EventName, Got: fmt.Sprintf("%d bytes", len(images[0].Payload)), Want: "32"}
-	}
-	return nil
-}
-
-// Verify applies those of the verifier's rules that hold before an image is measured as well: every entry is dstack's, with
-// the digest that version 1 computes, and all of them together give the reported and the quoted register.
-func (l Log) Verify() error {
-	if len(l.events) == 0 {
-		return &Rejection{Reason: NoEvents}
-	}
-	if l.reported != nil && l.quoted != nil && *l.reported != *l.quoted {
-		return &Rejection{Reason: WrongQuote, Got: l.quoted.String(), Want: l.reported.String()}
-	}
-	for i, e := range l.events {
-		entry := fmt.Sprintf("RTMR3 event %d %.100q", i, e.Name)
-		if e.Type != EventType {
-			return &Rejection{Reason: WrongType, Entry: entry, Got: fmt.Sprintf("%#x", e.Type), Want: fmt.Sprintf("%#x", EventType)}
-		}
-		if e.Version != 1 {
-			return &Rejection{Reason: WrongVersion, Entry: entry, Got: fmt.Sprint(e.Version), Want: "1"}
-		}
-		if got, want := e.Measured(), DigestV1(e.Name, e.Payload); got != want {
-			return &Rejection{Reason: WrongDigest, Entry: entry, Got: got.String(), Want: want.String()}
-		}
-	}
-	for _, r := range []*Register{l.reported, l.quoted} {
-		if replayed := l.Replay(); r != nil && *r != replayed {
-			return &Rejection{Reason: WrongRegister, Got: r.String(), Want: replayed.String()}
-		}
-	}
-	return nil
-}
