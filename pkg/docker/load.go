@@ -105,52 +105,106 @@ type loading struct {
 
 	delivered map[v1.Hash]bool // layers that the engine took in an earlier attempt
 	named     bool             // entries that give the image its name were sent
-	unpacking bool             // gzip layers were unpacked here
-	asTheyAre bool             // and won't be any more: one lied about its size, or the disk is too small for that
+	gunzipped bool             // the last load sent gzip layers that were unpacked here
 }
 
-// untilProved loads until the engine has the image, or until another try would not help.
+// attempt is one way to load an image.
+type attempt struct {
+	// lacking sends only the layers that the engine lacks, in as many loads as pays. Else all of
+	// them go in one load, which depends on nothing.
+	lacking bool
+	// gunzip unpacks gzip layers here, where that pays. Else every layer goes as it is.
+	gunzip bool
+	// after reports whether a failure of an earlier attempt is one that this one avoids.
+	after func(l *loading, err error) bool
+}
+
+// attempts returns the ways to load an image, in the order in which they are tried. Each is
+// repeated where again says so.
+func attempts() []attempt {
+	return []attempt{
+		// First, what the engine lacks, gzip layers unpacked here.
+		{lacking: true, gunzip: true},
+		// After a layer that lied about its size, or a full disk: the same, every layer as it is.
+		{lacking: true, after: (*loading).unpackedInVain},
+		// After a load that relied on what the engine had or got before: all of it, as it is.
+		{after: (*loading).reliedInVain},
+	}
+}
+
+// unpackedInVain reports whether a load may have failed because layers were unpacked here: one
+// lied about its size, or the disk is too small for that.
+func (l *loading) unpackedInVain(err error) bool {
+	return l.gunzipped && (errors.Is(err, errClaim) || api.DiskFull(err))
+}
+
+// reliedInVain reports whether a load may have failed because it relied on what the engine had, or
+// had got from an earlier load: dstack prunes images while we are at work.
+func (l *loading) reliedInVain(err error) bool {
+	var pull *image.Error
+	if errors.As(err, &pull) || noRoom(err) {
+		return false
+	}
+	return l.reused > 0 || l.groups > 1 || errors.Is(err, inspect.ErrNoImage)
+}
+
+func noRoom(err error) bool {
+	var space *inspect.SpaceError
+	return api.DiskFull(err) || errors.As(err, &space)
+}
+
+// untilProved loads until the engine has the image, or until another attempt would not help.
 func (l *loading) untilProved(ctx context.Context) (ImageID, error) {
-	frugal, pause := true, loadPause
-	for loads := 1; ; loads++ {
-		err := l.once(ctx, frugal)
+	breakdowns := 0
+	for left := attempts(); ; {
+		err := l.once(ctx, left[0])
 		if err == nil {
 			var id ImageID
 			if id, err = l.engine.Prove(ctx, l.info, l.image); err == nil {
 				return id, nil
 			}
 		}
-		vanished := errors.Is(err, inspect.ErrNoImage)
-		if vanished {
-			err = &Error{Op: opLoad, Status: http.StatusOK,
-				Message: "the engine reported success, but has no image " + inspect.ID(l.info.Store, l.image).String()}
-		}
-		var pull *image.Error
-		var space *inspect.SpaceError
-		switch {
-		case ctx.Err() != nil:
-			return ImageID{}, err
-		case l.unpacking && !l.asTheyAre && (errors.Is(err, errClaim) || api.DiskFull(err)):
-			l.asTheyAre = true
-			loads-- // the engine did nothing wrong
-		case errors.As(err, &pull):
-			if !pull.Restart { // damage on the way, of which bytes were handed on: package image says how often that may be
-				return ImageID{}, err
-			}
-		case api.DiskFull(err), errors.As(err, &space):
-			return ImageID{}, err
-		case unanswered(err) && loads < maxLoads:
-			if err := l.awaitEngine(ctx, pause, err); err != nil {
-				return ImageID{}, err
-			}
-			pause *= 2
-		case frugal && (l.reused > 0 || l.groups > 1 || vanished):
-			// What the engine had, or got from an earlier load, may be gone by now: dstack prunes images while we are at work. All of it in
-			// one load depends on nothing.
-			frugal = false
-		default:
+		if ctx.Err() != nil {
 			return ImageID{}, err
 		}
+		if repeat, err := l.again(ctx, err, &breakdowns); err != nil {
+			return ImageID{}, err
+		} else if repeat {
+			continue
+		}
+		next := slices.IndexFunc(left[1:], func(a attempt) bool { return a.after(l, err) })
+		if next < 0 {
+			return ImageID{}, l.vanished(err)
+		}
+		left = left[1+next:]
+	}
+}
+
+// again reports whether the attempt that failed with why is worth repeating as it is, and waits
+// until it can be. An error ends the load.
+func (l *loading) again(ctx context.Context, why error, breakdowns *int) (bool, error) {
+	var pull *image.Error
+	switch {
+	case errors.As(why, &pull):
+		// Damage on the way, of which bytes were handed on. Package image says how often that may be.
+		return pull.Restart, nil
+	case errors.Is(why, errClaim), noRoom(why), !unanswered(why), *breakdowns == maxLoads-1:
+		return false, nil
+	}
+	pause := loadPause << *breakdowns
+	*breakdowns++
+	return true, l.awaitEngine(ctx, pause, why)
+}
+
+// vanished puts into words that the engine says yes and has no image.
+func (l *loading) vanished(err error) error {
+	if !errors.Is(err, inspect.ErrNoImage) {
+		return err
+	}
+	id := inspect.ID(l.info.Store, l.image)
+	return &Error{
+		Op: opLoad, Status: http.StatusOK,
+		Message: "the engine reported success, but has no image " + id.String(),
 	}
 }
 
@@ -177,11 +231,11 @@ func (l *loading) awaitEngine(ctx context.Context, pause time.Duration, why erro
 	}
 }
 
-// once sends what the engine lacks, in as many loads as pays; or, if not frugal, everything in one.
-func (l *loading) once(ctx context.Context, frugal bool) (err error) {
+// once makes one attempt.
+func (l *loading) once(ctx context.Context, a attempt) (err error) {
 	layers := l.image.Layers()
 	have, size := func(int) bool { return false }, int64(math.MaxInt64)
-	if frugal {
+	if a.lacking {
 		if have, err = l.present(ctx); err != nil {
 			return err
 		}
@@ -208,7 +262,7 @@ func (l *loading) once(ctx context.Context, frugal bool) (err error) {
 		}
 	}
 	l.progress.Missing(missing, l.info.Store == inspect.Classic)
-	l.plain = map[v1.Hash]int64{}
+	l.plain, l.gunzipped = map[v1.Hash]int64{}, false
 	if err := l.measureZstd(ctx, order); err != nil {
 		return err
 	}
@@ -216,7 +270,7 @@ func (l *loading) once(ctx context.Context, frugal bool) (err error) {
 	defer cancel(nil)
 	before := l.image.Stats().Fetched
 	l.stream = l.image.Open(fetching, order)
-	if frugal && !l.asTheyAre {
+	if a.gunzip {
 		l.choosePlain(fetching, groups, func() int64 { return l.image.Stats().Fetched - before })
 	}
 	return closeAfter(l.pipeline(ctx, fetching, cancel, groups), l.stream)

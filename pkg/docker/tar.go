@@ -216,7 +216,7 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 				if size, ok := l.image.PlainSize(ctx, i); ok {
 					mu.Lock()
 					defer mu.Unlock()
-					l.plain[layers[i].DiffID], l.unpacking = size, true
+					l.plain[layers[i].DiffID], l.gunzipped = size, true
 				}
 			})
 		}
