@@ -49,7 +49,7 @@ test: hermetic e2e ## run all tests: the hermetic ones, with the race detector, 
 hermetic: ## run the hermetic tests, which need nothing of the machine but a C compiler, with the race detector
 	hack/need cc
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
-	go test -run TestPeakMemory ./pkg/image
+	go test -run TestPeakMemory ./pkg/registry
 
 # Most of it is waiting, so more tests run at once than there are cores.
 .PHONY: e2e
@@ -73,7 +73,7 @@ format: ## fail if a file is not formatted
 vet: ## run go vet, also over the end-to-end tests
 	go vet ./...
 	go vet -tags e2e ./...
-	go vet -tags external ./pkg/image
+	go vet -tags external ./pkg/registry
 
 # After vet, because staticcheck finds nothing wrong with packages that it could not load.
 .PHONY: lint
@@ -90,7 +90,7 @@ test-engines: ## run the end-to-end tests on Docker 20.10, 26, 28 and 29 with bo
 
 .PHONY: test-external
 test-external: ## pull from Docker Hub and GHCR; needs internet
-	go test -count=1 -tags external -run TestExternal -v ./pkg/image
+	go test -count=1 -tags external -run TestExternal -v ./pkg/registry
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (15s)

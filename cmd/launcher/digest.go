@@ -14,6 +14,7 @@ import (
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 )
 
@@ -85,14 +86,14 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 		refs = append(refs, ref)
 	}
 	log := s.log(p.stderr)
-	puller := image.Puller{
+	client := registry.Client{
 		Insecure: s.launch.Insecure, ForbiddenHelperDirs: []string{"/tapp", s.launch.SharedDir},
-		Log: log, Tuning: image.Tuning{Sleep: p.sleep},
+		Log: log, Tuning: registry.Tuning{Sleep: p.sleep},
 	}
 	// All or nothing: half a list is easily taken for the whole.
 	var all []described
 	for i, ref := range refs {
-		got, err := puller.Describe(cmd.Context(), ref)
+		got, err := client.Describe(cmd.Context(), ref)
 		if err != nil {
 			return err
 		}

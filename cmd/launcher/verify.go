@@ -13,9 +13,9 @@ import (
 
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/preflight"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/sanitize"
 )
 
@@ -92,7 +92,7 @@ func (p *program) preflightSettings(s settings) preflight.Settings {
 		Platform: l.Platform, DefaultDigest: l.DefaultDigest, ConfigFile: l.ConfigFile, SharedDir: l.SharedDir, AgentSocket: l.AgentSocket,
 		DockerHost: l.DockerHost, Compose: l.Compose, Insecure: l.Insecure,
 		Supervised: l.Supervise == launch.SuperviseOn || l.Supervise != launch.SuperviseOff && l.Platform == config.TEE,
-		Tuning:     image.Tuning{Sleep: p.sleep},
+		Tuning:     registry.Tuning{Sleep: p.sleep},
 	}
 }
 

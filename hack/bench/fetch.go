@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 // The tools, as the tables call them.
@@ -31,7 +31,8 @@ func drain(ctx context.Context, reference string) error {
 	if err != nil {
 		return err
 	}
-	v, err := new(image.Puller).Resolve(ctx, ref)
+	source := new(registry.Client).Source(ref)
+	v, err := source.Resolve(ctx)
 	if err != nil {
 		return err
 	}
@@ -39,7 +40,7 @@ func drain(ctx context.Context, reference string) error {
 	for i := range v.Layers() {
 		all = append(all, i)
 	}
-	stream := v.Open(ctx, all)
+	stream := v.Open(ctx, source, all)
 	defer stream.Close()
 	for range all {
 		layer, err := stream.Next()

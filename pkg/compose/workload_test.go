@@ -21,9 +21,9 @@ import (
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -93,20 +93,21 @@ func proved(t *testing.T) inspect.ImageID {
 	double, err := launchtest.NewEngine(filepath.Join(dir, "docker.sock"), launchtest.EngineOptions{})
 	require.NoError(t, err)
 	defer double.Close()
-	registry, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
+	hub, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
 	require.NoError(t, err)
-	defer registry.Close()
+	defer hub.Close()
 	layers, err := launchtest.RandomLayers(1, 100)
 	require.NoError(t, err)
 	img, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
 	require.NoError(t, err)
-	ref, err := registry.Push("nearone/mpc-node", img)
+	ref, err := hub.Push("nearone/mpc-node", img)
 	require.NoError(t, err)
-	v, err := (&image.Puller{}).Resolve(t.Context(), ref)
+	source := new(registry.Client).Source(ref)
+	v, err := source.Resolve(t.Context())
 	require.NoError(t, err)
 	engine, err := docker.New(double.Host())
 	require.NoError(t, err)
-	loaded, err := engine.Load(t.Context(), v, docker.LoadOptions{})
+	loaded, err := engine.Load(t.Context(), v, source, docker.LoadOptions{})
 	require.NoError(t, err)
 	return loaded.ID
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -130,7 +131,7 @@ func verified(tb testing.TB) *image.Verified {
 	require.NoError(tb, err)
 	ref, err := name.NewDigest("nearone/mpc-node@" + digest.String())
 	require.NoError(tb, err)
-	v, err := (&image.Puller{}).Restore(ref, image.Kept{Manifest: manifest, Config: config})
+	v, err := image.Restore(ref, v1.Platform{}, image.Kept{Manifest: manifest, Config: config})
 	require.NoError(tb, err)
 	return v
 }

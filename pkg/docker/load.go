@@ -57,18 +57,25 @@ func (noProgress) Missing(int64, bool) {}
 func (noProgress) Sent(int64)          {}
 func (noProgress) Unpacked(int64)      {}
 
+// Source is where a load gets the bytes of layers.
+type Source interface {
+	image.Source
+	// PlainSize returns the size that a gzip layer claims for its tar. False: no claim is known.
+	PlainSize(ctx context.Context, layer image.Layer) (int64, bool)
+}
+
 // Loaded is the result of a load.
 type Loaded struct {
 	ID     ImageID
 	Reused int64 // bytes of layers, as they are in the registry, that the engine had
 }
 
-// Load streams the image into the engine, layer after layer, so that the engine unpacks while the rest is fetched; reads the engine's
+// Load streams the image from a source into the engine, layer after layer, so that the engine unpacks while the rest is fetched; reads the engine's
 // answers to the end; and proves the result by inspection. Layers that the engine has are neither fetched nor sent. An engine that
 // breaks down is tried again, with what it has by then.
 //
 // An error of the pull (*image.Error) comes through as it is. After an error there is no ID, and nothing is left that has a name.
-func (e *Engine) Load(ctx context.Context, v *image.Verified, o LoadOptions) (Loaded, error) {
+func (e *Engine) Load(ctx context.Context, v *image.Verified, from Source, o LoadOptions) (Loaded, error) {
 	if !v.Valid() {
 		return Loaded{}, errors.New("loading an image: no verified image given")
 	}
@@ -79,7 +86,7 @@ func (e *Engine) Load(ctx context.Context, v *image.Verified, o LoadOptions) (Lo
 	if err != nil {
 		return Loaded{}, err
 	}
-	l := &loading{engine: e, image: v, options: o, info: info, progress: o.Progress, delivered: map[v1.Hash]bool{}}
+	l := &loading{engine: e, image: v, source: from, options: o, info: info, progress: o.Progress, delivered: map[v1.Hash]bool{}}
 	id, err := l.untilProved(ctx)
 	var pull *image.Error
 	if interrupted := ctx.Err() != nil || errors.As(err, &pull) && pull.Kind == image.Unavailable; !interrupted {
@@ -95,6 +102,7 @@ func (e *Engine) Load(ctx context.Context, v *image.Verified, o LoadOptions) (Lo
 type loading struct {
 	engine   *Engine
 	image    *image.Verified
+	source   Source
 	options  LoadOptions
 	info     inspect.Info
 	progress Progress
@@ -268,10 +276,9 @@ func (l *loading) once(ctx context.Context, a attempt) (err error) {
 	}
 	fetching, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	before := l.image.Stats().Fetched
-	l.stream = l.image.Open(fetching, order)
+	l.stream = l.image.Open(fetching, l.source, order)
 	if a.gunzip {
-		l.choosePlain(fetching, groups, func() int64 { return l.image.Stats().Fetched - before })
+		l.choosePlain(fetching, groups, l.stream.Arrived)
 	}
 	return closeAfter(l.pipeline(ctx, fetching, cancel, groups), l.stream)
 }

@@ -21,6 +21,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 // bench is an engine double and a registry double with one image.
@@ -29,7 +30,7 @@ type bench struct {
 	engine   *docker.Engine
 	double   *launchtest.Engine
 	registry *launchtest.Registry
-	puller   image.Puller
+	client   registry.Client
 	effects  *launchtest.Recorder
 	ref      name.Digest
 	layers   []v1.Hash
@@ -54,7 +55,7 @@ func newBench(t *testing.T, o launchtest.EngineOptions) *bench {
 	b.engine, err = docker.New(b.double.Host())
 	require.NoError(t, err)
 	b.engine.LoadSize = 8 * unit
-	b.puller.Tuning.RangeSize = 2 * unit
+	b.client.Tuning.RangeSize = 2 * unit
 	b.engine.Sleep = func(context.Context, time.Duration) error { return nil }
 	layers, err := launchtest.RandomLayers(7, 30_000, 20_000, 10)
 	require.NoError(t, err)
@@ -78,9 +79,14 @@ func (b *bench) resolve() *image.Verified {
 
 func (b *bench) resolved(ref name.Digest) *image.Verified {
 	b.t.Helper()
-	v, err := b.puller.Resolve(b.t.Context(), ref)
+	v, err := b.client.Source(ref).Resolve(b.t.Context())
 	require.NoError(b.t, err)
 	return v
+}
+
+// load loads v from where it was resolved.
+func (b *bench) load(ctx context.Context, v *image.Verified, o docker.LoadOptions) (docker.Loaded, error) {
+	return b.engine.Load(ctx, v, b.client.Source(v.Reference()), o)
 }
 
 // tally adds up what progress is told.
@@ -118,7 +124,7 @@ func TestLoadProvesWhatItLoaded(t *testing.T) {
 			b := newBench(t, options)
 			v := b.resolve()
 			progress := &tally{}
-			loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{Progress: progress})
+			loaded, err := b.load(t.Context(), v, docker.LoadOptions{Progress: progress})
 			require.NoError(t, err)
 			id := loaded.ID
 			want := v.ConfigDigest()
@@ -160,7 +166,7 @@ func TestLoadIsNotTakenIn(t *testing.T) {
 				b := newBench(t, options)
 				fault.Match, fault.Times = "POST /images/load", -1
 				b.double.Fail(fault)
-				loaded, err := b.engine.Load(t.Context(), b.resolve(), docker.LoadOptions{})
+				loaded, err := b.load(t.Context(), b.resolve(), docker.LoadOptions{})
 				require.Error(t, err)
 				assert.Equal(t, exit.Engine, exit.Of(err), "%v", err)
 				assert.True(t, loaded.ID.IsZero())
@@ -199,7 +205,7 @@ func TestLoadBreaksOffForWhatIsNotProved(t *testing.T) {
 				require.NoError(t, err)
 				forged[len(forged)-2000] ^= 1
 				b.registry.Forge(v.Layers()[0].Digest, "", forged)
-				loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+				loaded, err := b.load(t.Context(), v, docker.LoadOptions{})
 				require.Error(t, err)
 				assert.Equal(t, exit.Mismatch, exit.Of(err), "%v", err)
 				assert.True(t, loaded.ID.IsZero())
@@ -234,7 +240,7 @@ func TestProveRefusesAnotherImage(t *testing.T) {
 				t.Parallel()
 				b := newBench(t, options)
 				v := b.resolve()
-				_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+				_, err := b.load(t.Context(), v, docker.LoadOptions{})
 				require.NoError(t, err)
 				b.double.Fail(launchtest.EngineFault{Match: "GET /images/*/json", Times: -1, Edit: edit(b, v)})
 				info, err := b.engine.Info(t.Context())

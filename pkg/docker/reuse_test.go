@@ -69,7 +69,7 @@ func TestAnUpgradeMovesOnlyWhatChanged(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, options)
 			old := b.push(launchtest.ImageOptions{OCI: true}, []uint64{1, 2, 3}, 400_000, 300_000, 200_000)
-			_, err := b.engine.Load(t.Context(), old, docker.LoadOptions{})
+			_, err := b.load(t.Context(), old, docker.LoadOptions{})
 			require.NoError(t, err)
 			// The registry counts an answer once all of it is gone.
 			all := old.Size() + int64(len(old.Config()))
@@ -77,7 +77,7 @@ func TestAnUpgradeMovesOnlyWhatChanged(t *testing.T) {
 			before := b.registry.BlobBytes()
 
 			upgrade := b.push(launchtest.ImageOptions{OCI: true}, []uint64{1, 2, 9}, 400_000, 300_000, 200_000)
-			loaded, err := b.engine.Load(t.Context(), upgrade, docker.LoadOptions{Known: []*image.Verified{old}})
+			loaded, err := b.load(t.Context(), upgrade, docker.LoadOptions{Known: []*image.Verified{old}})
 			require.NoError(t, err)
 			// An engine with a containerd store that can't be asked for its blobs gets everything.
 			if store == "containerd 26" {
@@ -95,13 +95,13 @@ func TestLayersThatAreGoneAfterAllAreSent(t *testing.T) {
 	b := newBench(t, launchtest.EngineOptions{})
 	v := b.push(launchtest.ImageOptions{}, []uint64{1, 2}, 1000, 1000)
 	other := b.push(launchtest.ImageOptions{}, []uint64{3}, 1000)
-	_, err := b.engine.Load(t.Context(), other, docker.LoadOptions{})
+	_, err := b.load(t.Context(), other, docker.LoadOptions{})
 	require.NoError(t, err)
 	// The engine says once that the other image begins as ours does.
 	b.double.Fail(launchtest.EngineFault{Match: "GET /images/*/json", Edit: func(body []byte) []byte {
 		return []byte(strings.Replace(string(body), other.Layers()[0].DiffID.String(), v.Layers()[0].DiffID.String(), 1))
 	}})
-	loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+	loaded, err := b.load(t.Context(), v, docker.LoadOptions{})
 	require.NoError(t, err)
 	assert.Zero(t, loaded.Reused)
 	assert.Equal(t, 3, b.double.Loads(), "one for the other image, one that failed, one with everything")
@@ -116,7 +116,7 @@ func TestUnpackingGoesOnWhileTheRestIsFetched(t *testing.T) {
 			b := newBench(t, options)
 			v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Uncompressed}, []uint64{1, 2, 3, 4}, 9*unit, 9*unit, 9*unit, 1000)
 			progress := &tally{}
-			loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{Progress: progress})
+			loaded, err := b.load(t.Context(), v, docker.LoadOptions{Progress: progress})
 			require.NoError(t, err)
 			assert.Equal(t, 4, b.double.Loads())
 			assert.Equal(t, 1, b.images(), "an image of our own making stays")
@@ -164,7 +164,7 @@ func TestAnEngineThatBreaksDownIsTriedAgainWithWhatItHas(t *testing.T) {
 					}
 				}
 				b.double.Fail(fault)
-				_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+				_, err := b.load(t.Context(), v, docker.LoadOptions{})
 				require.NoError(t, err)
 				assert.Equal(t, 1, b.images())
 				assert.Less(t, b.registry.BlobBytes(), v.Size()+10_000, "what the engine had was fetched again")
@@ -175,7 +175,7 @@ func TestAnEngineThatBreaksDownIsTriedAgainWithWhatItHas(t *testing.T) {
 		t.Parallel()
 		b := newBench(t, launchtest.EngineOptions{})
 		b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Close: true})
-		_, err := b.engine.Load(t.Context(), b.resolve(), docker.LoadOptions{})
+		_, err := b.load(t.Context(), b.resolve(), docker.LoadOptions{})
 		assert.Equal(t, exit.Engine, exit.Of(err), "%v", err)
 		asked := 0
 		for _, request := range b.double.Requests() {
@@ -224,7 +224,7 @@ func TestAPruneBetweenTwoLoads(t *testing.T) {
 				assert.Zero(t, b.images())
 				return answer
 			}})
-			loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+			loaded, err := b.load(t.Context(), v, docker.LoadOptions{})
 			require.NoError(t, err)
 			assert.False(t, loaded.ID.IsZero())
 			assert.Equal(t, 1, b.images())
@@ -241,15 +241,15 @@ func TestALoadLeavesTheImagesOfAnotherOneAlone(t *testing.T) {
 	// The first one stops after its first layer.
 	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Skip: 1, Load: launchtest.LoadDiskFull})
 	b.registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: 503, On: launchtest.RequestBlob, Digest: first.Layers()[1].Digest, Times: -1})
-	_, err := b.engine.Load(t.Context(), first, docker.LoadOptions{})
+	_, err := b.load(t.Context(), first, docker.LoadOptions{})
 	require.Error(t, err)
 	b.double.Heal()
 	require.Equal(t, 1, b.images(), "what the engine has of it stays for the next try")
-	_, err = b.engine.Load(t.Context(), second, docker.LoadOptions{})
+	_, err = b.load(t.Context(), second, docker.LoadOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, 2, b.images())
 	b.registry.Heal()
-	loaded, err := b.engine.Load(t.Context(), first, docker.LoadOptions{})
+	loaded, err := b.load(t.Context(), first, docker.LoadOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, first.Layers()[0].Size, loaded.Reused)
 	assert.Equal(t, 2, b.images())
@@ -258,10 +258,10 @@ func TestALoadLeavesTheImagesOfAnotherOneAlone(t *testing.T) {
 func TestAnImageThatCannotBeInspectedIsNoHindrance(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, launchtest.EngineOptions{})
-	_, err := b.engine.Load(t.Context(), b.push(launchtest.ImageOptions{}, []uint64{8}, 1000), docker.LoadOptions{})
+	_, err := b.load(t.Context(), b.push(launchtest.ImageOptions{}, []uint64{8}, 1000), docker.LoadOptions{})
 	require.NoError(t, err)
 	b.double.Fail(launchtest.EngineFault{Match: "GET /images/*/json", Status: 500, Message: "layer does not exist"})
-	_, err = b.engine.Load(t.Context(), b.push(launchtest.ImageOptions{}, []uint64{9}, 1000), docker.LoadOptions{})
+	_, err = b.load(t.Context(), b.push(launchtest.ImageOptions{}, []uint64{9}, 1000), docker.LoadOptions{})
 	assert.NoError(t, err)
 }
 
@@ -270,13 +270,13 @@ func TestAnEnginesRefusalIsToldAtOnce(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, launchtest.EngineOptions{})
 	// Three parts arrive, more than a server reads of a request that it has refused, and the next one never.
-	b.puller.Tuning.Workers, b.puller.Tuning.HeaderTimeout, b.puller.Tuning.Window = 1, time.Hour, time.Hour
+	b.client.Tuning.Workers, b.client.Tuning.HeaderTimeout, b.client.Tuning.Window = 1, time.Hour, time.Hour
 	v := b.push(launchtest.ImageOptions{Compression: launchtest.Uncompressed}, []uint64{1}, 9*unit)
 	b.registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStall, On: launchtest.RequestBlob, Digest: v.Layers()[0].Digest, Skip: 3, Times: -1})
 	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Status: 500, Message: "no space left on device"})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	_, err := b.engine.Load(ctx, v, docker.LoadOptions{})
+	_, err := b.load(ctx, v, docker.LoadOptions{})
 	assert.Equal(t, exit.Engine, exit.Of(err), "%v", err)
 	require.Error(t, err)
 	assert.Contains(t, err.Error(), "no space left on device")
@@ -295,7 +295,7 @@ func TestAFullDiskLeavesNothing(t *testing.T) {
 				v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Uncompressed}, []uint64{1, 2, 3}, 9*unit, 9*unit, 1000)
 				fault.Match, fault.Times = "POST /images/load", -1
 				b.double.Fail(fault)
-				_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+				_, err := b.load(t.Context(), v, docker.LoadOptions{})
 				assert.Equal(t, exit.Engine, exit.Of(err))
 				require.Error(t, err)
 				assert.Contains(t, err.Error(), "no space left on device")
@@ -312,7 +312,7 @@ func TestZstdIsSentPlainWhereTheEngineIsTooOld(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, options)
 			v := b.push(launchtest.ImageOptions{OCI: true, Compression: launchtest.Zstd}, []uint64{1, 2}, 50_000, 1000)
-			loaded, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+			loaded, err := b.load(t.Context(), v, docker.LoadOptions{})
 			require.NoError(t, err)
 			assert.Equal(t, inspect.ID(storeOf(options), v).String(), loaded.ID.String())
 		})
@@ -338,7 +338,7 @@ func TestALayerThatClaimsAnotherSize(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, launchtest.EngineOptions{})
 			b.linkedBy(launchtest.RegistryOptions{TotalRate: c.rate})
-			_, err := b.engine.Load(t.Context(), b.pushed(imageOf(t, c.layers...)), docker.LoadOptions{})
+			_, err := b.load(t.Context(), b.pushed(imageOf(t, c.layers...)), docker.LoadOptions{})
 			require.NoError(t, err)
 			assert.Equal(t, 1, b.images())
 			assert.Equal(t, len(c.layers)+1, b.double.Loads(), "it was sent once more, as it is")
@@ -353,7 +353,7 @@ func TestADiskThatIsTooSmallForWhatIsUnpackedHere(t *testing.T) {
 	b.linkedBy(launchtest.RegistryOptions{TotalRate: 40 * unit})
 	v := b.pushed(imageOf(t, gzipped(t, halfRandom(t))))
 	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: 1, Load: launchtest.LoadDiskFull, LoadBytes: 12 * unit})
-	_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{})
+	_, err := b.load(t.Context(), v, docker.LoadOptions{})
 	require.NoError(t, err)
 	assert.Equal(t, 2, b.double.Loads())
 	assert.Equal(t, 1, b.images())
@@ -398,7 +398,7 @@ func TestASlowLinkLeavesTimeForGunzip(t *testing.T) {
 			b.linkedBy(launchtest.RegistryOptions{TotalRate: 40 * unit})
 			v := b.pushed(imageOf(t, gzipped(t, halfRandom(t))))
 			told := &tally{}
-			_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{Progress: told})
+			_, err := b.load(t.Context(), v, docker.LoadOptions{Progress: told})
 			require.NoError(t, err)
 			want := int64(10 * unit)
 			if storeOf(options) == inspect.Classic {
@@ -434,7 +434,7 @@ func TestTooLittleSpaceIsSaidBeforeAnythingIsFetched(t *testing.T) {
 	fetched := int64(len(v.Config()))
 	require.Eventually(t, func() bool { return b.registry.BlobBytes() >= fetched }, time.Minute, time.Millisecond)
 	before := b.registry.BlobBytes()
-	_, err := b.engine.Load(t.Context(), v, docker.LoadOptions{Space: func(info inspect.Info, missing int64) error {
+	_, err := b.load(t.Context(), v, docker.LoadOptions{Space: func(info inspect.Info, missing int64) error {
 		return inspect.CheckSpace(info, missing, missing)
 	}})
 	var space *inspect.SpaceError

@@ -213,7 +213,7 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 				continue
 			}
 			questions.Go(func() {
-				if size, ok := l.image.PlainSize(ctx, i); ok {
+				if size, ok := l.source.PlainSize(ctx, layers[i]); ok {
 					mu.Lock()
 					defer mu.Unlock()
 					l.plain[layers[i].DiffID], l.gunzipped = size, true
@@ -243,7 +243,7 @@ func linkIsBrisk(ctx context.Context, arrived func() int64, brisk int64) bool {
 
 // measure fetches a layer to see how large its tar is.
 func (l *loading) measure(ctx context.Context, layer int) (int64, error) {
-	stream := l.image.Open(ctx, []int{layer})
+	stream := l.image.Open(ctx, l.source, []int{layer})
 	r, err := stream.NextPlain()
 	if err != nil {
 		return 0, closeAfter(err, stream)

@@ -1,13 +1,11 @@
 package image
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"strings"
-	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
 
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/sanitize"
@@ -45,18 +43,19 @@ type Error struct {
 	Ref      string // the reference that was pulled
 	Part     string // which document or layer; empty for all of it
 	Host     string // who answered so, or didn't; empty where nobody was asked
-	Status   int    // of the HTTP answer; 0 if there was none
+	Status   int    // of the answer; 0 if there was none
+	Answer   string // the status in words, such as "404 Not Found"
 	Attempts int    // of the request that failed
 	Code     string // the registry's own code, such as MANIFEST_UNKNOWN
 	Message  string // the registry's own words, trimmed
 	Err      error  // what went wrong, where it isn't just the status
 
-	// Restart is set for a layer that turned out damaged only after its first bytes had been handed out, while a new
-	// Stream of the same Verified may end well: damage on the way is repaired so, at most twice for each Verified. A
-	// registry that always lies is what Restart ends for.
+	// Restart is set for a layer that turned out damaged only after its first bytes had been handed
+	// out, while a new Stream from the same source may end well: damage on the way is repaired so, as
+	// often as the source allows. One that always lies is what Restart ends for.
 	Restart bool
 
-	hints []string
+	Help []string // what an operator can do, one line each
 }
 
 // Error returns the path from the reference to the cause, on one line.
@@ -71,8 +70,8 @@ func (e *Error) Error() string {
 	if e.Host != "" && !strings.HasPrefix(e.Ref, e.Host+"/") {
 		parts = append(parts, e.Host)
 	}
-	if e.Status != 0 {
-		parts = append(parts, strings.TrimSpace(fmt.Sprintf("%d %s", e.Status, http.StatusText(e.Status))))
+	if e.Answer != "" {
+		parts = append(parts, e.Answer)
 	}
 	if e.Err != nil {
 		parts = append(parts, e.Err.Error())
@@ -108,68 +107,35 @@ func (e *Error) ExitCode() exit.Code {
 	return exit.Internal
 }
 
-// Hints returns what an operator can do, one line each.
-func (e *Error) Hints() []string { return e.hints }
+// Hints returns Help, for package exit.
+func (e *Error) Hints() []string { return e.Help }
 
 // errNotVerified is what a zero Verified answers.
 var errNotVerified = errors.New("not a verified image")
 
-// class says how many attempts a failed one deserves.
-type class int
-
-const (
-	transient class = iota // outages: quick attempts, then rounds
-	permanent              // answers that rarely change: three attempts
-	lie                    // bytes that are not what was asked for: three attempts
-)
-
-// failure is one attempt that failed.
-type failure struct {
-	class   class
-	host    string
-	status  int
-	code    string
-	message string
-	after   time.Duration // Retry-After
-	err     error
-	hints   []string
+// mismatch is the end of a proof whose documents are not what they have to be.
+func mismatch(ref name.Digest, part string, err error) *Error {
+	return &Error{Kind: Mismatch, Ref: ref.String(), Part: part, Err: err, Help: []string{
+		"these bytes are not what was approved or can be read in more than one way: don't use this source again before it is explained",
+	}}
 }
 
-func (f *failure) error() error {
-	if f.err != nil {
-		return f.err
+// unusable tells an image for other machines, which is a plain refusal, from one whose documents lie.
+func unusable(ref name.Digest, part string, err error) *Error {
+	var platform *noPlatformError
+	if !errors.As(err, &platform) {
+		return mismatch(ref, part, err)
 	}
-	return fmt.Errorf("%d %s", f.status, http.StatusText(f.status))
+	return &Error{Kind: Refused, Ref: ref.String(), Part: part, Err: err, Help: []string{
+		fmt.Sprintf("approve the digest of an image that was built for %s", platform.want),
+	}}
 }
 
-// networkFailure says why a request got no answer.
-func networkFailure(host string, err error, now time.Time) *failure {
-	return &failure{class: transient, host: host, err: err, hints: networkHints(err, now)}
+// NoPlatform reports whether the pull ended because there is no image for the wanted platform.
+func (e *Error) NoPlatform() bool {
+	var none *noPlatformError
+	return errors.As(e.Err, &none)
 }
 
-func networkHints(err error, now time.Time) []string {
-	var (
-		invalid  x509.CertificateInvalidError
-		unknown  x509.UnknownAuthorityError
-		hostname x509.HostnameError
-		dns      *net.DNSError
-	)
-	clock := "the clock says " + now.UTC().Format(time.RFC3339) + ": set it if that is wrong, certificates depend on it"
-	switch {
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
-		return []string{fmt.Sprintf("%s (this certificate is valid from %s to %s)", clock,
-			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))}
-	case errors.As(err, &invalid):
-		return []string{clock}
-	case errors.As(err, &unknown):
-		return []string{"the certificate's issuer isn't known here: SSL_CERT_FILE names a file with further ones"}
-	case errors.As(err, &hostname):
-		return []string{"somebody else answered under this name: look at DNS and proxies"}
-	case errors.As(err, &dns):
-		return []string{"the name can't be resolved: check the registry's name, DNS and the network"}
-	}
-	return nil
-}
-
-// clean makes one short printable line of what an untrusted server said.
-func clean(s string, limit int) string { return sanitize.Line(s, limit) }
+// Clean makes one short printable line of what an untrusted server said.
+func Clean(s string, limit int) string { return sanitize.Line(s, limit) }

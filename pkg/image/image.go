@@ -1,82 +1,26 @@
-// Package image resolves and pulls images by digest from a registry that nobody has to trust.
+// Package image proves images: that documents and layers are what an approved digest says.
 //
-// Only the approved manifest digest is believed. What a Verified says was proved against it: the bytes of the manifest
-// (of the index and its one child for this platform, where an index was approved) were bounded, hashed and typed from the
-// body, never from headers; they name exactly one config, whose bytes were proved too, and layers that agree with it. A
-// document that two readers could understand differently is refused. The bytes of a layer are hashed as they are handed
-// out: the last of them is given out only once digest and exact size are proved, and Close says so again.
+// Only the approved manifest digest is believed. What a Verified says was proved against it: the
+// bytes of the manifest (of the index and its one child for this platform, where an index was
+// approved) were bounded, hashed and typed from the body, never from headers; they name exactly one
+// config, whose bytes were proved too, and layers that agree with it. A document that two readers
+// could understand differently is refused. The bytes of a layer are hashed as they are handed out:
+// the last of them is given out only once digest and exact size are proved, and Close says so again.
 //
-// The registry, the network, proxies, mirrors and redirect targets may lie, stall, cut and forget: what has arrived is
-// not fetched again, every wait is bounded and ends with the context, and what can't be had or isn't what it should be
-// ends in an *Error that says which of the two it was. Credentials go to the host they belong to and to the token server
-// that this host names over https, never over plain http (except to a loopback host) and never to a redirect target.
+// Where the bytes come from is nothing to this package: it asks whoever has them and believes
+// nothing. It knows no network and opens no file; a Verified holds bytes and descriptors, and a
+// source is named again where layers are read.
 //
-// Memory is bounded whatever the size of the image, and no file is written.
-//
-// Not guaranteed: that the approved image is a good one, that its layers can be unpacked, and that an engine that is fed
-// the compressed bytes checks the diffIDs; NextPlain proves those too, where an engine doesn't.
+// Not guaranteed: that the approved image is a good one, that its layers can be unpacked, and that
+// an engine that is fed the compressed bytes checks the diffIDs; NextPlain proves those too, where
+// an engine doesn't.
 package image
 
 import (
-	"context"
-	"crypto/x509"
-	"log/slog"
-	"math/rand/v2"
-	"net"
 	"runtime"
-	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
-
-// Puller resolves and pulls. The zero value works and is strict. It holds settings only and may be copied and shared.
-type Puller struct {
-	// Keychain finds the credentials for a repository. Nil means Docker's, as go-containerregistry's default resolves it.
-	Keychain authn.Keychain
-	// ForbiddenHelperDirs are directories below which no credential helper is run, such as those that anybody can write to.
-	ForbiddenHelperDirs []string
-	// Insecure names hosts, with or without a port, that may be spoken to over plain http; loopback hosts always may. They
-	// never get credentials that way.
-	Insecure []string
-	// Platform is the one whose image is wanted from an index, and the one a config has to name. Zero means Linux on this
-	// architecture.
-	Platform v1.Platform
-
-	// Rounds is how often a request that used up its few quick attempts without any progress is taken up again. Zero
-	// means not at all.
-	Rounds int
-	// Interval is the delay before the first further round, growing by half each time, with jitter. Zero means 2 s.
-	Interval time.Duration
-	// MaxDelay bounds every delay, the registry's Retry-After included. Zero means 60 s.
-	MaxDelay time.Duration
-
-	// Log gets retries and the source of credentials. Nil means nothing is logged.
-	Log *slog.Logger
-	// Progress is told, from several goroutines, by how many bytes what was fetched of layers has grown. Nil means nobody is.
-	Progress func(fetched int64)
-
-	// Tuning holds what only tests and benchmarks change.
-	Tuning Tuning
-}
-
-// Tuning is the machinery of the network. Every zero field means the default.
-type Tuning struct {
-	Workers       int           // connections that fetch at once; 16
-	RangeSize     int64         // bytes asked for at once; 2 MiB. Workers+2 ranges are in memory
-	HeaderTimeout time.Duration // up to an answer's header, connecting included; 15 s, doubled by each time-out up to fourfold
-	Window        time.Duration // the time in which MinBytes have to arrive; 10 s
-	MinBytes      int64         // 24 KiB
-	HelperTimeout time.Duration // for a credential helper; 10 s
-	QuickTries    int           // attempts of a request in a round; 4
-	QuickDelay    time.Duration // before the second attempt, doubling; 250 ms
-
-	RootCAs *x509.CertPool                                                    // nil: the system's
-	Dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil: net.Dialer's
-	Sleep   func(ctx context.Context, d time.Duration) error                  // nil: a timer
-	Now     func() time.Time                                                  // nil: time.Now
-	Getenv  func(string) string                                               // nil: os.Getenv; for the keychain
-}
 
 // Limits of what is accepted, whoever sent it.
 const (
@@ -86,60 +30,10 @@ const (
 	maxLayer    = 1 << 40
 )
 
-// settings returns a copy in which no zero field is left.
-func (p *Puller) settings() *Puller {
-	s := *p
-	if s.Platform.OS == "" && s.Platform.Architecture == "" {
-		s.Platform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+// orThisMachine is platform, or Linux on this architecture where it is zero.
+func orThisMachine(platform v1.Platform) v1.Platform {
+	if platform.OS == "" && platform.Architecture == "" {
+		return v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 	}
-	s.Interval = or(s.Interval, 2*time.Second)
-	s.MaxDelay = or(s.MaxDelay, time.Minute)
-	if s.Log == nil {
-		s.Log = slog.New(slog.DiscardHandler)
-	}
-	if s.Progress == nil {
-		s.Progress = func(int64) {}
-	}
-	t := &s.Tuning
-	t.Workers = or(t.Workers, 16)
-	t.RangeSize = or(t.RangeSize, 2<<20)
-	t.HeaderTimeout = or(t.HeaderTimeout, 15*time.Second)
-	t.Window = or(t.Window, 10*time.Second)
-	t.MinBytes = or(t.MinBytes, 24<<10)
-	t.HelperTimeout = or(t.HelperTimeout, 10*time.Second)
-	t.QuickTries = or(t.QuickTries, 4)
-	t.QuickDelay = or(t.QuickDelay, 250*time.Millisecond)
-	if t.Dial == nil {
-		t.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext
-	}
-	if t.Sleep == nil {
-		t.Sleep = sleep
-	}
-	if t.Now == nil {
-		t.Now = time.Now
-	}
-	return &s
-}
-
-func or[T int | int64 | time.Duration](value, fallback T) T {
-	if value > 0 {
-		return value
-	}
-	return fallback
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
-	}
-}
-
-// jitter spreads d by a quarter to either side, so that many launchers that lost one registry do not return as one.
-func jitter(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.75 + rand.Float64()/2))
+	return platform
 }

@@ -236,7 +236,7 @@ func choose(entries []descriptor, platform v1.Platform) (descriptor, error) {
 		if !e.runnable() {
 			continue
 		}
-		if s := clean(e.platform.String(), 40); !slices.Contains(offered, s) {
+		if s := Clean(e.platform.String(), 40); !slices.Contains(offered, s) {
 			offered = append(offered, s)
 		}
 		if runs(*e.platform, platform) {

@@ -58,8 +58,7 @@ func restore(t testing.TB, index, manifest, config string) (*image.Verified, err
 	}
 	ref, err := name.NewDigest("registry.test/a/b@" + digest.Of([]byte(approved)).String())
 	require.NoError(t, err)
-	p := image.Puller{Platform: platform()}
-	return p.Restore(ref, image.Kept{Index: []byte(index), Manifest: []byte(manifest), Config: []byte(config)})
+	return image.Restore(ref, platform(), image.Kept{Index: []byte(index), Manifest: []byte(manifest), Config: []byte(config)})
 }
 
 func TestGoodDocuments(t *testing.T) {
@@ -93,7 +92,7 @@ func TestGoodDocuments(t *testing.T) {
 	v.Manifest()[0], v.Config()[0], v.Index()[0] = 'x', 'x', 'x'
 	v.Layers()[0].Size = 1
 	v.ConfigFile().RootFS.DiffIDs[0] = v1.Hash{}
-	again, err := (&image.Puller{Platform: platform()}).Restore(v.Reference(), v.Kept())
+	again, err := image.Restore(v.Reference(), platform(), v.Kept())
 	require.NoError(t, err, "what callers do to their copies changes nothing")
 	assert.Equal(t, v.Layers(), again.Layers())
 }
@@ -292,7 +291,6 @@ func TestRestoreBelievesNothing(t *testing.T) {
 	manifest := goodManifest(goodConfig)
 	v, err := restore(t, "", manifest, goodConfig)
 	require.NoError(t, err)
-	p := image.Puller{Platform: platform()}
 	good := v.Kept()
 	for name, kept := range map[string]image.Kept{
 		"nothing":        {},
@@ -303,16 +301,16 @@ func TestRestoreBelievesNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := p.Restore(v.Reference(), kept)
+			_, err := image.Restore(v.Reference(), platform(), kept)
 			requireError(t, err, image.Mismatch)
 		})
 	}
-	_, err = p.Restore(v.Reference(), image.Kept{Index: good.Config, Config: good.Manifest})
+	_, err = image.Restore(v.Reference(), platform(), image.Kept{Index: good.Config, Config: good.Manifest})
 	assert.NoError(t, err, "which is which is proved by digest")
 
 	sha512, err := name.NewDigest("registry.test/a/b@sha512:" + sumA + sumA)
 	require.NoError(t, err)
-	_, err = p.Restore(sha512, good)
+	_, err = image.Restore(sha512, platform(), good)
 	requireError(t, err, image.Refused)
 }
 
@@ -324,8 +322,7 @@ func TestZeroVerified(t *testing.T) {
 	assert.False(t, (*image.Verified)(nil).Valid())
 	assert.Nil(t, v.ConfigFile())
 	assert.Empty(t, v.Layers())
-	assert.Zero(t, v.Stats())
-	stream := v.Open(t.Context(), nil)
+	stream := v.Open(t.Context(), nil, nil)
 	_, err := stream.Next()
 	require.Error(t, err)
 	_, err = stream.NextPlain()
@@ -361,7 +358,7 @@ func FuzzDocuments(f *testing.F) {
 		} else {
 			require.Equal(t, v.ManifestDigest(), v.Digest())
 		}
-		again, err := (&image.Puller{Platform: platform()}).Restore(v.Reference(), v.Kept())
+		again, err := image.Restore(v.Reference(), platform(), v.Kept())
 		require.NoError(t, err)
 		require.Equal(t, v.Layers(), again.Layers())
 		var generic map[string]any

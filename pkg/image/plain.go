@@ -99,7 +99,7 @@ func (r *plainReader) advance() {
 	r.limit -= int64(n)
 	switch {
 	case r.limit < 0:
-		r.err = r.layer.st.source.mismatch(r.layer.label, fmt.Errorf("it unpacks to more than %d times its size", maxRatio))
+		r.err = mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("it unpacks to more than %d times its size", maxRatio))
 		return
 	case err == nil:
 		if r.held == nil { // the first chunk
@@ -159,12 +159,11 @@ func (r *plainReader) finish() error {
 	if err != nil {
 		return err
 	}
-	fail := r.layer.st.source.mismatch
 	if surplus > 0 {
-		return fail(r.layer.label, fmt.Errorf("%d bytes follow the end of what is compressed", surplus))
+		return mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("%d bytes follow the end of what is compressed", surplus))
 	}
 	if got := "sha256:" + hex.EncodeToString(r.hash.Sum(nil)); got != r.layer.layer.DiffID.String() {
-		return fail(r.layer.label, fmt.Errorf("diffID: got %s, want %s", got, r.layer.layer.DiffID))
+		return mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("diffID: got %s, want %s", got, r.layer.layer.DiffID))
 	}
 	return nil
 }
@@ -174,5 +173,5 @@ func (r *plainReader) explain(err error) error {
 	if _, damaged := io.Copy(io.Discard, r.layer); damaged != nil {
 		return damaged
 	}
-	return r.layer.st.source.mismatch(r.layer.label, fmt.Errorf("unpacking: %w", err))
+	return mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("unpacking: %w", err))
 }

@@ -2,349 +2,192 @@ package image_test
 
 import (
 	"bytes"
-	"compress/gzip"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
+	"os/exec"
+	"strings"
 	"testing"
 	"testing/iotest"
-	"testing/synctest"
-	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
-	"tee-launcher/pkg/launchtest"
 )
 
-// TestOrder asks for layers in any order, some twice, in parts of odd sizes, by readers of every kind.
-func TestOrder(t *testing.T) {
-	t.Parallel()
-	img := imageOf(t, 1, 100_000, 3000, 50_000)
-	r := newRegistry(t, launchtest.RegistryOptions{})
-	ref := push(t, r, img)
-	for _, rangeSize := range []int64{997, 4096, 100_000, 1 << 20} {
-		p := defaults(new(clock))
-		p.Tuning.RangeSize = rangeSize
-		v, err := p.Resolve(t.Context(), ref)
-		require.NoError(t, err)
-		order := []int{3, 1, 1, 0, 2, 3}
-		stream := v.Open(t.Context(), order)
-		for n, i := range order {
-			layer, err := stream.Next()
-			require.NoError(t, err)
-			reader := io.Reader(layer)
-			switch n {
-			case 0:
-				reader = iotest.OneByteReader(layer)
-			case 1:
-				reader = iotest.HalfReader(layer)
-			}
-			h, size, err := v1.SHA256(reader)
-			require.NoError(t, err)
-			assert.Equal(t, layerDigest(t, img, i), h)
-			assert.Equal(t, v.Layers()[i].Size, size)
-			n, err := layer.Read(make([]byte, 1))
-			assert.Zero(t, n)
-			assert.ErrorIs(t, err, io.EOF)
-			assert.NoError(t, layer.Close())
-		}
-		_, err = stream.Next()
-		assert.ErrorIs(t, err, io.EOF)
-		assert.NoError(t, stream.Close())
-	}
-}
-
-// TestMisuse has every use that Stream doesn't allow end in an error.
-func TestMisuse(t *testing.T) {
-	t.Parallel()
-	img := threeLayers(t)
-	r := newRegistry(t, launchtest.RegistryOptions{})
-	v, err := defaults(new(clock)).Resolve(t.Context(), push(t, r, img))
-	require.NoError(t, err)
-
-	for _, bad := range [][]int{{-1}, {3}, {0, 99}} {
-		stream := v.Open(t.Context(), bad)
-		_, err = stream.Next()
-		assert.Error(t, err, "layers %v", bad)
-		assert.NoError(t, stream.Close())
-	}
-	stream := v.Open(t.Context(), nil)
-	_, err = stream.Next()
-	assert.ErrorIs(t, err, io.EOF, "no layers")
-	assert.NoError(t, stream.Close())
-
-	stream = v.Open(t.Context(), []int{0, 1})
-	layer, err := stream.Next()
-	require.NoError(t, err)
-	_, err = io.ReadFull(layer, make([]byte, 1000))
-	require.NoError(t, err)
-	_, err = stream.Next()
-	assert.Error(t, err, "the next layer before the end of this one")
-	assert.Error(t, layer.Close(), "a layer that wasn't read to its end isn't proved")
-	require.NoError(t, stream.Close())
-	_, err = layer.Read(make([]byte, 10))
-	assert.Error(t, err, "reading from a closed stream")
-	_, err = stream.Next()
-	assert.Error(t, err, "the next layer of a closed stream")
-	assert.NoError(t, stream.Close(), "closing twice")
-}
-
-// TestCloseEndsEverything closes a stream that somebody reads from, at any time, and looks for goroutines afterwards. It is not parallel,
-// so that no other test has a bubble meanwhile.
-func TestCloseEndsEverything(t *testing.T) {
-	img := threeLayers(t)
-	synctest.Test(t, func(t *testing.T) {
-		network := new(launchtest.Network)
-		r := newRegistry(t, launchtest.RegistryOptions{Network: network, Rate: 20_000_000})
-		synctest.Wait()
-		before := inBubbles()
-		v, err := within(network).Resolve(t.Context(), push(t, r, img))
-		require.NoError(t, err)
-		for n := range 30 {
-			stream := v.Open(t.Context(), []int{0, 1, 2})
-			ended := make(chan error)
-			go func() {
-				for {
-					layer, err := stream.Next()
-					if err == nil {
-						_, err = io.Copy(io.Discard, layer)
-					}
-					if err != nil {
-						ended <- err
-						return
-					}
-				}
-			}()
-			<-time.After(time.Duration(n) * 3 * time.Millisecond)
-			require.NoError(t, stream.Close())
-			assert.Error(t, <-ended)
-		}
-		<-time.After(time.Minute) // connections are kept for a while
-		synctest.Wait()
-		assert.LessOrEqual(t, inBubbles(), before, "goroutines")
-	})
-}
-
-// inBubbles counts the goroutines in bubbles.
-func inBubbles() int {
-	stacks := make([]byte, 8<<20)
-	return bytes.Count(stacks[:runtime.Stack(stacks, true)], []byte("synctest bubble"))
-}
-
-// TestSlowReader asserts that a reader that takes its time is no stall, and that nothing is fetched beyond the buffers.
-func TestSlowReader(t *testing.T) {
-	img := threeLayers(t)
-	for _, noRanges := range []bool{false, true} {
-		t.Run(fmt.Sprintf("no ranges: %t", noRanges), func(t *testing.T) {
-			inBubble(t, func(t *testing.T, network *launchtest.Network) {
-				r := newRegistry(t, launchtest.RegistryOptions{Network: network, NoRanges: noRanges})
-				p := within(network)
-				p.Tuning.Workers, p.Tuning.RangeSize = 2, 500_000
-				v, err := p.Resolve(t.Context(), push(t, r, img))
-				require.NoError(t, err)
-				stream := v.Open(t.Context(), []int{1})
-				defer stream.Close()
-				<-time.After(time.Minute)
-				assert.Equal(t, int64(4*500_000), v.Stats().Fetched, "fetched ahead of the reader")
-				layer, err := stream.Next()
-				require.NoError(t, err)
-				_, err = io.ReadFull(layer, make([]byte, 3_000_000))
-				require.NoError(t, err)
-				<-time.After(time.Minute)
-				_, err = io.Copy(io.Discard, layer)
-				require.NoError(t, err)
-				require.NoError(t, layer.Close())
-				assert.Zero(t, v.Stats().Resumes, "resumes")
-			})
-		})
-	}
-}
-
-func TestProgress(t *testing.T) {
-	t.Parallel()
-	img := threeLayers(t)
-	r := newRegistry(t, launchtest.RegistryOptions{})
-	p := defaults(new(clock))
-	grown := make(chan int64, 1000)
-	p.Progress = func(n int64) { grown <- n }
-	v, _, err := pull(t.Context(), p, push(t, r, img))
-	require.NoError(t, err)
-	close(grown)
-	var sum int64
-	for n := range grown {
-		sum += n
-	}
-	assert.Equal(t, v.Size(), sum)
-	assert.Equal(t, v.Size(), v.Stats().Fetched)
-}
-
-func TestPlain(t *testing.T) {
-	t.Parallel()
-	layers, err := launchtest.RandomLayers(1, 0, 3_000_000, 64<<10, 64<<10-1)
-	require.NoError(t, err)
-	for name, o := range map[string]launchtest.ImageOptions{
-		"gzip": {}, "zstd": {OCI: true, Compression: launchtest.Zstd}, "none": {Compression: launchtest.Uncompressed},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			o.Layers = layers
-			img, err := launchtest.Image(o)
-			require.NoError(t, err)
-			r := newRegistry(t, launchtest.RegistryOptions{})
-			v, err := defaults(new(clock)).Resolve(t.Context(), push(t, r, img))
-			require.NoError(t, err)
-			stream := v.Open(t.Context(), []int{0, 1, 2, 3})
-			defer stream.Close()
-			for i, want := range layers {
-				layer, err := stream.NextPlain()
-				require.NoError(t, err)
-				got, err := io.ReadAll(layer)
-				require.NoError(t, err)
-				assert.True(t, bytes.Equal(want, got), "bytes of layer %d", i)
-				assert.Equal(t, digest.Of(got), v.Layers()[i].DiffID)
-				assert.NoError(t, layer.Close())
-			}
-			_, err = stream.NextPlain()
-			assert.ErrorIs(t, err, io.EOF)
-		})
-	}
-}
-
-// layer is one layer of an image that no tool would build.
-type layer struct {
-	mediaType types.MediaType
-	content   []byte // in the registry
-	diffID    v1.Hash
-}
-
-// publish stores an image of such layers, whose manifest and config are right.
-func publish(t *testing.T, r *launchtest.Registry, layers ...layer) *image.Verified {
+// requireError returns err as the one typed error of this package, of this kind.
+func requireError(t *testing.T, err error, kind image.Kind) *image.Error {
 	t.Helper()
-	config := v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"}}
-	manifest := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1}
-	for _, l := range layers {
-		h, err := r.PushBlob("test/odd", l.content)
-		require.NoError(t, err)
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.diffID)
-		manifest.Layers = append(manifest.Layers, v1.Descriptor{MediaType: l.mediaType, Size: int64(len(l.content)), Digest: h})
+	e := new(image.Error)
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, kind, e.Kind, "kind of %q", err)
+	return e
+}
+
+// TestNoNetwork: who proves can't be led anywhere by what it proves.
+func TestNoNetwork(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "tee-launcher/pkg/image").Output()
+	require.NoError(t, err)
+	linked := strings.Fields(string(out))
+	require.Contains(t, linked, "crypto/sha256")
+	for _, other := range []string{"net/http", "os/exec", "tee-launcher/pkg/registry"} {
+		assert.NotContains(t, linked, other)
 	}
-	raw, err := json.Marshal(config)
-	require.NoError(t, err)
-	h, err := r.PushBlob("test/odd", raw)
-	require.NoError(t, err)
-	manifest.Config = v1.Descriptor{MediaType: types.OCIConfigJSON, Size: int64(len(raw)), Digest: h}
-	raw, err = json.Marshal(manifest)
-	require.NoError(t, err)
-	ref, err := r.PushManifest("test/odd", raw)
-	require.NoError(t, err)
-	v, err := defaults(new(clock)).Resolve(t.Context(), ref)
+}
+
+// contents is an image whose layers are not compressed, each with one of these contents.
+func contents(t *testing.T, layers ...string) *image.Verified {
+	t.Helper()
+	var descriptors, diffIDs []string
+	for _, content := range layers {
+		h := digest.Of([]byte(content)).String()
+		diffIDs = append(diffIDs, `"`+h+`"`)
+		descriptors = append(descriptors, fmt.Sprintf(
+			`{"mediaType":"application/vnd.oci.image.layer.v1.tar","size":%d,"digest":"%s"}`, len(content), h))
+	}
+	config := `{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[` + strings.Join(diffIDs, ",") + `]}}`
+	manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",`+
+		`"config":{"mediaType":"application/vnd.oci.image.config.v1+json","size":%d,"digest":"%s"},"layers":[%s]}`,
+		len(config), digest.Of([]byte(config)), strings.Join(descriptors, ","))
+	v, err := restore(t, "", manifest, config)
 	require.NoError(t, err)
 	return v
 }
 
-func gzipped(t *testing.T, content []byte) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
-	require.NoError(t, err)
-	_, err = w.Write(content)
-	require.NoError(t, errors.Join(err, w.Close()))
-	return b.Bytes()
+// memory is a source that brings whatever the test wants it to bring.
+type memory struct {
+	bring   func(layer int) (io.Reader, error)
+	damaged int
+	closed  int
+
+	order []int
+	next  int
 }
 
-func zstandard(t *testing.T, content []byte, options ...zstd.EOption) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w, err := zstd.NewWriter(&b, options...)
-	require.NoError(t, err)
-	_, err = w.Write(content)
-	require.NoError(t, errors.Join(err, w.Close()))
-	return b.Bytes()
+func (m *memory) Open(_ context.Context, _ *image.Verified, layers []int) image.Blobs {
+	m.order, m.next = layers, 0
+	return m
 }
 
-// TestPlainRefuses unpacks layers whose digest is right and whose tar is not what the config says.
-func TestPlainRefuses(t *testing.T) {
+func (m *memory) Next() (io.Reader, error) {
+	m.next++
+	return m.bring(m.order[m.next-1])
+}
+
+func (m *memory) Arrived() int64 { return 0 }
+
+func (m *memory) Damaged() (host string, again bool) {
+	m.damaged++
+	return "somewhere.test", m.damaged == 1
+}
+
+func (m *memory) Close() error {
+	m.closed++
+	return nil
+}
+
+func TestLayersAreProved(t *testing.T) {
 	t.Parallel()
-	content := bytes.Repeat([]byte("tar"), 50_000)
-	right, wrong := digest.Of(content), digest.Of([]byte("something else"))
-	zeros := make([]byte, 1<<20)
-	var bomb bytes.Buffer
-	w, err := zstd.NewWriter(&bomb)
-	require.NoError(t, err)
-	for range 200 {
-		_, err := w.Write(zeros)
-		require.NoError(t, err)
+	layers := []string{"the first layer", "the second one", "x"}
+	v := contents(t, layers...)
+	for how, wrap := range map[string]func(io.Reader) io.Reader{
+		"at once": func(r io.Reader) io.Reader { return r }, "by bytes": iotest.OneByteReader,
+		"with its end": iotest.DataErrReader, "by halves": iotest.HalfReader,
+	} {
+		source := &memory{bring: func(i int) (io.Reader, error) { return wrap(strings.NewReader(layers[i])), nil }}
+		stream := v.Open(t.Context(), source, []int{2, 0, 0, 1})
+		for _, i := range []int{2, 0, 0, 1} {
+			layer, err := stream.Next()
+			require.NoError(t, err, how)
+			got, err := io.ReadAll(layer)
+			require.NoError(t, err, how)
+			assert.Equal(t, layers[i], string(got), how)
+			assert.NoError(t, layer.Close(), how)
+		}
+		_, err := stream.Next()
+		assert.ErrorIs(t, err, io.EOF, how)
+		require.NoError(t, stream.Close())
+		assert.Equal(t, 1, source.closed)
+		assert.Zero(t, source.damaged)
 	}
-	require.NoError(t, w.Close())
-	require.Less(t, bomb.Len(), 60_000, "size of the bomb")
+}
+
+// TestWrongLayers are brought by a source that lies: the last byte is never handed out.
+func TestWrongLayers(t *testing.T) {
+	t.Parallel()
+	const content = "the bytes that were approved"
+	v := contents(t, content, "another layer")
+	broken := errors.New("the source broke off")
 	for name, c := range map[string]struct {
-		layer layer
+		bring io.Reader
 		want  string
+		cause error
 	}{
-		"another tar":           {layer{types.OCILayer, gzipped(t, content), wrong}, "diffID"},
-		"another tar, zstd":     {layer{types.OCILayerZStd, zstandard(t, content), wrong}, "diffID"},
-		"another tar, plain":    {layer{types.OCIUncompressedLayer, content, wrong}, "diffID"},
-		"cut gzip":              {layer{types.OCILayer, gzipped(t, content)[:200], right}, "unpacking"},
-		"cut zstd":              {layer{types.OCILayerZStd, zstandard(t, content)[:15], right}, "unpacking"},
-		"no gzip":               {layer{types.OCILayer, content, right}, "unpacking"},
-		"no zstd":               {layer{types.OCILayerZStd, content, right}, "unpacking"},
-		"gzip that isn't zstd":  {layer{types.OCILayerZStd, gzipped(t, content), right}, "unpacking"},
-		"bytes behind the gzip": {layer{types.OCILayer, append(gzipped(t, content), "garbage"...), right}, "unpacking"},
-		"window of 16 MiB":      {layer{types.OCILayerZStd, zstandard(t, make([]byte, 20<<20), zstd.WithWindowSize(16<<20)), right}, "unpacking"},
-		"bomb":                  {layer{types.OCILayerZStd, bomb.Bytes(), right}, "unpacks to more than"},
+		"nothing":             {bring: strings.NewReader(""), want: "got 0 bytes, want 28"},
+		"too little":          {bring: strings.NewReader(content[:20]), want: "got 20 bytes, want 28"},
+		"a byte more":         {bring: strings.NewReader(content + "x"), want: "more than 28 bytes"},
+		"no end":              {bring: io.MultiReader(strings.NewReader(content), forever{}), want: "more than 28 bytes"},
+		"another layer":       {bring: bytes.NewReader(make([]byte, len(content))), want: "want " + digest.Of([]byte(content)).String()},
+		"a flipped bit":       {bring: strings.NewReader("tie" + content[3:]), want: "want " + digest.Of([]byte(content)).String()},
+		"an error":            {bring: io.MultiReader(strings.NewReader(content[:9]), iotest.ErrReader(broken)), cause: broken},
+		"an error at the end": {bring: io.MultiReader(strings.NewReader(content), iotest.ErrReader(broken)), cause: broken},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRegistry(t, launchtest.RegistryOptions{})
-			v := publish(t, r, c.layer)
-			stream := v.Open(t.Context(), []int{0})
-			defer stream.Close()
-			plain, err := stream.NextPlain()
+			source := &memory{bring: func(int) (io.Reader, error) { return c.bring, nil }}
+			stream := v.Open(t.Context(), source, []int{0, 1})
+			layer, err := stream.Next()
 			require.NoError(t, err)
-			got, err := io.Copy(io.Discard, plain)
-			e := requireError(t, err, image.Mismatch)
-			assert.Contains(t, e.Error(), c.want)
-			assert.False(t, e.Restart, "the image itself is wrong")
-			requireError(t, plain.Close(), image.Mismatch)
-			if c.want == "diffID" {
-				assert.Less(t, got, int64(len(content)), "the last bytes stay here")
+			got, err := io.ReadAll(layer)
+			assert.Less(t, len(got), len(content), "the last bytes stay here")
+			if c.cause != nil {
+				assert.ErrorIs(t, err, c.cause)
+				assert.Zero(t, source.damaged)
+			} else {
+				e := requireError(t, err, image.Mismatch)
+				assert.Equal(t, "layer 1 of 2", e.Part)
+				assert.Equal(t, "somewhere.test", e.Host)
+				assert.True(t, e.Restart, "the source has another try")
+				assert.Contains(t, e.Error(), c.want)
 			}
+			assert.ErrorIs(t, layer.Close(), err, "Close says so again")
+			_, again := layer.Read(make([]byte, 1))
+			assert.ErrorIs(t, again, err, "and so does a further Read")
+			_, again = stream.Next()
+			assert.ErrorIs(t, again, err, "and the stream")
+			require.NoError(t, stream.Close())
 		})
 	}
 }
 
-// TestPlainDamagedOnTheWay tells damage on the way from an image that is wrong.
-func TestPlainDamagedOnTheWay(t *testing.T) {
-	t.Parallel()
-	content, err := launchtest.RandomLayer(7, 5_000_000)
-	require.NoError(t, err)
-	for _, after := range []int64{0, 100, 2_000_000} {
-		r := newRegistry(t, launchtest.RegistryOptions{})
-		v := publish(t, r, layer{types.OCILayer, gzipped(t, content), digest.Of(content)})
-		r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultFlip, On: launchtest.RequestBlob, After: after})
-		stream := v.Open(t.Context(), []int{0})
-		plain, err := stream.NextPlain()
-		require.NoError(t, err)
-		_, err = io.Copy(io.Discard, plain)
-		assert.True(t, requireError(t, err, image.Mismatch).Restart, "damage at byte %d", after)
-		assert.Error(t, plain.Close())
-		require.NoError(t, stream.Close())
+type forever struct{}
 
-		stream = v.Open(t.Context(), []int{0})
-		plain, err = stream.NextPlain()
-		require.NoError(t, err)
-		h, _, err := v1.SHA256(plain)
-		require.NoError(t, err)
-		assert.Equal(t, digest.Of(content), h)
-		assert.NoError(t, plain.Close())
-		require.NoError(t, stream.Close())
+func (forever) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestProveAsks: a document that can't be had ends a proof as whoever was asked says.
+func TestProveAsks(t *testing.T) {
+	t.Parallel()
+	gone := errors.New("gone")
+	v := contents(t, "a layer")
+	for _, missing := range []string{"manifest", "config"} {
+		_, err := image.Prove(v.Reference(), platform(), func(d image.Document) ([]byte, error) {
+			if d.Part == missing {
+				return nil, gone
+			}
+			return v.Manifest(), nil
+		})
+		assert.ErrorIs(t, err, gone, missing)
+	}
+	ref, err := name.NewDigest("registry.test/a/b@" + v.Digest().String())
+	require.NoError(t, err)
+	for _, lie := range [][]byte{nil, []byte("{}"), bytes.Repeat([]byte(" "), image.MaxManifest+1), append(v.Manifest(), '\n')} {
+		_, err := image.Prove(ref, v1.Platform{}, func(image.Document) ([]byte, error) { return lie, nil })
+		requireError(t, err, image.Mismatch)
 	}
 }

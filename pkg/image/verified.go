@@ -13,8 +13,9 @@ import (
 	"tee-launcher/pkg/digest"
 )
 
-// Verified is an image whose manifest, config and platform are proved, and a way to its layers. Only Resolve and Restore
-// make one; the zero value proves nothing and opens nothing. It may be used by several goroutines.
+// Verified is an image whose manifest, config and platform are proved. Only Prove, Restore and
+// Describe make one; the zero value proves nothing and opens nothing. It may be used by several
+// goroutines.
 type Verified struct {
 	ref            name.Digest
 	digest         v1.Hash
@@ -26,7 +27,6 @@ type Verified struct {
 	configDigest   v1.Hash
 	config         []byte
 	layers         []Layer
-	source         *source
 }
 
 // Layer is one layer of a proved manifest and config.
@@ -45,16 +45,8 @@ type Kept struct {
 	Config   []byte
 }
 
-// Stats says what was done for a Verified so far.
-type Stats struct {
-	Fetched    int64  // bytes of layers that came over the network
-	Requests   int    // HTTP requests, token servers included
-	Resumes    int    // requests that went on where another one ended early
-	Credential string // the source of the credentials that were used, or "anonymous"
-}
-
-// Valid says whether Resolve or Restore made v.
-func (v *Verified) Valid() bool { return v != nil && v.source != nil }
+// Valid reports whether v was proved.
+func (v *Verified) Valid() bool { return v != nil && v.config != nil }
 
 // Reference returns what was asked for.
 func (v *Verified) Reference() name.Digest { return v.ref }
@@ -113,110 +105,129 @@ func (v *Verified) Kept() Kept {
 	return Kept{Index: v.Index(), Manifest: v.Manifest(), Config: v.Config()}
 }
 
-// Stats returns what was done so far.
-func (v *Verified) Stats() Stats {
-	if !v.Valid() {
-		return Stats{}
-	}
-	return v.source.statistics()
+// LayerPart names a layer in errors and messages: "layer 2 of 3".
+func (v *Verified) LayerPart(layer int) string {
+	return fmt.Sprintf("layer %d of %d", layer+1, len(v.layers))
 }
 
-// Restore proves kept bytes as Resolve proves those of the registry, without any network.
-func (p *Puller) Restore(ref name.Digest, kept Kept) (*Verified, error) {
-	s := newSource(p.settings(), ref.Context(), ref.String())
-	return s.prove(ref, s.Platform, func(part string, h v1.Hash, _ int64) ([]byte, error) {
+// Document is a manifest or config that a proof needs.
+type Document struct {
+	Part   string // what it is, for messages
+	Digest v1.Hash
+	Size   int64 // below zero: unknown
+	Config bool  // a registry keeps it as a blob
+}
+
+// Check reports why data isn't the document.
+func (d Document) Check(data []byte) error {
+	size := d.Size
+	if size < 0 {
+		size = int64(len(data))
+	}
+	return checkBytes(data, d.Digest, size)
+}
+
+// Restore proves kept bytes as Prove proves those of a source.
+func Restore(ref name.Digest, platform v1.Platform, kept Kept) (*Verified, error) {
+	return Prove(ref, platform, func(d Document) ([]byte, error) {
 		for _, data := range [][]byte{kept.Index, kept.Manifest, kept.Config} {
 			// Told apart by digest, so that nobody has to believe which is which.
-			if len(data) > 0 && len(data) <= MaxManifest && digest.Of(data) == h {
+			if len(data) > 0 && len(data) <= MaxManifest && digest.Of(data) == d.Digest {
 				return bytes.Clone(data), nil
 			}
 		}
-		return nil, s.mismatch(part, fmt.Errorf("no kept bytes have the digest %s", h))
+		return nil, mismatch(ref, d.Part, fmt.Errorf("no kept bytes have the digest %s", d.Digest))
 	})
 }
 
 // Parts of an image as errors name them.
 const (
-	partIndex    = "manifest"
-	partManifest = "manifest for the platform"
+	PartManifest = "manifest" // or index: what the approved digest names
+	partChild    = "manifest for the platform"
 	partConfig   = "config"
 )
 
-// prove turns bytes that anybody may have given into a Verified, or an *Error. get returns the bytes for a digest; what
-// it returns is hashed here once more. A size below zero is unknown. Only where nothing is to be run is platform zero: any.
-func (s *source) prove(ref name.Digest, platform v1.Platform, get func(part string, h v1.Hash, size int64) ([]byte, error)) (*Verified, error) {
+// Prove turns bytes that anybody may give into a Verified, or an *Error. An error of get comes
+// through as it is. The image is the one for platform; zero means Linux on this architecture.
+func Prove(ref name.Digest, platform v1.Platform, get func(Document) ([]byte, error)) (*Verified, error) {
+	return prove(ref, orThisMachine(platform), get)
+}
+
+// prove is Prove for exactly this platform. Only where nothing is to be run is it zero: any.
+func prove(ref name.Digest, platform v1.Platform, get func(Document) ([]byte, error)) (*Verified, error) {
 	approved, err := digest.Parse(ref.DigestStr())
 	if err != nil {
-		return nil, &Error{Kind: Refused, Ref: s.ref, Err: err}
+		return nil, &Error{Kind: Refused, Ref: ref.String(), Err: err}
 	}
-	v := &Verified{ref: ref, digest: approved, manifestDigest: approved, source: s}
-	fetch := func(part string, h v1.Hash, size int64) ([]byte, error) {
-		data, err := get(part, h, size)
+	v := &Verified{ref: ref, digest: approved, manifestDigest: approved}
+	fetch := func(d Document) ([]byte, error) {
+		data, err := get(d)
 		if err != nil {
 			return nil, err
 		}
-		if size < 0 {
-			size = int64(len(data))
-		}
 		if len(data) > MaxManifest {
-			return nil, s.mismatch(part, fmt.Errorf("%d bytes are over the limit of %d", len(data), MaxManifest))
+			return nil, mismatch(ref, d.Part, fmt.Errorf("%d bytes are over the limit of %d", len(data), MaxManifest))
 		}
-		if err := checkBytes(data, h, size); err != nil {
-			return nil, s.mismatch(part, err)
+		if err := d.Check(data); err != nil {
+			return nil, mismatch(ref, d.Part, err)
 		}
 		return data, nil
 	}
 
-	part := partIndex
-	if v.manifest, err = fetch(part, approved, -1); err != nil {
+	part := PartManifest
+	manifest, err := fetch(Document{Part: part, Digest: approved, Size: -1})
+	if err != nil {
 		return nil, err
 	}
+	v.manifest = manifest
 	doc, err := parseDocument(v.manifest)
 	if err != nil {
-		return nil, s.mismatch(part, err)
+		return nil, mismatch(ref, part, err)
 	}
 	if doc.isIndex() {
 		entry, err := choose(doc.manifests, platform)
 		if err != nil {
-			return nil, s.unusable(part, err)
+			return nil, unusable(ref, part, err)
 		}
 		v.index, v.indexType, v.manifestDigest = v.manifest, doc.mediaType, entry.digest
-		part = partManifest
-		if v.manifest, err = fetch(part, entry.digest, entry.size); err != nil {
+		part = partChild
+		if v.manifest, err = fetch(Document{Part: part, Digest: entry.digest, Size: entry.size}); err != nil {
 			return nil, err
 		}
 		if doc, err = parseDocument(v.manifest); err != nil {
-			return nil, s.mismatch(part, err)
+			return nil, mismatch(ref, part, err)
 		}
 		if doc.isIndex() {
-			return nil, s.mismatch(part, errors.New("it is an index within an index"))
+			return nil, mismatch(ref, part, errors.New("it is an index within an index"))
 		}
 		if doc.mediaType != entry.mediaType {
-			return nil, s.mismatch(part, fmt.Errorf("it is %.100q, the index says %.100q", doc.mediaType, entry.mediaType))
+			return nil, mismatch(ref, part, fmt.Errorf("it is %.100q, the index says %.100q", doc.mediaType, entry.mediaType))
 		}
 	}
 	v.mediaType, v.configDigest = doc.mediaType, doc.config.digest
 
 	part = partConfig
-	if v.config, err = fetch(part, doc.config.digest, doc.config.size); err != nil {
+	raw, err := fetch(Document{Part: part, Digest: doc.config.digest, Size: doc.config.size, Config: true})
+	if err != nil {
 		return nil, err
 	}
-	config, err := parseConfig(v.config)
+	config, err := parseConfig(raw)
 	if err != nil {
-		return nil, s.mismatch(part, err)
+		return nil, mismatch(ref, part, err)
 	}
 	if (config.OS != platform.OS || config.Architecture != platform.Architecture) && !platform.Equals(v1.Platform{}) {
-		have := clean(config.OS+"/"+config.Architecture, 40)
+		have := Clean(config.OS+"/"+config.Architecture, 40)
 		if v.index != nil {
-			return nil, s.mismatch(part, fmt.Errorf("it is for %s, the index says %s", have, platform))
+			return nil, mismatch(ref, part, fmt.Errorf("it is for %s, the index says %s", have, platform))
 		}
-		return nil, s.unusable(part, &noPlatformError{want: platform, offered: []string{have}})
+		return nil, unusable(ref, part, &noPlatformError{want: platform, offered: []string{have}})
 	}
 	if got, want := len(config.RootFS.DiffIDs), len(doc.layers); got != want {
-		return nil, s.mismatch(part, fmt.Errorf("it has %d diff_ids, the manifest %d layers", got, want))
+		return nil, mismatch(ref, part, fmt.Errorf("it has %d diff_ids, the manifest %d layers", got, want))
 	}
 	for i, l := range doc.layers {
 		v.layers = append(v.layers, Layer{Digest: l.digest, DiffID: config.RootFS.DiffIDs[i], Size: l.size, MediaType: l.mediaType})
 	}
+	v.config = raw // last: it is what makes v valid
 	return v, nil
 }

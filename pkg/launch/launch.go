@@ -25,6 +25,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/state"
 )
@@ -94,6 +95,7 @@ type run struct {
 	ref      name.Digest // what to pull
 	retry    config.Retry
 	image    *image.Verified
+	source   *registry.Source
 	id       docker.ImageID
 	workload compose.Workload
 	proved   docker.Container // the workload's container, checked

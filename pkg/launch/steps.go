@@ -16,8 +16,8 @@ import (
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/sanitize"
 	"tee-launcher/pkg/state"
@@ -160,19 +160,20 @@ func (r *run) selectImage() (approval.Decision, error) {
 
 // pull proves manifest and config: from the copy that an earlier boot kept, if the engine has the image, or from the registry.
 func (r *run) pull(ctx context.Context) (string, error) {
-	puller := &image.Puller{
+	client := &registry.Client{
 		Insecure: r.Settings.Insecure, Rounds: r.retry.Rounds,
 		Interval: max(r.retry.Interval, 1), MaxDelay: max(r.retry.MaxDelay, 1), // zero would mean the default
 		ForbiddenHelperDirs: []string{"/tapp", r.Settings.SharedDir}, // unmeasured: a helper there could be anybody's
 		Log:                 r.Log,
-		Tuning:              image.Tuning{Sleep: r.Sleep},
+		Tuning:              registry.Tuning{Sleep: r.Sleep},
 	}
 	r.report.Pull = &PullReport{}
 	info, err := r.engine.Info(ctx)
 	if err != nil {
 		return "", err
 	}
-	kept, err := r.own.Restore(puller, r.ref)
+	r.source = client.Source(r.ref)
+	kept, err := r.own.Restore(r.ref)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.Log.Warn("the kept manifest is of no use", "error", err)
 	}
@@ -186,7 +187,7 @@ func (r *run) pull(ctx context.Context) (string, error) {
 		r.image = kept
 		return fmt.Sprintf("kept by an earlier run: %d layers, %d bytes", len(kept.Layers()), kept.Size()), nil
 	}
-	r.image, err = puller.Resolve(ctx, r.ref)
+	r.image, err = r.source.Resolve(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -210,11 +211,11 @@ func (r *run) load(ctx context.Context) (string, error) {
 		r.report.Pull.Source, r.report.Pull.BytesReused = "engine", r.image.Size()
 	case errors.Is(err, inspect.ErrNoImage), errors.As(err, &unproved):
 		var loaded docker.Loaded
-		loaded, err = r.engine.Load(ctx, r.image, docker.LoadOptions{Known: r.own.Known(r.ref.Context()), Space: r.space(ctx), Progress: r.Progress})
+		loaded, err = r.engine.Load(ctx, r.image, r.source, docker.LoadOptions{Known: r.own.Known(r.ref.Context()), Space: r.space(ctx), Progress: r.Progress})
 		r.Progress.Stop()
 		r.id, r.report.Pull.BytesReused, r.report.Pull.Source = loaded.ID, loaded.Reused, "registry"
 	}
-	stats := r.image.Stats()
+	stats := r.source.Stats()
 	r.report.Pull.BytesFetched, r.report.Pull.Requests, r.report.Pull.Resumes = stats.Fetched, stats.Requests, stats.Resumes
 	if err != nil {
 		return "", err

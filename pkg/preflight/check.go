@@ -14,6 +14,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/state"
 )
@@ -53,8 +54,9 @@ type facts struct {
 	containers []inspect.Container // containers: all but our own
 	kept       *image.Verified     // kept copy
 	image      *image.Verified     // manifest
+	source     *registry.Source    // manifest
 	down       bool                // manifest: the registry doesn't answer
-	notice     image.Notice        // rate limit
+	notice     registry.Notice     // rate limit
 	id         inspect.ImageID     // image: zero if the engine doesn't have it
 	left       *int64              // image: bytes to download
 	running    bool                // workload: it runs, proved and measured

@@ -18,7 +18,7 @@ func checkDownload(ctx context.Context, f *facts) outcome {
 	for i := range indices {
 		indices[i] = i
 	}
-	if err := drain(ctx, f.image, indices); err != nil {
+	if err := drain(ctx, f.image, f.source, indices); err != nil {
 		code := LayerMissing
 		var e *image.Error
 		switch {
@@ -33,9 +33,9 @@ func checkDownload(ctx context.Context, f *facts) outcome {
 }
 
 // drain reads the layers to their ends, which proves them, again where a registry's damage may be gone.
-func drain(ctx context.Context, v *image.Verified, layers []int) error {
+func drain(ctx context.Context, v *image.Verified, from image.Source, layers []int) error {
 	for {
-		n, err := drainOnce(ctx, v, layers)
+		n, err := drainOnce(ctx, v, from, layers)
 		var e *image.Error
 		if !errors.As(err, &e) || !e.Restart {
 			return err
@@ -45,8 +45,8 @@ func drain(ctx context.Context, v *image.Verified, layers []int) error {
 }
 
 // drainOnce returns how many layers were proved.
-func drainOnce(ctx context.Context, v *image.Verified, layers []int) (n int, err error) {
-	stream := v.Open(ctx, layers)
+func drainOnce(ctx context.Context, v *image.Verified, from image.Source, layers []int) (n int, err error) {
+	stream := v.Open(ctx, from, layers)
 	defer func() { err = errors.Join(err, stream.Close()) }()
 	for {
 		layer, err := stream.Next()

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-
-	"tee-launcher/pkg/image"
 )
 
 // checkKept proves the manifest and config that an earlier boot kept. Where the engine still has the image, no registry is needed.
 func checkKept(_ context.Context, f *facts) outcome {
-	v, err := f.own.Restore(&image.Puller{}, f.config.Image.At(f.decision.Digest))
+	v, err := f.own.Restore(f.config.Image.At(f.decision.Digest))
 	if errors.Is(err, fs.ErrNotExist) {
 		return ok("there is none")
 	}

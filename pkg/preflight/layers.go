@@ -13,7 +13,7 @@ func checkLayers(ctx context.Context, f *facts) outcome {
 	if !f.id.IsZero() {
 		return outcome{skipped: "the engine has the image"}
 	}
-	if err := f.image.CheckLayers(ctx); err != nil {
+	if err := f.source.CheckLayers(ctx, f.image); err != nil {
 		code := LayerMissing
 		var e *image.Error
 		if errors.As(err, &e) && e.Kind == image.Unavailable {

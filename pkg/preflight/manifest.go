@@ -7,31 +7,38 @@ import (
 	"net/http"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/registry"
 )
 
 // headerTimeout is how long a registry may take to answer at first; the puller doubles it twice.
 const headerTimeout = 5 * time.Second
 
-// puller is the one of a boot, but without its patience: what doesn't answer now is what is to be said.
-func (f *facts) puller() *image.Puller {
+// sourceOf is that of a boot, but without its patience: what doesn't answer now is what is to be said.
+func (f *facts) sourceOf(h v1.Hash) *registry.Source {
 	tuning := f.settings.Tuning
 	if tuning.HeaderTimeout == 0 {
 		tuning.HeaderTimeout = headerTimeout
 	}
-	return &image.Puller{Insecure: f.settings.Insecure, ForbiddenHelperDirs: []string{"/tapp", f.settings.SharedDir}, Log: f.log, Tuning: tuning}
+	client := &registry.Client{
+		Insecure: f.settings.Insecure, ForbiddenHelperDirs: []string{"/tapp", f.settings.SharedDir}, Log: f.log, Tuning: tuning,
+	}
+	return client.Source(f.config.Image.At(h))
 }
 
 // checkManifest proves the manifest, the config and the platform of the selected image.
 func checkManifest(ctx context.Context, f *facts) outcome {
-	v, err := f.puller().Resolve(ctx, f.config.Image.At(f.decision.Digest))
+	f.source = f.sourceOf(f.decision.Digest)
+	v, err := f.source.Resolve(ctx)
 	if err != nil {
 		var e *image.Error
 		f.down = errors.As(err, &e) && e.Kind == image.Unavailable
 		return fail(codeOf(err), err)
 	}
 	f.image = v
-	detail := fmt.Sprintf("%d layers, %s, credentials: %s", len(v.Layers()), Size(v.Size()), v.Stats().Credential)
+	detail := fmt.Sprintf("%d layers, %s, credentials: %s", len(v.Layers()), Size(v.Size()), f.source.Stats().Credential)
 	if v.Index() != nil {
 		detail += ", from an index"
 	}

@@ -45,6 +45,6 @@ func checkOthers(ctx context.Context, f *facts) outcome {
 }
 
 func (f *facts) resolves(ctx context.Context, h v1.Hash) error {
-	_, err := f.puller().Resolve(ctx, f.config.Image.At(h))
+	_, err := f.sourceOf(h).Resolve(ctx)
 	return err
 }

@@ -16,7 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/config"
-	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/registry"
 )
 
 // Settings is what the boot's flags and environment say, and what to check.
@@ -43,7 +43,7 @@ type Settings struct {
 	Proc     string                      // where the kernel shows processes, locks and sockets; empty: /proc
 	Free     func(string) (int64, error) // free bytes at a path; nil: what the file system says
 	Now      func() time.Time            // nil: time.Now
-	Tuning   image.Tuning                // of the network; for tests
+	Tuning   registry.Tuning             // of the network; for tests
 }
 
 func (s Settings) tee() bool { return s.Platform == config.TEE }

@@ -10,7 +10,7 @@ const fewLeft = 10
 
 // checkRate reads what the registry says beside its answers: how many more there will be, and its clock.
 func checkRate(ctx context.Context, f *facts) outcome {
-	notice, err := f.image.Notice(ctx)
+	notice, err := f.source.Notice(ctx)
 	if err != nil {
 		return outcome{unknown: "the registry doesn't say"}
 	}

@@ -26,7 +26,7 @@ func Render(ctx context.Context, settings Settings) (*Rendered, error) {
 		}
 	}
 	if !f.kept.Valid() {
-		v, err := f.puller().Resolve(ctx, f.config.Image.At(f.decision.Digest))
+		v, err := f.sourceOf(f.decision.Digest).Resolve(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -26,6 +26,7 @@ import (
 	"tee-launcher/pkg/internal/unixhttp"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/preflight"
+	"tee-launcher/pkg/registry"
 )
 
 // TestMain lets the test binary play Compose, which is asked for its version.
@@ -116,7 +117,7 @@ func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 		Platform: config.TEE, DefaultDigest: m.Digests[0], ConfigFile: m.ConfigFile, SharedDir: m.SharedDir, AgentSocket: m.AgentSocket,
 		DockerHost: m.Engine.Host(), Compose: os.Args[0] + " compose-double", Supervised: true,
 		Proc: w.proc, Patience: time.Millisecond, Free: func(string) (int64, error) { return 1 << 40, nil },
-		Tuning: image.Tuning{Sleep: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }},
+		Tuning: registry.Tuning{Sleep: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }},
 	}
 	w.write("proc/sys/kernel/random/boot_id", bootID+"\n")
 	w.write("proc/locks", "")
@@ -148,7 +149,7 @@ func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 func (w *world) resolve(h v1.Hash) *image.Verified {
 	cfg, _, err := config.Parse(w.ConfigFile, w.read(w.ConfigFile), config.TEE)
 	require.NoError(w.t, err)
-	v, err := (&image.Puller{}).Resolve(w.t.Context(), cfg.Image.At(h))
+	v, err := new(registry.Client).Source(cfg.Image.At(h)).Resolve(w.t.Context())
 	require.NoError(w.t, err)
 	return v
 }

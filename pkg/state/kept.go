@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
@@ -27,7 +28,7 @@ const (
 
 // Restore proves the manifest and config that an earlier run kept. fs.ErrNotExist: none was. Whoever else can write there can only make them
 // useless.
-func (d Dir) Restore(p *image.Puller, ref name.Digest) (*image.Verified, error) {
+func (d Dir) Restore(ref name.Digest) (*image.Verified, error) {
 	data, err := d.read(keptName(ref), maxKept)
 	if err != nil {
 		return nil, err
@@ -36,7 +37,7 @@ func (d Dir) Restore(p *image.Puller, ref name.Digest) (*image.Verified, error) 
 	if err := decode(data, &kept, "Index", "Manifest", "Config"); err != nil {
 		return nil, fmt.Errorf("%s: %w", keptName(ref), err)
 	}
-	return p.Restore(ref, kept)
+	return image.Restore(ref, v1.Platform{}, kept)
 }
 
 // Known returns those images of a repository that earlier runs loaded and that prove themselves; the engine may have their layers.
@@ -62,7 +63,7 @@ func (d Dir) Known(repository name.Repository) []*image.Verified {
 		if tried++; tried > 2*keptImages {
 			break
 		}
-		if v, err := d.Restore(&image.Puller{}, repository.Digest(hash.String())); err == nil {
+		if v, err := d.Restore(repository.Digest(hash.String())); err == nil {
 			known = append(known, v)
 		}
 	}

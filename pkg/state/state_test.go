@@ -13,9 +13,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/state"
 )
 
@@ -40,7 +40,7 @@ func TestTheZeroValueHoldsNothing(t *testing.T) {
 	assert.ErrorIs(t, d.WriteBoot(state.Boot{ID: boot}), fs.ErrNotExist)
 	_, known := d.Boot(boot)
 	assert.False(t, known)
-	assert.Empty(t, d.Known(name.MustParseReference("registry.example/node").Context()))
+	assert.Empty(t, d.Known(name.MustParseReference("hub.example/node").Context()))
 }
 
 func TestReadingMakesNothing(t *testing.T) {
@@ -49,7 +49,7 @@ func TestReadingMakesNothing(t *testing.T) {
 	assert.NoError(t, d.Check())
 	_, known := d.Boot(boot)
 	assert.False(t, known)
-	assert.Empty(t, d.Known(name.MustParseReference("registry.example/node").Context()))
+	assert.Empty(t, d.Known(name.MustParseReference("hub.example/node").Context()))
 	entries, err := os.ReadDir(shared)
 	require.NoError(t, err)
 	assert.Empty(t, entries)
@@ -117,9 +117,9 @@ func TestARecordIsOfItsBootAlone(t *testing.T) {
 
 func TestTheLastFewImagesAreKept(t *testing.T) {
 	t.Parallel()
-	registry, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
+	hub, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
 	require.NoError(t, err)
-	defer registry.Close()
+	defer hub.Close()
 	d, shared := in(t)
 	var refs []name.Digest
 	for i := range 5 {
@@ -127,20 +127,20 @@ func TestTheLastFewImagesAreKept(t *testing.T) {
 		require.NoError(t, err)
 		img, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
 		require.NoError(t, err)
-		ref, err := registry.Push("node", img)
+		ref, err := hub.Push("node", img)
 		require.NoError(t, err)
-		v, err := new(image.Puller).Resolve(t.Context(), ref)
+		v, err := new(registry.Client).Source(ref).Resolve(t.Context())
 		require.NoError(t, err)
 		require.NoError(t, d.Keep(v))
 		old := time.Now().Add(time.Duration(i-10) * time.Minute)
 		require.NoError(t, os.Chtimes(filepath.Join(shared, state.Name, "image-"+strings.TrimPrefix(ref.DigestStr(), "sha256:")+".json"), old, old))
 		refs = append(refs, ref)
 	}
-	require.NoError(t, registry.Close())
+	require.NoError(t, hub.Close())
 	require.NoError(t, d.Write("image-of-somebody", []byte("{}")))
 
 	for i, ref := range refs {
-		v, err := d.Restore(&image.Puller{}, ref)
+		v, err := d.Restore(ref)
 		if i < 2 {
 			assert.ErrorIs(t, err, fs.ErrNotExist)
 			continue
@@ -155,7 +155,7 @@ func TestTheLastFewImagesAreKept(t *testing.T) {
 		return filepath.Join(shared, state.Name, "image-"+strings.TrimPrefix(ref.DigestStr(), "sha256:")+".json")
 	}
 	require.NoError(t, os.Rename(path(refs[3]), path(refs[4])))
-	_, err = d.Restore(&image.Puller{}, refs[4])
+	_, err = d.Restore(refs[4])
 	assert.Error(t, err)
 	assert.Len(t, d.Known(refs[0].Context()), 1)
 }

@@ -1,4 +1,4 @@
-package image
+package registry
 
 import (
 	"context"
@@ -28,7 +28,7 @@ func ParseChallenges(headers []string) []Challenge {
 type Credential struct{ Username, Password, IdentityToken, RegistryToken, Source, Note string }
 
 // FindCredential asks the Docker keychain of the environment.
-func FindCredential(ctx context.Context, p *Puller, repo name.Repository) Credential {
-	c := newSource(p.settings(), repo, "").findCredential(ctx)
+func FindCredential(ctx context.Context, p *Client, repo name.Repository) Credential {
+	c := newSource(p.settings(), repo.Tag("latest")).findCredential(ctx)
 	return Credential{c.username, c.password, c.identity, c.registryToken, c.source, c.note}
 }

@@ -1,19 +1,14 @@
-package image
+package registry
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
-)
 
-// NoPlatform says whether the pull ended because there is no image for the wanted platform.
-func (e *Error) NoPlatform() bool {
-	var none *noPlatformError
-	return errors.As(e.Err, &none)
-}
+	"tee-launcher/pkg/image"
+)
 
 // Notice is what a registry says beside its answers. Nothing proves it.
 type Notice struct {
@@ -24,19 +19,16 @@ type Notice struct {
 }
 
 // Notice asks the registry once for the head of the manifest, which no registry counts against its limit.
-func (v *Verified) Notice(ctx context.Context) (Notice, error) {
-	if !v.Valid() {
-		return Notice{}, errNotVerified
-	}
+func (s *Source) Notice(ctx context.Context) (Notice, error) {
 	var t tries
-	header := http.Header{"Accept": {acceptedTypes(partManifest)}}
-	a, f := v.source.ask(ctx, &t, http.MethodHead, "manifests/"+v.digest.String(), header)
+	header := http.Header{"Accept": {manifestTypes}}
+	a, f := s.ask(ctx, &t, http.MethodHead, "manifests/"+s.ref.Identifier(), header)
 	if f != nil {
 		if ctx.Err() != nil {
 			return Notice{}, interrupted(ctx)
 		}
 		t.total = 1
-		return Notice{}, v.source.failed(partIndex, &t, f)
+		return Notice{}, s.failed(image.PartManifest, &t, f)
 	}
 	defer a.Close()
 	var n Notice

@@ -1,4 +1,4 @@
-package image_test
+package registry_test
 
 import (
 	"net/http"
@@ -16,6 +16,7 @@ import (
 
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 func TestNotice(t *testing.T) {
@@ -36,24 +37,24 @@ func TestNotice(t *testing.T) {
 	through, err := name.NewDigest(strings.Replace(ref.String(), r.Host(), strings.TrimPrefix(proxy.URL, "http://"), 1))
 	require.NoError(t, err)
 	p := defaults(new(clock))
-	v, err := p.Resolve(t.Context(), through)
+	v, err := resolve(t.Context(), p, through)
 	require.NoError(t, err)
 
-	n, err := v.Notice(t.Context())
+	n, err := v.source.Notice(t.Context())
 	require.NoError(t, err)
 	assert.WithinDuration(t, time.Now(), n.Date, time.Minute)
 	assert.False(t, n.Limited)
 	for _, c := range []struct {
 		limit, remaining string
-		want             image.Notice
+		want             registry.Notice
 	}{
-		{"100;w=21600", "76;w=21600", image.Notice{Limited: true, Limit: 100, Remaining: 76}},
-		{"100", "0", image.Notice{Limited: true, Limit: 100}},
-		{"100", "", image.Notice{}}, {"many", "76", image.Notice{}}, {"100", "-1", image.Notice{}},
+		{"100;w=21600", "76;w=21600", registry.Notice{Limited: true, Limit: 100, Remaining: 76}},
+		{"100", "0", registry.Notice{Limited: true, Limit: 100}},
+		{"100", "", registry.Notice{}}, {"many", "76", registry.Notice{}}, {"100", "-1", registry.Notice{}},
 	} {
 		headers.Set("RateLimit-Limit", c.limit)
 		headers.Set("RateLimit-Remaining", c.remaining)
-		n, err := v.Notice(t.Context())
+		n, err := v.source.Notice(t.Context())
 		require.NoError(t, err)
 		n.Date = time.Time{}
 		assert.Equal(t, c.want, n, "%+v", c)
@@ -63,10 +64,8 @@ func TestNotice(t *testing.T) {
 
 	require.NoError(t, r.Stop())
 	proxy.Close()
-	_, err = v.Notice(t.Context())
+	_, err = v.source.Notice(t.Context())
 	requireError(t, err, image.Unavailable)
-	_, err = new(image.Verified).Notice(t.Context())
-	assert.Error(t, err)
 }
 
 func TestNoPlatform(t *testing.T) {
@@ -75,10 +74,10 @@ func TestNoPlatform(t *testing.T) {
 	foreign, err := launchtest.Image(launchtest.ImageOptions{Platform: v1.Platform{OS: "linux", Architecture: "s390x"}, Layers: [][]byte{make([]byte, 512)}})
 	require.NoError(t, err)
 	p := defaults(new(clock))
-	_, err = p.Resolve(t.Context(), push(t, r, foreign))
+	_, err = resolve(t.Context(), p, push(t, r, foreign))
 	assert.True(t, requireError(t, err, image.Refused).NoPlatform())
 	missing, err := name.NewDigest(r.Host() + "/test/image@sha256:" + strings.Repeat("0", 64))
 	require.NoError(t, err)
-	_, err = p.Resolve(t.Context(), missing)
+	_, err = resolve(t.Context(), p, missing)
 	assert.False(t, requireError(t, err, image.Refused).NoPlatform())
 }

@@ -1,4 +1,4 @@
-package image
+package registry
 
 import (
 	"context"
@@ -20,13 +20,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"tee-launcher/pkg/image"
 )
 
-// source is one repository of one registry, with all that was learnt about the way there.
-type source struct {
-	*Puller // settings without a zero field
-	repo    name.Repository
-	ref     string // for messages
+// Source is one repository of one registry, with all that was learnt about the way there. It may be
+// used by several goroutines.
+type Source struct {
+	*Client // settings without a zero field
+	ref     name.Reference
 	http1   *http.Transport
 	http2   *http.Transport // for hosts that speak nothing else
 	auth    *auth
@@ -44,10 +46,10 @@ type source struct {
 }
 
 // host returns the registry's host, with its port if it has one.
-func (s *source) host() string { return s.repo.RegistryStr() }
+func (s *Source) host() string { return s.ref.Context().RegistryStr() }
 
-func newSource(settings *Puller, repo name.Repository, ref string) *source {
-	s := &source{Puller: settings, repo: repo, ref: ref, speaksHTTP1: map[string]bool{}, onlyHTTP2: map[string]int{}}
+func newSource(settings *Client, ref name.Reference) *Source {
+	s := &Source{Client: settings, ref: ref, speaksHTTP1: map[string]bool{}, onlyHTTP2: map[string]int{}}
 	// HTTP/2 would put all ranges on one connection, which is as fast as one connection.
 	var one, two http.Protocols
 	one.SetHTTP1(true)
@@ -58,7 +60,7 @@ func newSource(settings *Puller, repo name.Repository, ref string) *source {
 }
 
 // transport makes the transport itself, without http.Client: redirects are nothing it may follow.
-func (s *source) transport(protocols *http.Protocols) *http.Transport {
+func (s *Source) transport(protocols *http.Protocols) *http.Transport {
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            s.Tuning.Dial,
@@ -73,12 +75,13 @@ func (s *source) transport(protocols *http.Protocols) *http.Transport {
 }
 
 // freshConnections makes the next requests use connections that nothing has gone wrong on.
-func (s *source) freshConnections() {
+func (s *Source) freshConnections() {
 	s.http1.CloseIdleConnections()
 	s.http2.CloseIdleConnections()
 }
 
-func (s *source) statistics() Stats {
+// Stats says what was done so far.
+func (s *Source) Stats() Stats {
 	return Stats{
 		Fetched:    s.fetched.Load(),
 		Requests:   int(s.requests.Load()),
@@ -88,7 +91,7 @@ func (s *source) statistics() Stats {
 }
 
 // retry calls once until it has no failure, the failures are too many, or ctx ends.
-func (s *source) retry(ctx context.Context, part string, once func(t *tries) *failure) error {
+func (s *Source) retry(ctx context.Context, part string, once func(t *tries) *failure) error {
 	var t tries
 	for {
 		if ctx.Err() != nil {
@@ -112,29 +115,27 @@ func (s *source) retry(ctx context.Context, part string, once func(t *tries) *fa
 	}
 }
 
-// interrupted is how a pull ends whose context did.
-func interrupted(ctx context.Context) error {
-	return fmt.Errorf("pull interrupted: %w", context.Cause(ctx))
-}
-
 // failed makes the error of the last failure.
-func (s *source) failed(part string, t *tries, f *failure) *Error {
-	e := &Error{Ref: s.ref, Part: part, Host: f.host, Status: f.status, Attempts: t.total, Code: f.code, Message: f.message,
-		Err: f.err, hints: f.hints}
+func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
+	e := &image.Error{Ref: s.ref.String(), Part: part, Host: f.host, Status: f.status, Attempts: t.total, Code: f.code, Message: f.message,
+		Err: f.err, Help: f.hints}
+	if f.status != 0 {
+		e.Answer = strings.TrimSpace(fmt.Sprintf("%d %s", f.status, http.StatusText(f.status)))
+	}
 	switch f.class {
 	case transient:
-		e.Kind = Unavailable
+		e.Kind = image.Unavailable
 	case permanent:
-		e.Kind = Refused
+		e.Kind = image.Refused
 	case lie:
-		e.Kind = Mismatch
-		e.hints = slices.Concat(f.hints, []string{"what arrives is not what was approved: suspect the registry, a mirror or a proxy on the way"})
+		e.Kind = image.Mismatch
+		e.Help = slices.Concat(f.hints, []string{"what arrives is not what was approved: suspect the registry, a mirror or a proxy on the way"})
 	}
-	e.hints = slices.Concat(e.hints, s.statusHints(f))
+	e.Help = slices.Concat(e.Help, s.statusHints(f))
 	return e
 }
 
-func (s *source) statusHints(f *failure) []string {
+func (s *Source) statusHints(f *failure) []string {
 	switch f.status {
 	case http.StatusUnauthorized:
 		return []string{"credentials: " + s.auth.explanation()}
@@ -167,7 +168,7 @@ func (t *tries) progress() { t.quick, t.rounds, t.permanent, t.timeouts, t.advan
 const maxAttempts = 3
 
 // again says after which delay the next attempt comes, if there is one.
-func (s *source) again(t *tries, f *failure) (time.Duration, bool) {
+func (s *Source) again(t *tries, f *failure) (time.Duration, bool) {
 	t.total++
 	if isTimeout(f.err) && !t.advanced {
 		t.timeouts++
@@ -205,31 +206,26 @@ func (s *source) again(t *tries, f *failure) (time.Duration, bool) {
 func (t *tries) patience() time.Duration { return 1 << min(t.timeouts, 2) }
 
 // document fetches the whole of a manifest or config and proves it.
-func (s *source) document(ctx context.Context, part string, h v1.Hash, size int64) ([]byte, error) {
-	path := "manifests/" + h.String()
-	if part == partConfig {
-		path = "blobs/" + h.String()
+func (s *Source) document(ctx context.Context, d image.Document) ([]byte, error) {
+	path, accept := "manifests/"+d.Digest.String(), manifestTypes
+	if d.Config {
+		path, accept = "blobs/"+d.Digest.String(), anyType
 	}
-	data, err := s.fetchDocument(ctx, part, path, func(data []byte) error {
-		if size < 0 {
-			return checkBytes(data, h, int64(len(data)))
-		}
-		return checkBytes(data, h, size)
-	})
-	var e *Error
-	if errors.As(err, &e) && e.Status == http.StatusNotFound && part == partIndex && s.isBlob(ctx, h) {
-		e.hints = []string{
+	data, err := s.fetchDocument(ctx, d.Part, path, accept, d.Check)
+	var e *image.Error
+	if errors.As(err, &e) && e.Status == http.StatusNotFound && d.Part == image.PartManifest && s.isBlob(ctx, d.Digest) {
+		e.Help = []string{
 			"this digest is that of a config (an image ID), as approved lists held before; what has to be approved is the digest of the manifest",
-			fmt.Sprintf("launcher digest %s:<tag> prints it", s.repo.Name()),
+			fmt.Sprintf("launcher digest %s:<tag> prints it", s.ref.Context().Name()),
 		}
 	}
 	return data, err
 }
 
 // fetchDocument fetches a document, again where proved says that it isn't the right one.
-func (s *source) fetchDocument(ctx context.Context, part, path string, proved func([]byte) error) (data []byte, err error) {
+func (s *Source) fetchDocument(ctx context.Context, part, path, accept string, proved func([]byte) error) (data []byte, err error) {
 	err = s.retry(ctx, part, func(t *tries) *failure {
-		a, f := s.ask(ctx, t, http.MethodGet, path, http.Header{"Accept": {acceptedTypes(part)}})
+		a, f := s.ask(ctx, t, http.MethodGet, path, http.Header{"Accept": {accept}})
 		if f != nil {
 			return f
 		}
@@ -238,11 +234,11 @@ func (s *source) fetchDocument(ctx context.Context, part, path string, proved fu
 			return s.rejected(a)
 		}
 		var err error
-		if data, err = io.ReadAll(io.LimitReader(a, MaxManifest+1)); err != nil {
+		if data, err = io.ReadAll(io.LimitReader(a, image.MaxManifest+1)); err != nil {
 			return &failure{host: a.host, err: err}
 		}
-		if len(data) > MaxManifest {
-			return &failure{class: lie, host: a.host, err: fmt.Errorf("more than %d bytes", MaxManifest)}
+		if len(data) > image.MaxManifest {
+			return &failure{class: lie, host: a.host, err: fmt.Errorf("more than %d bytes", image.MaxManifest)}
 		}
 		if err := proved(data); err != nil {
 			return &failure{class: lie, host: a.host, err: err}
@@ -255,16 +251,14 @@ func (s *source) fetchDocument(ctx context.Context, part, path string, proved fu
 	return data, nil
 }
 
-func acceptedTypes(part string) string {
-	if part == partConfig {
-		return "*/*"
-	}
-	return strings.Join([]string{string(types.OCIManifestSchema1), string(types.DockerManifestSchema2),
-		string(types.OCIImageIndex), string(types.DockerManifestList)}, ", ")
-}
+const (
+	manifestTypes = string(types.OCIManifestSchema1 + ", " + types.DockerManifestSchema2 + ", " +
+		types.OCIImageIndex + ", " + types.DockerManifestList)
+	anyType = "*/*"
+)
 
 // isBlob asks once whether h is a blob of the repository.
-func (s *source) isBlob(ctx context.Context, h v1.Hash) bool {
+func (s *Source) isBlob(ctx context.Context, h v1.Hash) bool {
 	a, f := s.logIn(ctx, &tries{}, http.MethodHead, "blobs/"+h.String(), http.Header{})
 	if f != nil {
 		return false
@@ -275,7 +269,7 @@ func (s *source) isBlob(ctx context.Context, h v1.Hash) bool {
 
 // ask sends a request for something in the repository and follows redirects. The answer has any status; a failure means
 // that there is none.
-func (s *source) ask(ctx context.Context, t *tries, method, path string, header http.Header) (*answer, *failure) {
+func (s *Source) ask(ctx context.Context, t *tries, method, path string, header http.Header) (*answer, *failure) {
 	a, f := s.logIn(ctx, t, method, path, header)
 	if f != nil {
 		return nil, f
@@ -284,7 +278,7 @@ func (s *source) ask(ctx context.Context, t *tries, method, path string, header 
 }
 
 // logIn sends a request to the registry, with credentials once they were asked for.
-func (s *source) logIn(ctx context.Context, t *tries, method, path string, header http.Header) (*answer, *failure) {
+func (s *Source) logIn(ctx context.Context, t *tries, method, path string, header http.Header) (*answer, *failure) {
 	for loggedIn := false; ; loggedIn = true {
 		authorization, f := s.auth.authorization(ctx, t)
 		if f != nil {
@@ -310,11 +304,11 @@ func (s *source) logIn(ctx context.Context, t *tries, method, path string, heade
 
 // registry sends one request to the registry itself, and finds out on the first one whether that speaks https. Only
 // where plain http is allowed at all is it tried, and only when https didn't come about.
-func (s *source) registry(ctx context.Context, t *tries, method, path string, header http.Header, authorization string) (*answer, *failure) {
+func (s *Source) registry(ctx context.Context, t *tries, method, path string, header http.Header, authorization string) (*answer, *failure) {
 	s.mu.Lock()
 	scheme := s.scheme
 	s.mu.Unlock()
-	target := url.URL{Scheme: scheme, Host: s.host(), Path: "/v2/" + s.repo.RepositoryStr() + "/" + path}
+	target := url.URL{Scheme: scheme, Host: s.host(), Path: "/v2/" + s.ref.Context().RepositoryStr() + "/" + path}
 	h := header.Clone()
 	if authorization != "" {
 		h.Set("Authorization", authorization)
@@ -354,7 +348,7 @@ func showedCertificate(err error) bool {
 }
 
 // plainAllowed says whether host may be spoken to over plain http.
-func (s *source) plainAllowed(host string) bool {
+func (s *Source) plainAllowed(host string) bool {
 	return isLoopback(host) || slices.ContainsFunc(s.Insecure, func(allowed string) bool {
 		return strings.EqualFold(allowed, host) || strings.EqualFold(allowed, hostname(host))
 	})
@@ -375,7 +369,7 @@ func hostname(host string) string {
 const maxRedirects = 10
 
 // follow goes where a redirect leads, without any credentials.
-func (s *source) follow(ctx context.Context, t *tries, a *answer, method string, header http.Header) (*answer, *failure) {
+func (s *Source) follow(ctx context.Context, t *tries, a *answer, method string, header http.Header) (*answer, *failure) {
 	for range maxRedirects {
 		if !isRedirect(a.StatusCode) {
 			return a, nil
@@ -404,7 +398,7 @@ func isRedirect(status int) bool {
 }
 
 // redirectTarget returns where a leads if it may be gone there.
-func (s *source) redirectTarget(a *answer) (*url.URL, error) {
+func (s *Source) redirectTarget(a *answer) (*url.URL, error) {
 	target, err := a.Location()
 	if err != nil {
 		return nil, errors.New("redirect without a usable location")
@@ -418,7 +412,7 @@ func (s *source) redirectTarget(a *answer) (*url.URL, error) {
 	case target.Scheme == "http" && a.url.Scheme == "http" && s.plainAllowed(target.Host) && (isLoopback(a.url.Host) || !isLoopback(target.Host)):
 		return target, nil
 	}
-	return nil, fmt.Errorf("redirect from %s to %s at %s isn't followed", a.url.Scheme, clean(target.Scheme, 20), clean(target.Host, 100))
+	return nil, fmt.Errorf("redirect from %s to %s at %s isn't followed", a.url.Scheme, image.Clean(target.Scheme, 20), image.Clean(target.Host, 100))
 }
 
 // answer is an HTTP answer whose body can't stall.
@@ -448,7 +442,7 @@ func (a *answer) Close() error {
 }
 
 // send sends one request and waits for the header of its answer.
-func (s *source) send(ctx context.Context, t *tries, method string, target *url.URL, header http.Header, form url.Values) (*answer, *failure) {
+func (s *Source) send(ctx context.Context, t *tries, method string, target *url.URL, header http.Header, form url.Values) (*answer, *failure) {
 	w := newWatch(ctx, t.patience()*s.Tuning.HeaderTimeout, t.patience()*s.Tuning.Window, s.leastBytes)
 	request, err := http.NewRequestWithContext(w.ctx, method, target.String(), strings.NewReader(form.Encode()))
 	if err != nil {
@@ -477,7 +471,7 @@ func (s *source) send(ctx context.Context, t *tries, method string, target *url.
 
 // do uses HTTP/1.1. A host over https that doesn't answer to that, but to HTTP/2, gets HTTP/2 from the third time on:
 // servers that speak nothing else end the handshake or the connection, which others do too in a bad moment.
-func (s *source) do(request *http.Request) (*http.Response, error) {
+func (s *Source) do(request *http.Request) (*http.Response, error) {
 	const often = 3
 	host := request.URL.Host
 	s.mu.Lock()
@@ -520,12 +514,12 @@ func handshaken(err error) bool {
 
 // leastBytes is what has to arrive in a window: the minimum, and a tenth of what connections usually carry. The others wait
 // for the slowest one, which may do better another time.
-func (s *source) leastBytes() int64 {
+func (s *Source) leastBytes() int64 {
 	return max(s.Tuning.MinBytes, int64(float64(s.rate.Load())*s.Tuning.Window.Seconds()/10))
 }
 
 // measured takes in how long n bytes took.
-func (s *source) measured(n int, took time.Duration) {
+func (s *Source) measured(n int, took time.Duration) {
 	const telling = 16 << 10 // less says more of the round trip than of the rate
 	if n < telling || took <= 0 {
 		return
@@ -538,7 +532,7 @@ func (s *source) measured(n int, took time.Duration) {
 }
 
 // rejected reads an answer that isn't the one hoped for, and closes it.
-func (s *source) rejected(a *answer) *failure {
+func (s *Source) rejected(a *answer) *failure {
 	defer a.Close()
 	f := &failure{class: transient, host: a.host, status: a.StatusCode, after: retryAfter(a.Header.Get("Retry-After"), s.Tuning.Now())}
 	switch {
@@ -572,9 +566,9 @@ func said(a *answer) (code, message string) {
 	// Whatever can't be read has nothing to say: a proxy's page is no message.
 	_ = json.Unmarshal(data, &document)
 	if len(document.Errors) == 0 {
-		return "", clean(document.Details, 200)
+		return "", image.Clean(document.Details, 200)
 	}
-	code, message = clean(document.Errors[0].Code, 40), clean(document.Errors[0].Message, 200)
+	code, message = image.Clean(document.Errors[0].Code, 40), image.Clean(document.Errors[0].Message, 200)
 	if strings.EqualFold(code, message) {
 		message = ""
 	}

@@ -1,9 +1,10 @@
-package image_test
+package registry_test
 
 import (
 	"bytes"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -112,7 +113,7 @@ func TestLargeLayerThatAlwaysLies(t *testing.T) {
 			ref := push(t, r, img)
 			fault.On, fault.Digest, fault.Times = launchtest.RequestBlob, layerDigest(t, img, 1), -1
 			r.Fail(fault)
-			v, err := defaults(new(clock)).Resolve(t.Context(), ref)
+			v, err := resolve(t.Context(), defaults(new(clock)), ref)
 			require.NoError(t, err)
 			restarts := 0
 			for {
@@ -149,7 +150,7 @@ func TestExactSize(t *testing.T) {
 	r := newRegistry(t, launchtest.RegistryOptions{})
 	ref := push(t, r, img)
 	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultFlip, On: launchtest.RequestBlob, Digest: layerDigest(t, img, 0), After: 5, Times: -1})
-	v, err := defaults(new(clock)).Resolve(t.Context(), ref)
+	v, err := resolve(t.Context(), defaults(new(clock)), ref)
 	require.NoError(t, err)
 	stream := v.Open(t.Context(), []int{0})
 	defer stream.Close()
@@ -213,13 +214,13 @@ func TestConfigDigest(t *testing.T) {
 	ref := push(t, r, img)
 	config, err := img.ConfigName()
 	require.NoError(t, err)
-	_, err = defaults(new(clock)).Resolve(t.Context(), ref.Context().Digest(config.String()))
+	_, err = resolve(t.Context(), defaults(new(clock)), ref.Context().Digest(config.String()))
 	e := requireError(t, err, image.Refused)
 	require.Len(t, e.Hints(), 2)
 	assert.Contains(t, e.Hints()[0], "image ID")
 	assert.Contains(t, e.Hints()[1], "launcher digest "+ref.Context().Name())
 
-	_, err = defaults(new(clock)).Resolve(t.Context(), ref.Context().Digest("sha256:"+sumA))
+	_, err = resolve(t.Context(), defaults(new(clock)), ref.Context().Digest("sha256:"+strings.Repeat("a", 64)))
 	for _, hint := range requireError(t, err, image.Refused).Hints() {
 		assert.NotContains(t, hint, "image ID", "an unknown digest is something else")
 	}
@@ -248,12 +249,20 @@ func TestIndexOverTheNetwork(t *testing.T) {
 	p := defaults(new(clock))
 	p.Platform = v1.Platform{OS: "linux", Architecture: "mips"}
 	before := len(r.Requests())
-	_, err = p.Resolve(t.Context(), ref)
+	_, err = resolve(t.Context(), p, ref)
 	e := requireError(t, err, image.Refused)
 	assert.Contains(t, e.Error(), "linux/s390x")
 	assert.Equal(t, before+1, len(r.Requests()), "nothing else is asked for")
 
-	r.Forge(child, "application/vnd.oci.image.manifest.v1+json", []byte(goodManifest(goodConfig)))
-	_, err = defaults(new(clock)).Resolve(t.Context(), ref)
+	r.Forge(child, "application/vnd.oci.image.manifest.v1+json", otherManifest(t))
+	_, err = resolve(t.Context(), defaults(new(clock)), ref)
 	requireError(t, err, image.Mismatch)
+}
+
+// otherManifest is the manifest of another image.
+func otherManifest(t *testing.T) []byte {
+	t.Helper()
+	data, err := imageOf(t, 300).RawManifest()
+	require.NoError(t, err)
+	return data
 }

@@ -1,4 +1,4 @@
-package image
+package registry
 
 import (
 	"context"
@@ -10,14 +10,16 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/image"
 )
 
 // blob is one layer on its way.
 type blob struct {
-	layer Layer
+	layer image.Layer
 	label string // for messages
 
 	probed chan struct{} // closed once the first answer told whether ranges work
@@ -32,19 +34,20 @@ type blob struct {
 	position int64
 }
 
-func newBlob(layer Layer, label string) *blob {
+func newBlob(layer image.Layer, label string) *blob {
 	return &blob{layer: layer, label: label, probed: make(chan struct{}), turn: make(chan struct{}, 1)}
 }
 
 // part is a closed byte range of a blob and the buffer it goes to.
 type part struct {
-	blob   *blob
-	offset int64
-	buffer []byte // as long as the part
-	filled int
-	before <-chan struct{} // the part before it of the same blob is done; nil for the first
-	done   chan struct{}   // closed when the part is filled, or has an error
-	err    error
+	blob    *blob
+	offset  int64
+	buffer  []byte // as long as the part
+	filled  int
+	before  <-chan struct{} // the part before it of the same blob is done; nil for the first
+	done    chan struct{}   // closed when the part is filled, or has an error
+	arrived *atomic.Int64   // counts what is fetched
+	err     error
 }
 
 // whole says whether the part is all of its blob.
@@ -54,7 +57,7 @@ func (p *part) whole() bool { return p.offset == 0 && int64(len(p.buffer)) == p.
 func (p *part) next() int64 { return p.offset + int64(p.filled) }
 
 // fetch fills p, with as many requests as it takes.
-func (s *source) fetch(ctx context.Context, p *part) error {
+func (s *Source) fetch(ctx context.Context, p *part) error {
 	return s.retry(ctx, p.blob.label, func(t *tries) *failure {
 		for p.filled < len(p.buffer) {
 			if f := s.fill(ctx, t, p); f != nil {
@@ -75,7 +78,7 @@ func (s *source) fetch(ctx context.Context, p *part) error {
 }
 
 // fill makes one request for what is missing in p. Without a failure there was progress.
-func (s *source) fill(ctx context.Context, t *tries, p *part) *failure {
+func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 	b := p.blob
 	if p.before != nil {
 		select {
@@ -106,7 +109,7 @@ func (s *source) fill(ctx context.Context, t *tries, p *part) *failure {
 		if start != p.next() || end > last || total >= 0 && total != b.layer.Size {
 			a.Close()
 			return &failure{class: lie, host: a.host,
-				err: fmt.Errorf("asked for bytes %d-%d/%d, got %s", p.next(), last, b.layer.Size, clean(a.Header.Get("Content-Range"), 80))}
+				err: fmt.Errorf("asked for bytes %d-%d/%d, got %s", p.next(), last, b.layer.Size, image.Clean(a.Header.Get("Content-Range"), 80))}
 		}
 		b.answered()
 		defer a.Close()
@@ -121,7 +124,7 @@ func (s *source) fill(ctx context.Context, t *tries, p *part) *failure {
 }
 
 // read reads n bytes of the body into p.
-func (s *source) read(t *tries, a *answer, p *part, n int) *failure {
+func (s *Source) read(t *tries, a *answer, p *part, n int) *failure {
 	began := time.Now()
 	got, err := io.ReadFull(a, p.buffer[p.filled:p.filled+n])
 	s.measured(got, time.Since(began))
@@ -129,6 +132,7 @@ func (s *source) read(t *tries, a *answer, p *part, n int) *failure {
 	if got > 0 {
 		t.progress()
 		s.fetched.Add(int64(got))
+		p.arrived.Add(int64(got))
 		s.Progress(int64(got))
 	}
 	if err != nil {
@@ -139,7 +143,7 @@ func (s *source) read(t *tries, a *answer, p *part, n int) *failure {
 
 // fillInSequence is for servers without ranges: the parts of the blob take turns, in their order, at one body. opened is
 // such a body if there is one already.
-func (s *source) fillInSequence(ctx context.Context, t *tries, p *part, opened *answer) *failure {
+func (s *Source) fillInSequence(ctx context.Context, t *tries, p *part, opened *answer) *failure {
 	b := p.blob
 	b.setSequential()
 	if p.before != nil {
@@ -247,7 +251,7 @@ func (b *blob) forget() {
 
 // open asks for the blob where the last redirect led, and the registry if there was none or if it doesn't lead there any
 // more: signed URLs expire.
-func (s *source) open(ctx context.Context, t *tries, b *blob, header http.Header) (*answer, *failure) {
+func (s *Source) open(ctx context.Context, t *tries, b *blob, header http.Header) (*answer, *failure) {
 	b.mu.Lock()
 	location := b.location
 	b.mu.Unlock()

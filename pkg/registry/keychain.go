@@ -1,4 +1,4 @@
-package image
+package registry
 
 import (
 	"bytes"
@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
 )
 
@@ -49,18 +50,18 @@ func (c *credential) empty() bool {
 
 // findCredential asks the keychain, no longer than the helper time-out. A source that fails is none, as for Docker: many
 // images can be had without.
-func (s *source) findCredential(ctx context.Context) *credential {
+func (s *Source) findCredential(ctx context.Context) *credential {
 	ctx, cancel := context.WithTimeout(ctx, s.Tuning.HelperTimeout)
 	defer cancel()
 	if s.Keychain != nil {
-		return givenCredential(ctx, s.Keychain, s.repo)
+		return givenCredential(ctx, s.Keychain, s.ref.Context())
 	}
 	getenv := s.Tuning.Getenv
 	if getenv == nil {
 		getenv = os.Getenv
 	}
 	k := dockerKeychain{getenv: getenv, forbidden: s.ForbiddenHelperDirs}
-	return k.find(ctx, s.repo)
+	return k.find(ctx, s.ref.Context())
 }
 
 // givenCredential asks a keychain that may never answer.
@@ -170,7 +171,7 @@ func (k dockerKeychain) find(ctx context.Context, repo name.Repository) *credent
 		program := "docker-credential-" + helper
 		c, err := k.ask(ctx, program, key)
 		if err != nil {
-			return none("because %s, which %s names, %s", clean(program, 60), path, clean(err.Error(), 120))
+			return none("because %s, which %s names, %s", image.Clean(program, 60), path, image.Clean(err.Error(), 120))
 		}
 		// As for Docker, what a helper doesn't know the file may add: a token for the registry.
 		if entry, ok := config.Auths[key]; ok {
@@ -179,7 +180,7 @@ func (k dockerKeychain) find(ctx context.Context, repo name.Repository) *credent
 		if !c.empty() {
 			return c
 		}
-		silent = append(silent, clean(program, 60))
+		silent = append(silent, image.Clean(program, 60))
 	}
 	if len(silent) > 0 {
 		return none("because %s, which %s names, has none", strings.Join(slices.Compact(silent), " and "), path)

@@ -1,4 +1,4 @@
-package image
+package registry
 
 import (
 	"context"
@@ -12,11 +12,13 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"tee-launcher/pkg/image"
 )
 
 // auth logs in to one repository, when it is asked to and only then. One exchange of a token takes place at a time.
 type auth struct {
-	s *source
+	s *Source
 
 	turn chan struct{} // held by who speaks to the token server or the keychain
 
@@ -29,7 +31,7 @@ type auth struct {
 	failed     *failure // of the last one
 }
 
-func newAuth(s *source) *auth {
+func newAuth(s *Source) *auth {
 	return &auth{s: s, turn: make(chan struct{}, 1)}
 }
 
@@ -200,7 +202,7 @@ func (a *auth) fetchToken(ctx context.Context, t *tries, c *challenge, credentia
 	}
 	scope := c.params["scope"]
 	if scope == "" {
-		scope = "repository:" + a.s.repo.RepositoryStr() + ":pull"
+		scope = "repository:" + a.s.ref.Context().RepositoryStr() + ":pull"
 	}
 	values := realm.Query()
 	header := http.Header{}
@@ -255,7 +257,7 @@ func (a *auth) realm(value string) (*url.URL, error) {
 		// The operator allowed it; there are no credentials on a plain connection, only the token of anybody.
 		return realm, nil
 	}
-	return nil, fmt.Errorf("the registry names a token server that isn't https: %s", clean(realm.Host, 100))
+	return nil, fmt.Errorf("the registry names a token server that isn't https: %s", image.Clean(realm.Host, 100))
 }
 
 const maxToken = 64 << 10

@@ -1,4 +1,4 @@
-package image_test
+package registry_test
 
 import (
 	"fmt"
@@ -10,14 +10,14 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/require"
 
-	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 // BenchmarkFetch pulls one layer of 500 MB: over a link that carries 20 MB/s for each connection with a round trip of
 // 30 ms, and over an open one. One connection would need 25 s for the first.
 //
-//	go test -run '^$' -bench Fetch -benchtime 3x ./pkg/image
+//	go test -run '^$' -bench Fetch -benchtime 3x ./pkg/registry
 func BenchmarkFetch(b *testing.B) {
 	img := bigImage(b, 500_000_000)
 	for _, link := range []launchtest.RegistryOptions{
@@ -32,7 +32,7 @@ func BenchmarkFetch(b *testing.B) {
 			require.NoError(b, err)
 			b.SetBytes(500_000_000)
 			for b.Loop() {
-				drain(b, new(image.Puller), ref)
+				drain(b, new(registry.Client), ref)
 			}
 		})
 	}
@@ -56,9 +56,9 @@ func bigImage(tb testing.TB, size int) v1.Image {
 }
 
 // drain pulls the first layer and throws it away.
-func drain(tb testing.TB, p *image.Puller, ref name.Digest) *image.Verified {
+func drain(tb testing.TB, p *registry.Client, ref name.Digest) *pulled {
 	tb.Helper()
-	v, err := p.Resolve(tb.Context(), ref)
+	v, err := resolve(tb.Context(), p, ref)
 	require.NoError(tb, err)
 	stream := v.Open(tb.Context(), []int{0})
 	defer stream.Close()

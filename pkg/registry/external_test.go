@@ -1,6 +1,6 @@
 //go:build external
 
-package image_test
+package registry_test
 
 import (
 	"io"
@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/registry"
 )
 
 // TestExternal pulls from registries on the internet, for people who have it: make test-external. The digest is that of the launcher in
@@ -27,10 +27,10 @@ func TestExternal(t *testing.T) {
 			t.Parallel()
 			ref, err := name.ParseReference(text)
 			require.NoError(t, err)
-			p := &image.Puller{Rounds: 2, Interval: time.Second}
+			p := &registry.Client{Rounds: 2, Interval: time.Second}
 			described, err := p.Describe(t.Context(), ref)
 			require.NoError(t, err)
-			v, err := p.Resolve(t.Context(), ref.Context().Digest(described.Digest.String()))
+			v, err := resolve(t.Context(), p, ref.Context().Digest(described.Digest.String()))
 			require.NoError(t, err)
 			var all []int
 			for i := range v.Layers() {

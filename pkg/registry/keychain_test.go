@@ -1,4 +1,4 @@
-package image_test
+package registry_test
 
 import (
 	"context"
@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 // auth is the field of Docker's config.
@@ -152,7 +152,7 @@ func TestKeychainIsDockers(t *testing.T) {
 			require.NoError(t, err)
 
 			t.Setenv("DOCKER_CONFIG", c.env["DOCKER_CONFIG"])
-			got := image.FindCredential(t.Context(), new(image.Puller), repo)
+			got := registry.FindCredential(t.Context(), new(registry.Client), repo)
 			assert.Equal(t, want.Username, got.Username, "user")
 			assert.Equal(t, want.Password, got.Password, "password")
 			assert.Equal(t, want.IdentityToken, got.IdentityToken, "identity token")
@@ -184,7 +184,7 @@ func TestKeychainThatFails(t *testing.T) {
 	t.Setenv("DOCKER_CONFIG", "")
 	repo, err := name.NewRepository("registry.test/a/b")
 	require.NoError(t, err)
-	p := &image.Puller{ForbiddenHelperDirs: []string{shared + "/"}, Tuning: image.Tuning{HelperTimeout: time.Minute}}
+	p := &registry.Client{ForbiddenHelperDirs: []string{shared + "/"}, Tuning: registry.Tuning{HelperTimeout: time.Minute}}
 	for config, want := range map[string]string{
 		`{"credsStore":"hangs"}`:                   "didn't answer in time",
 		`{"credsStore":"fails"}`:                   "failed",
@@ -206,7 +206,7 @@ func TestKeychainThatFails(t *testing.T) {
 		if strings.Contains(config, "hangs") {
 			p.Tuning.HelperTimeout = time.Second
 		}
-		got := image.FindCredential(t.Context(), &p, repo)
+		got := registry.FindCredential(t.Context(), &p, repo)
 		assert.Equal(t, "anonymous", got.Source, "%.80s", config)
 		assert.Contains(t, got.Note, want, "%.80s", config)
 		assert.Empty(t, got.Username+got.Password)
@@ -220,7 +220,7 @@ func TestKeychainThatFails(t *testing.T) {
 	assert.Eventually(t, func() bool { return gone(child) }, time.Minute, 10*time.Millisecond, "what a helper started ends with it")
 
 	t.Setenv("HOME", "")
-	got := image.FindCredential(t.Context(), p, repo)
+	got := registry.FindCredential(t.Context(), p, repo)
 	assert.Contains(t, got.Note, "no HOME and DOCKER_CONFIG set")
 }
 
@@ -246,7 +246,7 @@ func TestHelperAtWork(t *testing.T) {
 	t.Setenv("DOCKER_CONFIG", "")
 	p := defaults(new(clock))
 	p.Tuning.Getenv, p.Tuning.RootCAs = nil, r.CertPool()
-	v, err := p.Resolve(context.Background(), ref)
+	v, err := resolve(context.Background(), p, ref)
 	require.NoError(t, err)
 	assert.Equal(t, "docker-credential-local", v.Stats().Credential)
 	assert.Equal(t, map[string]int{"token identity token": 1, "manifest Bearer": 1, "blob Bearer": 1}, credentials(r))

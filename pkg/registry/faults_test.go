@@ -1,4 +1,4 @@
-package image_test
+package registry_test
 
 import (
 	"context"
@@ -173,7 +173,7 @@ func TestRounds(t *testing.T) {
 		delays = append(delays, d)
 		return nil
 	}
-	_, err := p.Resolve(t.Context(), ref)
+	_, err := resolve(t.Context(), p, ref)
 	requireError(t, err, image.Unavailable)
 	require.Len(t, delays, 9, "a quick one in each of five rounds, and four between them")
 	for i, want := range []float64{0.25, 10, 0.25, 15, 0.25, 20, 0.25, 20, 0.25} {
@@ -183,7 +183,7 @@ func TestRounds(t *testing.T) {
 	assert.Equal(t, 10, r.Count(launchtest.RequestManifest), "requests")
 
 	p.Rounds, delays = 0, nil
-	_, err = p.Resolve(t.Context(), ref)
+	_, err = resolve(t.Context(), p, ref)
 	assert.Equal(t, 2, requireError(t, err, image.Unavailable).Attempts, "attempts without further rounds")
 }
 
@@ -231,11 +231,11 @@ func TestNameThatDoesNotResolve(t *testing.T) {
 		}
 		return new(net.Dialer).DialContext(ctx, network, r.Host())
 	}
-	_, err := p.Resolve(t.Context(), ref)
+	_, err := resolve(t.Context(), p, ref)
 	require.NoError(t, err)
 
 	lookups = -1000
-	_, err = p.Resolve(t.Context(), ref)
+	_, err = resolve(t.Context(), p, ref)
 	e := requireError(t, err, image.Unavailable)
 	dns := new(net.DNSError)
 	assert.ErrorAs(t, e, &dns)

@@ -1,6 +1,6 @@
 //go:build !race
 
-package image_test
+package registry_test
 
 import (
 	"bufio"
@@ -19,12 +19,12 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 // childReference makes the test binary a process that pulls a reference and prints its peak memory.
-const childReference = "IMAGE_TEST_PULL"
+const childReference = "REGISTRY_TEST_PULL"
 
 func TestMain(m *testing.M) {
 	if ref := os.Getenv(childReference); ref != "" {
@@ -43,7 +43,7 @@ func pullInChild(reference string) error {
 		return err
 	}
 	ctx := context.Background()
-	v, err := new(image.Puller).Resolve(ctx, ref)
+	v, err := resolve(ctx, new(registry.Client), ref)
 	if err != nil {
 		return err
 	}

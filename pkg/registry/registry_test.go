@@ -1,4 +1,4 @@
-package image_test
+package registry_test
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 // clock counts the time that was slept instead of sleeping it, so that delays of minutes can be tested.
@@ -44,10 +45,10 @@ func (c *clock) Slept() time.Duration {
 }
 
 // defaults are the settings that a user config without any has.
-func defaults(c *clock) *image.Puller {
-	return &image.Puller{
+func defaults(c *clock) *registry.Client {
+	return &registry.Client{
 		Rounds: 5, Interval: 2 * time.Second, MaxDelay: time.Minute,
-		Tuning: image.Tuning{
+		Tuning: registry.Tuning{
 			Sleep: c.Sleep, Getenv: func(string) string { return "" },
 		},
 	}
@@ -62,10 +63,10 @@ func inBubble(t *testing.T, test func(t *testing.T, network *launchtest.Network)
 }
 
 // within are the defaults on a network in a bubble.
-func within(network *launchtest.Network) *image.Puller {
-	return &image.Puller{
+func within(network *launchtest.Network) *registry.Client {
+	return &registry.Client{
 		Rounds: 5, Interval: 2 * time.Second, MaxDelay: time.Minute,
-		Tuning: image.Tuning{Dial: network.Dial, Getenv: func(string) string { return "" }},
+		Tuning: registry.Tuning{Dial: network.Dial, Getenv: func(string) string { return "" }},
 	}
 }
 
@@ -121,8 +122,8 @@ func push(t *testing.T, r *launchtest.Registry, img v1.Image) name.Digest {
 
 // pull resolves ref and reads all its layers as an engine would: with a restart where the error asks for one. It returns
 // the digests of what was handed out.
-func pull(ctx context.Context, p *image.Puller, ref name.Digest) (*image.Verified, []v1.Hash, error) {
-	v, err := p.Resolve(ctx, ref)
+func pull(ctx context.Context, p *registry.Client, ref name.Digest) (*pulled, []v1.Hash, error) {
+	v, err := resolve(ctx, p, ref)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -139,7 +140,25 @@ func pull(ctx context.Context, p *image.Puller, ref name.Digest) (*image.Verifie
 	}
 }
 
-func read(ctx context.Context, v *image.Verified, layers []int) (digests []v1.Hash, err error) {
+// pulled is an image and where it came from.
+type pulled struct {
+	*image.Verified
+	source *registry.Source
+}
+
+func (p *pulled) Stats() registry.Stats { return p.source.Stats() }
+
+func (p *pulled) Open(ctx context.Context, layers []int) *image.Stream {
+	return p.Verified.Open(ctx, p.source, layers)
+}
+
+func resolve(ctx context.Context, c *registry.Client, ref name.Digest) (*pulled, error) {
+	source := c.Source(ref)
+	v, err := source.Resolve(ctx)
+	return &pulled{v, source}, err
+}
+
+func read(ctx context.Context, v *pulled, layers []int) (digests []v1.Hash, err error) {
 	stream := v.Open(ctx, layers)
 	defer func() { err = errors.Join(err, stream.Close()) }()
 	for {

@@ -1,4 +1,4 @@
-package image_test
+package registry_test
 
 import (
 	"net/http"
@@ -191,7 +191,7 @@ func TestManifestRedirect(t *testing.T) {
 	require.NoError(t, err)
 	_, err = r.PushBlob("test/image", config)
 	require.NoError(t, err)
-	_, err = defaults(new(clock)).Resolve(t.Context(), at(t, r.Host(), ref))
+	_, err = resolve(t.Context(), defaults(new(clock)), at(t, r.Host(), ref))
 	require.NoError(t, err)
 	for _, q := range target.Requests() {
 		assert.Equal(t, http.MethodGet, q.Method)

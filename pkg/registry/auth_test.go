@@ -1,4 +1,4 @@
-package image_test
+package registry_test
 
 import (
 	"context"
@@ -19,6 +19,7 @@ import (
 
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/registry"
 )
 
 const (
@@ -34,7 +35,7 @@ func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
 }
 
 // away makes p reach hosts by name: host:port to an address.
-func away(p *image.Puller, r *launchtest.Registry, hosts map[string]string) *image.Puller {
+func away(p *registry.Client, r *launchtest.Registry, hosts map[string]string) *registry.Client {
 	p.Tuning.RootCAs = r.CertPool()
 	dial := new(net.Dialer).DialContext
 	if network := r.Network(); network != nil {
@@ -118,7 +119,7 @@ func TestLogIn(t *testing.T) {
 }
 
 // bearerAt is a registry called registry.test whose token server is called token.test, and a puller with its password.
-func bearerAt(t *testing.T, o launchtest.RegistryOptions, img v1.Image) (*launchtest.Registry, *image.Puller, name.Digest) {
+func bearerAt(t *testing.T, o launchtest.RegistryOptions, img v1.Image) (*launchtest.Registry, *registry.Client, name.Digest) {
 	t.Helper()
 	o.TLS, o.Auth, o.Username, o.Password = true, launchtest.RegistryBearer, user, password
 	if o.Realm == "" {
@@ -195,7 +196,7 @@ func TestTokenServerFaults(t *testing.T) {
 				p.Rounds, p.Tuning.QuickTries = 1, 2
 				c.fault.On = launchtest.RequestToken
 				r.Fail(c.fault)
-				_, err := p.Resolve(t.Context(), ref)
+				_, err := resolve(t.Context(), p, ref)
 				if c.kind == 0 {
 					require.NoError(t, err)
 					return
@@ -221,7 +222,7 @@ func TestBrokenTokenServerIsAskedOnce(t *testing.T) {
 	t.Parallel()
 	img := threeLayers(t)
 	r, p, ref := bearerAt(t, launchtest.RegistryOptions{}, img)
-	v, err := p.Resolve(t.Context(), ref)
+	v, err := resolve(t.Context(), p, ref)
 	require.NoError(t, err)
 	r.Expire()
 	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden, On: launchtest.RequestToken, Times: -1})
@@ -245,7 +246,7 @@ func TestWrongCredentials(t *testing.T) {
 			p := defaults(new(clock))
 			p.Tuning.RootCAs, p.Keychain = r.CertPool(), chain
 			p.Tuning.Getenv = func(key string) string { return map[string]string{"HOME": "/nowhere"}[key] }
-			_, err := p.Resolve(t.Context(), ref)
+			_, err := resolve(t.Context(), p, ref)
 			e := requireError(t, err, image.Refused)
 			assert.Equal(t, http.StatusUnauthorized, e.Status)
 			assert.Equal(t, 3, e.Attempts)
@@ -276,7 +277,7 @@ func TestHostileRealms(t *testing.T) {
 		"\x7f":                             "no usable token server",
 	} {
 		r, p, ref := bearerAt(t, launchtest.RegistryOptions{Realm: realm}, img)
-		_, err := p.Resolve(t.Context(), ref)
+		_, err := resolve(t.Context(), p, ref)
 		e := requireError(t, err, image.Refused)
 		assert.Contains(t, e.Error(), want, "realm %q", realm)
 		assert.Zero(t, r.Count(launchtest.RequestToken))
@@ -294,7 +295,7 @@ func TestPlainHTTP(t *testing.T) {
 		t.Parallel()
 		r := newRegistry(t, launchtest.RegistryOptions{})
 		p := away(defaults(new(clock)), r, map[string]string{remote + ":443": r.Host(), remote + ":80": r.Host()})
-		_, err := p.Resolve(t.Context(), at(t, remote, push(t, r, img)))
+		_, err := resolve(t.Context(), p, at(t, remote, push(t, r, img)))
 		requireError(t, err, image.Unavailable)
 		assert.Empty(t, r.Requests())
 	})
@@ -312,7 +313,7 @@ func TestPlainHTTP(t *testing.T) {
 		r := newRegistry(t, launchtest.RegistryOptions{})
 		p := away(defaults(new(clock)), r, map[string]string{remote + ":5001": r.Host()})
 		p.Insecure = []string{remote + ":5000"}
-		_, err := p.Resolve(t.Context(), at(t, remote+":5001", push(t, r, img)))
+		_, err := resolve(t.Context(), p, at(t, remote+":5001", push(t, r, img)))
 		requireError(t, err, image.Unavailable)
 		assert.Empty(t, r.Requests())
 	})
@@ -321,7 +322,7 @@ func TestPlainHTTP(t *testing.T) {
 		r := newRegistry(t, basic)
 		p := away(defaults(new(clock)), r, map[string]string{remote + ":5000": r.Host()})
 		p.Insecure, p.Keychain = []string{remote + ":5000"}, keychain{Username: user, Password: password}
-		_, err := p.Resolve(t.Context(), at(t, remote+":5000", push(t, r, img)))
+		_, err := resolve(t.Context(), p, at(t, remote+":5000", push(t, r, img)))
 		e := requireError(t, err, image.Refused)
 		assert.Contains(t, strings.Join(e.Hints(), "\n"), "not sent over plain http")
 		assert.Empty(t, credentials(r))
@@ -332,7 +333,7 @@ func TestPlainHTTP(t *testing.T) {
 			Realm: "http://" + remote + ":5000/token"})
 		p := away(defaults(new(clock)), r, map[string]string{remote + ":5000": r.Host()})
 		p.Insecure, p.Keychain = []string{remote + ":5000"}, keychain{Username: user, Password: password}
-		_, err := p.Resolve(t.Context(), at(t, remote+":5000", push(t, r, img)))
+		_, err := resolve(t.Context(), p, at(t, remote+":5000", push(t, r, img)))
 		require.NoError(t, err)
 		assert.NotContains(t, credentials(r), "token Basic plain")
 	})
@@ -341,7 +342,7 @@ func TestPlainHTTP(t *testing.T) {
 		r := newRegistry(t, basic)
 		p := defaults(new(clock))
 		p.Keychain = keychain{Username: user, Password: password}
-		_, err := p.Resolve(t.Context(), push(t, r, img))
+		_, err := resolve(t.Context(), p, push(t, r, img))
 		require.NoError(t, err)
 		assert.Contains(t, credentials(r), "manifest Basic plain")
 	})
@@ -354,7 +355,7 @@ func TestPlainHTTP(t *testing.T) {
 		r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultReset, On: launchtest.RequestManifest, Times: 2})
 		p := defaults(new(clock))
 		p.Keychain, p.Tuning.RootCAs = keychain{Username: user, Password: password}, r.CertPool()
-		_, err := p.Resolve(t.Context(), ref)
+		_, err := resolve(t.Context(), p, ref)
 		require.NoError(t, err)
 		for _, q := range r.Requests() {
 			assert.True(t, q.TLS, "%s %s", q.Method, q.Path)
@@ -364,7 +365,7 @@ func TestPlainHTTP(t *testing.T) {
 		t.Parallel()
 		r := newRegistry(t, launchtest.RegistryOptions{TLS: true})
 		p := defaults(new(clock))
-		_, err := p.Resolve(t.Context(), push(t, r, img))
+		_, err := resolve(t.Context(), p, push(t, r, img))
 		e := requireError(t, err, image.Unavailable)
 		assert.Contains(t, strings.Join(e.Hints(), "\n"), "SSL_CERT_FILE")
 		assert.Empty(t, r.Requests())
@@ -377,7 +378,7 @@ func TestClockHint(t *testing.T) {
 	p := defaults(new(clock))
 	p.Tuning.RootCAs = r.CertPool()
 	p.Tuning.Now = func() time.Time { return time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC) }
-	_, err := p.Resolve(t.Context(), push(t, r, small(t)))
+	_, err := resolve(t.Context(), p, push(t, r, small(t)))
 	e := requireError(t, err, image.Unavailable)
 	require.Len(t, e.Hints(), 1)
 	assert.Contains(t, e.Hints()[0], "the clock says 2031-02-03T04:05:06Z")
@@ -401,12 +402,12 @@ func TestKeychainThatHangs(t *testing.T) {
 		defer close(release)
 		p := within(network)
 		p.Keychain = hangingKeychain{release}
-		v, err := p.Resolve(t.Context(), ref)
+		v, err := resolve(t.Context(), p, ref)
 		require.NoError(t, err, "what anybody may have can be had without")
 		assert.Equal(t, "anonymous", v.Stats().Credential)
 
 		r = newRegistry(t, launchtest.RegistryOptions{Network: network, Auth: launchtest.RegistryBasic})
-		_, err = p.Resolve(t.Context(), push(t, r, img))
+		_, err = resolve(t.Context(), p, push(t, r, img))
 		e := requireError(t, err, image.Refused)
 		assert.Contains(t, e.Hints()[0], "didn't answer in time")
 	})

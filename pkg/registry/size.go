@@ -1,4 +1,4 @@
-package image
+package registry
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"tee-launcher/pkg/image"
 )
 
 const (
@@ -21,18 +23,14 @@ const (
 // PlainSize returns the size that a gzip layer claims for its uncompressed tar, from the last four bytes of its blob. It is a hint for
 // who has to name a size before he sees the bytes: nothing proves it, and a layer of several gzip members claims that of its last one. False
 // means that there is no hint.
-func (v *Verified) PlainSize(ctx context.Context, layer int) (int64, bool) {
-	if !v.Valid() || layer < 0 || layer >= len(v.layers) {
-		return 0, false
-	}
-	l := v.layers[layer]
+func (s *Source) PlainSize(ctx context.Context, l image.Layer) (int64, bool) {
 	if l.MediaType != types.DockerLayer && l.MediaType != types.OCILayer || l.Size < 18 || l.Size > maxHinted {
 		return 0, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, trailerTimeout)
 	defer cancel()
 	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", l.Size-4, l.Size-1)}}
-	a, f := v.source.open(ctx, &tries{}, newBlob(l, "size of "+l.Digest.String()), header)
+	a, f := s.open(ctx, &tries{}, newBlob(l, "size of "+l.Digest.String()), header)
 	if f != nil {
 		return 0, false
 	}

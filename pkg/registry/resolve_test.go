@@ -1,4 +1,4 @@
-package image_test
+package registry_test
 
 import (
 	"bytes"
@@ -62,12 +62,12 @@ func TestDescribe(t *testing.T) {
 		assert.Equal(t, "s390x", d.Images[0].ConfigFile().Architecture)
 		assert.Len(t, d.Images[0].Layers(), 1)
 	}
-	_, err = p.Resolve(t.Context(), foreign)
+	_, err = resolve(t.Context(), p, foreign)
 	requireError(t, err, image.Refused)
 
 	h, err := other.Digest()
 	require.NoError(t, err)
-	r.Forge(h, "application/vnd.oci.image.manifest.v1+json", []byte(goodManifest(goodConfig)))
+	r.Forge(h, "application/vnd.oci.image.manifest.v1+json", otherManifest(t))
 	_, err = p.Describe(t.Context(), tag("test/image"))
 	requireError(t, err, image.Mismatch)
 	missing, err := name.NewTag(r.Host() + "/test/image:v2")
@@ -87,11 +87,11 @@ func testCheckLayers(t *testing.T, network *launchtest.Network, img v1.Image) {
 		r := newRegistry(t, o)
 		p := within(network)
 		p.Tuning.RootCAs = r.CertPool()
-		v, err := p.Resolve(t.Context(), push(t, r, img))
+		v, err := resolve(t.Context(), p, push(t, r, img))
 		require.NoError(t, err)
 		synctest.Wait() // the registry counts an answer once all of it is gone
 		sent := r.BlobBytes()
-		require.NoError(t, v.CheckLayers(t.Context()))
+		require.NoError(t, v.source.CheckLayers(t.Context(), v.Verified))
 		synctest.Wait()
 		assert.Equal(t, sent, r.BlobBytes(), "bytes of layers")
 		assert.Empty(t, r.Unexpected())
@@ -101,13 +101,12 @@ func testCheckLayers(t *testing.T, network *launchtest.Network, img v1.Image) {
 		if o.Redirect != launchtest.RedirectNone {
 			continue // a redirect is the registry's word that it is there
 		}
-		e := requireError(t, v.CheckLayers(t.Context()), image.Refused)
+		e := requireError(t, v.source.CheckLayers(t.Context(), v.Verified), image.Refused)
 		assert.Equal(t, "layer 2 of 2", e.Part)
 		r.Heal()
 		r.Forge(layerDigest(t, img, 0), "", []byte("short"))
-		assert.Equal(t, "layer 1 of 2", requireError(t, v.CheckLayers(t.Context()), image.Mismatch).Part)
+		assert.Equal(t, "layer 1 of 2", requireError(t, v.source.CheckLayers(t.Context(), v.Verified), image.Mismatch).Part)
 	}
-	assert.Error(t, new(image.Verified).CheckLayers(t.Context()))
 }
 
 // TestLog asserts that the source of credentials is logged, retries are, and secrets are not.
@@ -117,7 +116,7 @@ func TestLog(t *testing.T) {
 	r, p, ref := bearerAt(t, launchtest.RegistryOptions{}, small(t))
 	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, On: launchtest.RequestBlob})
 	p.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	_, err := p.Resolve(t.Context(), ref)
+	_, err := resolve(t.Context(), p, ref)
 	require.NoError(t, err)
 	assert.Contains(t, log.String(), `credentials="the given keychain"`)
 	assert.Contains(t, log.String(), "503 Service Unavailable")

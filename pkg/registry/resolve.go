@@ -1,0 +1,80 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/image"
+)
+
+// Source returns where ref can be had. Nothing is contacted before it is asked for something.
+func (c *Client) Source(ref name.Digest) *Source { return newSource(c.settings(), ref) }
+
+// Resolve fetches and proves manifest (through an index, if the reference names one), config and
+// platform.
+func (s *Source) Resolve(ctx context.Context) (*image.Verified, error) {
+	return image.Prove(s.ref.Context().Digest(s.ref.Identifier()), s.Platform, s.getter(ctx))
+}
+
+// getter gets documents from the registry.
+func (s *Source) getter(ctx context.Context) func(image.Document) ([]byte, error) {
+	return func(d image.Document) ([]byte, error) { return s.document(ctx, d) }
+}
+
+// Describe resolves a tag or digest. What a tag names is the registry's word; all below its digest is
+// proved as for Resolve, but for any platform.
+func (c *Client) Describe(ctx context.Context, ref name.Reference) (*image.Described, error) {
+	s := newSource(c.settings(), ref)
+	var data []byte
+	var err error
+	if d, ok := ref.(name.Digest); ok {
+		h, bad := digest.Parse(d.DigestStr())
+		if bad != nil {
+			return nil, &image.Error{Kind: image.Refused, Ref: ref.String(), Err: bad}
+		}
+		data, err = s.document(ctx, image.Document{Part: image.PartManifest, Digest: h, Size: -1})
+	} else {
+		path := "manifests/" + ref.Identifier()
+		data, err = s.fetchDocument(ctx, image.PartManifest, path, manifestTypes, func([]byte) error { return nil })
+	}
+	if err != nil {
+		return nil, err
+	}
+	return image.Describe(ref, data, s.getter(ctx))
+}
+
+// CheckLayers asks the registry whether it has every layer of v, without fetching one.
+func (s *Source) CheckLayers(ctx context.Context, v *image.Verified) error {
+	asked := map[v1.Hash]bool{}
+	for i, l := range v.Layers() {
+		if asked[l.Digest] {
+			continue
+		}
+		asked[l.Digest] = true
+		err := s.retry(ctx, v.LayerPart(i), func(t *tries) *failure {
+			// Where a redirect leads isn't asked: signed URLs often are for GET alone, and there is one
+			// only for what is there.
+			a, f := s.logIn(ctx, t, http.MethodHead, "blobs/"+l.Digest.String(), http.Header{})
+			if f != nil {
+				return f
+			}
+			if a.StatusCode >= 400 {
+				return s.rejected(a)
+			}
+			defer a.Close()
+			if a.StatusCode == http.StatusOK && a.ContentLength >= 0 && a.ContentLength != l.Size {
+				return &failure{class: lie, host: a.host, err: fmt.Errorf("got %d bytes, want %d", a.ContentLength, l.Size)}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
