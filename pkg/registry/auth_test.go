@@ -85,7 +85,7 @@ func TestLogIn(t *testing.T) {
 		"basic":                         {basic, keychain{Username: user, Password: password}, "the given keychain", "blob Basic", 0},
 		"bearer":                        {bearer, keychain{Username: user, Password: password}, "the given keychain", "token Basic", 1},
 		"bearer with identity token":    {bearer, keychain{IdentityToken: identity}, "the given keychain", "token identity token", 1},
-		"bearer for anybody":            {public, nil, "anonymous", "blob Bearer", 1},
+		"bearer for anybody":            {public, keychain{}, "anonymous", "blob Bearer", 1},
 		"bearer for anybody and for us": {public, keychain{Username: user, Password: password}, "the given keychain", "token Basic", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -150,28 +150,6 @@ func TestTokenEndsInTheMiddle(t *testing.T) {
 	assert.LessOrEqual(t, r.Count(launchtest.RequestToken), int(ends.Load())+1, "one exchange for each end")
 }
 
-// TestTokenIsRenewedInTime lets the clock run and asserts that no request is ever refused for an old token.
-func TestTokenIsRenewedInTime(t *testing.T) {
-	t.Parallel()
-	img := threeLayers(t)
-	r, p, ref := bearerAt(t, launchtest.RegistryOptions{TokenLife: time.Minute}, img)
-	p.Tuning.RangeSize = 256 << 10
-	var passed atomic.Int64
-	began := time.Now()
-	p.Tuning.Now = func() time.Time { return began.Add(time.Duration(passed.Load())) }
-	p.Progress = func(int64) { passed.Add(int64(10 * time.Second)) }
-	_, _, err := pull(t.Context(), p, ref)
-	require.NoError(t, err)
-	assert.Greater(t, r.Count(launchtest.RequestToken), 1, "tokens")
-	refused := 0
-	for _, q := range r.Requests() {
-		if q.Kind != launchtest.RequestToken && q.Credential == "" {
-			refused++
-		}
-	}
-	assert.Equal(t, 1, refused, "only the first request has no token")
-}
-
 func TestTokenServerFaults(t *testing.T) {
 	t.Parallel()
 	img := small(t)
@@ -179,20 +157,29 @@ func TestTokenServerFaults(t *testing.T) {
 		fault launchtest.RegistryFault
 		kind  image.Kind
 	}{
-		"503 twice":       {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Times: 2}, 0},
-		"403 once":        {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden}, 0},
-		"silent once":     {launchtest.RegistryFault{Kind: launchtest.FaultNoHeader}, 0},
-		"stalls once":     {launchtest.RegistryFault{Kind: launchtest.FaultStall, After: 5}, 0},
-		"silent always":   {launchtest.RegistryFault{Kind: launchtest.FaultNoHeader, Times: -1}, image.Unavailable},
-		"stalls always":   {launchtest.RegistryFault{Kind: launchtest.FaultStall, Times: -1}, image.Unavailable},
-		"503 always":      {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Times: -1}, image.Unavailable},
-		"endless always":  {launchtest.RegistryFault{Kind: launchtest.FaultEndless, Times: -1}, image.Unavailable},
-		"403 always":      {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden, Times: -1}, image.Refused},
-		"redirect always": {launchtest.RegistryFault{Kind: launchtest.FaultRedirect, Location: "https://" + remote + "/elsewhere", Times: -1}, image.Unavailable},
+		"503 twice":      {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Times: 2}, 0},
+		"403 once":       {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden}, 0},
+		"silent once":    {launchtest.RegistryFault{Kind: launchtest.FaultNoHeader}, 0},
+		"stalls once":    {launchtest.RegistryFault{Kind: launchtest.FaultStall, After: 5}, 0},
+		"silent always":  {launchtest.RegistryFault{Kind: launchtest.FaultNoHeader, Times: -1}, image.Unavailable},
+		"stalls always":  {launchtest.RegistryFault{Kind: launchtest.FaultStall, Times: -1}, image.Unavailable},
+		"503 always":     {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Times: -1}, image.Unavailable},
+		"endless always": {launchtest.RegistryFault{Kind: launchtest.FaultEndless, Times: -1}, image.Unavailable},
+		"403 always":     {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden, Times: -1}, image.Refused},
+		"sent on to its own host": {launchtest.RegistryFault{Kind: launchtest.FaultRedirect,
+			Location: "/token?service=test+registry&scope=repository:test/image:pull"}, 0},
+		"sent elsewhere": {launchtest.RegistryFault{Kind: launchtest.FaultRedirect, Location: "https://elsewhere.test/token", Times: -1}, image.Refused},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, network *launchtest.Network) {
 				r, p, ref := bearerAt(t, launchtest.RegistryOptions{Network: network}, img)
+				elsewhere := newRegistry(t, launchtest.RegistryOptions{
+					Network: network, TLS: true, Auth: launchtest.RegistryBearer, Username: user, Password: password,
+				})
+				both := r.CertPool()
+				require.True(t, both.AppendCertsFromPEM(elsewhere.CertPEM()))
+				p = away(p, r, map[string]string{remote + ":443": r.Host(), "token.test:443": r.Host(), "elsewhere.test:443": elsewhere.Host()})
+				p.Tuning.RootCAs = both
 				p.Rounds, p.Tuning.QuickTries = 1, 2
 				c.fault.On = launchtest.RequestToken
 				r.Fail(c.fault)
@@ -202,19 +189,13 @@ func TestTokenServerFaults(t *testing.T) {
 					return
 				}
 				e := requireError(t, err, c.kind)
-				assert.Equal(t, "token.test", e.Host)
-				assert.Zero(t, r.Hits(launchtest.FaultRedirect)-r.Count(launchtest.RequestToken)*boolean(c.fault.Kind == launchtest.FaultRedirect),
-					"a redirect of the token server is not followed")
+				assert.Equal(t, map[bool]string{false: "token.test", true: "elsewhere.test"}[c.fault.Kind == launchtest.FaultRedirect], e.Host)
+				for where := range credentials(elsewhere) {
+					assert.Fail(t, "credentials came elsewhere", where)
+				}
 			})
 		})
 	}
-}
-
-func boolean(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // TestBrokenTokenServerIsAskedOnce has many requests wait for one exchange that fails: they share its failure.
@@ -232,10 +213,12 @@ func TestBrokenTokenServerIsAskedOnce(t *testing.T) {
 	assert.Less(t, r.Count(launchtest.RequestToken)-before, 12, "exchanges for nine parts with three attempts each")
 }
 
-// TestWrongCredentials says which ones were used.
+// TestWrongCredentials says which ones were used. The environment is the process's, so this test isn't
+// parallel.
 func TestWrongCredentials(t *testing.T) {
-	t.Parallel()
 	img := small(t)
+	t.Setenv("HOME", "/nowhere")
+	t.Setenv("DOCKER_CONFIG", "")
 	for _, auth := range []launchtest.RegistryAuth{launchtest.RegistryBasic, launchtest.RegistryBearer} {
 		for source, chain := range map[string]authn.Keychain{
 			"the given keychain": keychain{Username: user, Password: "wrong"},
@@ -245,7 +228,6 @@ func TestWrongCredentials(t *testing.T) {
 			ref := push(t, r, img)
 			p := defaults(new(clock))
 			p.Tuning.RootCAs, p.Keychain = r.CertPool(), chain
-			p.Tuning.Getenv = func(key string) string { return map[string]string{"HOME": "/nowhere"}[key] }
 			_, err := resolve(t.Context(), p, ref)
 			e := requireError(t, err, image.Refused)
 			assert.Equal(t, http.StatusUnauthorized, e.Status)
@@ -265,21 +247,27 @@ func TestWrongCredentials(t *testing.T) {
 func TestHostileRealms(t *testing.T) {
 	t.Parallel()
 	img := small(t)
+	const (
+		noServer = "names no token server that may be asked"
+		local    = "on this machine or in a private network"
+	)
 	for realm, want := range map[string]string{
-		"http://token.test/token":          "isn't https",
-		"https://127.0.0.1:1/token":        "on this machine",
-		"https://localhost/token":          "on this machine",
-		"http://[::1]/token":               "on this machine",
-		"https://user:pw@token.test/token": "no usable token server",
-		"ftp://token.test/token":           "isn't https",
-		"token.test/token":                 "no usable token server",
-		"https:///token":                   "no usable token server",
-		"\x7f":                             "no usable token server",
+		"http://token.test/token":          noServer,
+		"https://127.0.0.1:1/token":        noServer,
+		"https://10.1.2.3/token":           noServer,
+		"https://localhost/token":          local,
+		"http://[::1]/token":               noServer,
+		"https://user:pw@token.test/token": "there are credentials in its URL",
+		"ftp://token.test/token":           noServer,
+		"token.test/token":                 noServer,
+		"https:///token":                   "no host to be asked",
+		"\x7f":                             noServer,
 	} {
 		r, p, ref := bearerAt(t, launchtest.RegistryOptions{Realm: realm}, img)
 		_, err := resolve(t.Context(), p, ref)
 		e := requireError(t, err, image.Refused)
 		assert.Contains(t, e.Error(), want, "realm %q", realm)
+		assert.NotContains(t, e.Error(), "pw")
 		assert.Zero(t, r.Count(launchtest.RequestToken))
 		assert.Empty(t, credentials(r))
 	}

@@ -191,7 +191,7 @@ func (s *Source) fillInSequence(ctx context.Context, t *tries, p *part, opened *
 		b.replace(nil)
 		return &failure{class: lie, host: host, err: fmt.Errorf("got %d bytes, want %d", n, b.layer.Size)}
 	}
-	b.body.watch.body()
+	b.body.watch().body()
 	skipped, err := io.CopyN(io.Discard, b.body, p.next()-b.position)
 	b.position += skipped
 	if err != nil {
@@ -204,7 +204,7 @@ func (s *Source) fillInSequence(ctx context.Context, t *tries, p *part, opened *
 		return f
 	}
 	b.position = p.next()
-	b.body.watch.pause()
+	b.body.watch().pause()
 	if b.position == b.layer.Size {
 		b.replace(nil)
 	}
@@ -256,7 +256,7 @@ func (s *Source) open(ctx context.Context, t *tries, b *blob, header http.Header
 	location := b.location
 	b.mu.Unlock()
 	if location != nil {
-		a, f := s.send(ctx, t, http.MethodGet, location, header.Clone(), nil)
+		a, f := s.goTo(ctx, t, http.MethodGet, location, header, nil)
 		switch {
 		case f != nil:
 			b.forget()

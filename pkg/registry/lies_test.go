@@ -252,7 +252,7 @@ func TestIndexOverTheNetwork(t *testing.T) {
 	_, err = resolve(t.Context(), p, ref)
 	e := requireError(t, err, image.Refused)
 	assert.Contains(t, e.Error(), "linux/s390x")
-	assert.Equal(t, before+1, len(r.Requests()), "nothing else is asked for")
+	assert.Equal(t, before+2, len(r.Requests()), "nothing but /v2/ and the index is asked for")
 
 	r.Forge(child, "application/vnd.oci.image.manifest.v1+json", otherManifest(t))
 	_, err = resolve(t.Context(), defaults(new(clock)), ref)

@@ -69,7 +69,6 @@ type Tuning struct {
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil: net.Dialer's
 	Sleep   func(ctx context.Context, d time.Duration) error                  // nil: a timer
 	Now     func() time.Time                                                  // nil: time.Now
-	Getenv  func(string) string                                               // nil: os.Getenv; for the keychain
 }
 
 // Stats says what was done for a Source so far.

@@ -48,9 +48,8 @@ func (c *clock) Slept() time.Duration {
 func defaults(c *clock) *registry.Client {
 	return &registry.Client{
 		Rounds: 5, Interval: 2 * time.Second, MaxDelay: time.Minute,
-		Tuning: registry.Tuning{
-			Sleep: c.Sleep, Getenv: func(string) string { return "" },
-		},
+		Keychain: keychain{},
+		Tuning:   registry.Tuning{Sleep: c.Sleep},
 	}
 }
 
@@ -66,7 +65,8 @@ func inBubble(t *testing.T, test func(t *testing.T, network *launchtest.Network)
 func within(network *launchtest.Network) *registry.Client {
 	return &registry.Client{
 		Rounds: 5, Interval: 2 * time.Second, MaxDelay: time.Minute,
-		Tuning: registry.Tuning{Dial: network.Dial, Getenv: func(string) string { return "" }},
+		Keychain: keychain{},
+		Tuning:   registry.Tuning{Dial: network.Dial},
 	}
 }
 

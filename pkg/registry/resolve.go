@@ -59,7 +59,7 @@ func (s *Source) CheckLayers(ctx context.Context, v *image.Verified) error {
 		err := s.retry(ctx, v.LayerPart(i), func(t *tries) *failure {
 			// Where a redirect leads isn't asked: signed URLs often are for GET alone, and there is one
 			// only for what is there.
-			a, f := s.logIn(ctx, t, http.MethodHead, "blobs/"+l.Digest.String(), http.Header{})
+			a, f := s.inRepository(ctx, t, http.MethodHead, "blobs/"+l.Digest.String(), http.Header{})
 			if f != nil {
 				return f
 			}

@@ -148,7 +148,7 @@ func TestRedirectsThatAreNotFollowed(t *testing.T) {
 		"from https to http":         {true, "http://" + elsewhere.Host() + "/", "from https to http"},
 		"from loopback to elsewhere": {false, "http://elsewhere.test/", "isn't followed"},
 		"to a file":                  {false, "file:///etc/passwd", "isn't followed"},
-		"with credentials":           {false, "http://user:pw@" + elsewhere.Host() + "/", "with credentials in it"},
+		"with credentials":           {false, "http://user:pw@" + elsewhere.Host() + "/", "there are credentials in its URL"},
 		"nowhere":                    {false, "", "without a usable location"},
 		"not a URL":                  {false, "http://[", "without a usable location"},
 		"in circles":                 {false, "?again", "more than 10 redirects"},

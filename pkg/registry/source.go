@@ -31,10 +31,10 @@ type Source struct {
 	ref     name.Reference
 	http1   *http.Transport
 	http2   *http.Transport // for hosts that speak nothing else
-	auth    *auth
+	guard   *guard
+	login   *login
 
 	mu          sync.Mutex
-	scheme      string          // of the registry; empty until it answered
 	speaksHTTP1 map[string]bool // by host
 	onlyHTTP2   map[string]int  // by host: answers over HTTP/2 that HTTP/1.1 did not get
 
@@ -55,7 +55,7 @@ func newSource(settings *Client, ref name.Reference) *Source {
 	one.SetHTTP1(true)
 	two.SetHTTP2(true)
 	s.http1, s.http2 = s.transport(&one), s.transport(&two)
-	s.auth = newAuth(s)
+	s.guard, s.login = &guard{source: s}, newLogin(s)
 	return s
 }
 
@@ -86,7 +86,7 @@ func (s *Source) Stats() Stats {
 		Fetched:    s.fetched.Load(),
 		Requests:   int(s.requests.Load()),
 		Resumes:    int(s.resumes.Load()),
-		Credential: s.auth.credentialSource(),
+		Credential: s.login.credentialSource(),
 	}
 }
 
@@ -108,7 +108,7 @@ func (s *Source) retry(ctx context.Context, part string, once func(t *tries) *fa
 		if !again {
 			return s.failed(part, &t, f)
 		}
-		s.Log.Info("trying again", "part", part, "host", f.host, "cause", f.error(), "attempt", t.total, "delay", wait)
+		s.Log.Info("trying again", "part", part, "host", f.host, "cause", s.guard.washError(f.error()), "attempt", t.total, "delay", wait)
 		if err := s.Tuning.Sleep(ctx, wait); err != nil {
 			return interrupted(ctx)
 		}
@@ -118,7 +118,7 @@ func (s *Source) retry(ctx context.Context, part string, once func(t *tries) *fa
 // failed makes the error of the last failure.
 func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 	e := &image.Error{Ref: s.ref.String(), Part: part, Host: f.host, Status: f.status, Attempts: t.total, Code: f.code, Message: f.message,
-		Err: f.err, Help: f.hints}
+		Err: s.guard.washError(f.err), Help: f.hints}
 	if f.status != 0 {
 		e.Answer = strings.TrimSpace(fmt.Sprintf("%d %s", f.status, http.StatusText(f.status)))
 	}
@@ -138,12 +138,12 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 func (s *Source) statusHints(f *failure) []string {
 	switch f.status {
 	case http.StatusUnauthorized:
-		return []string{"credentials: " + s.auth.explanation()}
+		return []string{"credentials: " + s.login.explanation()}
 	case http.StatusForbidden:
-		return []string{"this access isn't allowed; credentials: " + s.auth.explanation()}
+		return []string{"this access isn't allowed; credentials: " + s.login.explanation()}
 	case http.StatusNotFound:
 		return []string{"check the repository's name and that the digest was pushed there; for a private repository this may also mean " +
-			"missing credentials (" + s.auth.explanation() + ")"}
+			"missing credentials (" + s.login.explanation() + ")"}
 	case http.StatusTooManyRequests:
 		return []string{"the registry limits the rate: wait, or log in for a higher limit"}
 	}
@@ -259,7 +259,7 @@ const (
 
 // isBlob asks once whether h is a blob of the repository.
 func (s *Source) isBlob(ctx context.Context, h v1.Hash) bool {
-	a, f := s.logIn(ctx, &tries{}, http.MethodHead, "blobs/"+h.String(), http.Header{})
+	a, f := s.inRepository(ctx, &tries{}, http.MethodHead, "blobs/"+h.String(), http.Header{})
 	if f != nil {
 		return false
 	}
@@ -267,67 +267,105 @@ func (s *Source) isBlob(ctx context.Context, h v1.Hash) bool {
 	return a.StatusCode < 400
 }
 
-// ask sends a request for something in the repository and follows redirects. The answer has any status; a failure means
-// that there is none.
+// ask sends a request for something in the repository and follows redirects. The answer has any status;
+// a failure means that there is none.
 func (s *Source) ask(ctx context.Context, t *tries, method, path string, header http.Header) (*answer, *failure) {
-	a, f := s.logIn(ctx, t, method, path, header)
+	a, f := s.inRepository(ctx, t, method, path, header)
 	if f != nil {
 		return nil, f
 	}
-	return s.follow(ctx, t, a, method, header)
+	return s.follow(a, func(target *url.URL, from *http.Response) (*answer, *failure) {
+		return s.goTo(ctx, t, method, target, header, from)
+	})
 }
 
-// logIn sends a request to the registry, with credentials once they were asked for.
-func (s *Source) logIn(ctx context.Context, t *tries, method, path string, header http.Header) (*answer, *failure) {
-	for loggedIn := false; ; loggedIn = true {
-		authorization, f := s.auth.authorization(ctx, t)
-		if f != nil {
-			return nil, f
-		}
-		a, f := s.registry(ctx, t, method, path, header, authorization)
-		if f != nil || a.StatusCode != http.StatusUnauthorized {
-			return a, f
-		}
-		refused := s.rejected(a)
-		if loggedIn {
-			return nil, refused
-		}
-		again, f := s.auth.challenged(ctx, a, authorization)
-		if f != nil {
-			return nil, f
-		}
-		if !again {
-			return nil, refused
-		}
+// inRepository sends a request for something in the repository to the registry itself.
+func (s *Source) inRepository(ctx context.Context, t *tries, method, path string, header http.Header) (*answer, *failure) {
+	if _, f := s.login.begin(ctx, t); f != nil {
+		return nil, f
 	}
+	target := s.guard.base()
+	target.Path = "/v2/" + s.ref.Context().RepositoryStr() + "/" + path
+	return s.authorized(ctx, t, method, target, header, nil)
 }
 
-// registry sends one request to the registry itself, and finds out on the first one whether that speaks https. Only
+// goTo sends a request where a redirect, the answer from, leads. Only within the registry's own origin do
+// credentials go along.
+func (s *Source) goTo(ctx context.Context, t *tries, method string, target *url.URL, header http.Header, from *http.Response) (*answer, *failure) {
+	if origin(target) == origin(s.guard.base()) {
+		return s.authorized(ctx, t, method, target, header, from)
+	}
+	return s.send(ctx, t, s.guard, method, target, header, from, nil)
+}
+
+// authorized sends a request to the registry with what it wants to see, and once more if that is no
+// longer enough.
+func (s *Source) authorized(ctx context.Context, t *tries, method string, target *url.URL, header http.Header, from *http.Response) (*answer, *failure) {
+	used, seen := s.login.state()
+	at := &attempt{target: target, hide: used.loggedIn}
+	a, f := s.send(ctx, t, used.transport, method, target, header, from, at)
+	if f != nil || a.StatusCode != http.StatusUnauthorized {
+		return a, f
+	}
+	challenged := at.challenged
+	if !used.loggedIn {
+		challenged = a.Header.Values("WWW-Authenticate")
+	}
+	refused := s.rejected(a)
+	var renewed *answer
+	better, f := s.login.renew(ctx, t, used, seen, challenged, func() *failure {
+		a, f := s.send(ctx, t, used.transport, method, target, header, from, &attempt{target: target})
+		if f != nil {
+			return f
+		}
+		if a.StatusCode == http.StatusUnauthorized {
+			return s.rejected(a)
+		}
+		renewed = a
+		return nil
+	})
+	switch {
+	case f != nil:
+		return nil, f
+	case better == nil:
+		return nil, refused
+	case renewed != nil:
+		return renewed, nil
+	}
+	a, f = s.send(ctx, t, better.transport, method, target, header, from, &attempt{target: target, hide: better.loggedIn})
+	if f == nil && a.StatusCode == http.StatusUnauthorized {
+		return nil, s.rejected(a)
+	}
+	return a, f
+}
+
+// ping asks the registry how it is spoken to, and finds out on the first answer whether that is https. Only
 // where plain http is allowed at all is it tried, and only when https didn't come about.
-func (s *Source) registry(ctx context.Context, t *tries, method, path string, header http.Header, authorization string) (*answer, *failure) {
-	s.mu.Lock()
-	scheme := s.scheme
-	s.mu.Unlock()
-	target := url.URL{Scheme: scheme, Host: s.host(), Path: "/v2/" + s.ref.Context().RepositoryStr() + "/" + path}
-	h := header.Clone()
-	if authorization != "" {
-		h.Set("Authorization", authorization)
+func (s *Source) ping(ctx context.Context, t *tries) (*answer, *failure) {
+	visit := func(target *url.URL, from *http.Response) (*answer, *failure) {
+		return s.send(ctx, t, s.guard, http.MethodGet, target, http.Header{}, from, nil)
 	}
-	if scheme != "" {
-		return s.send(ctx, t, method, &target, h, nil)
+	target := s.guard.base()
+	target.Path = "/v2/"
+	if target.Scheme != "" {
+		a, f := visit(target, nil)
+		if f != nil {
+			return nil, f
+		}
+		return s.follow(a, visit)
 	}
 	target.Scheme = "https"
-	a, f := s.send(ctx, t, method, &target, h, nil)
-	if f != nil && s.plainAllowed(s.host()) && !showedCertificate(f.err) {
-		plain := target
+	a, f := visit(target, nil)
+	if f != nil && s.plainAllowed(target.Host) && !showedCertificate(f.err) {
+		plain := *target
 		plain.Scheme = "http"
-		b, plainFailure := s.send(ctx, t, method, &plain, h, nil)
+		b, plainFailure := visit(&plain, nil)
 		if plainFailure != nil {
 			return nil, plainFailure
 		}
 		// A server for https answers plain requests with 400.
 		if b.StatusCode != http.StatusBadRequest {
-			a, f, target = b, nil, plain
+			a, f, target = b, nil, &plain
 		} else {
 			b.Close()
 		}
@@ -335,10 +373,8 @@ func (s *Source) registry(ctx context.Context, t *tries, method, path string, he
 	if f != nil {
 		return nil, f
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.scheme = target.Scheme
-	return a, nil
+	s.guard.speaks(target.Scheme)
+	return s.follow(a, visit)
 }
 
 // showedCertificate says whether err comes of a server that showed a certificate, which isn't one for plain http.
@@ -354,33 +390,24 @@ func (s *Source) plainAllowed(host string) bool {
 	})
 }
 
-// isLoopback says whether host, with or without a port, is this machine for certain.
-func isLoopback(host string) bool {
-	h := hostname(host)
-	return strings.EqualFold(h, "localhost") || net.ParseIP(h).IsLoopback()
-}
-
-// hostname returns host without its port and brackets.
-func hostname(host string) string {
-	return (&url.URL{Host: host}).Hostname()
-}
-
 // maxRedirects is what browsers and Go's client follow.
 const maxRedirects = 10
 
-// follow goes where a redirect leads, without any credentials.
-func (s *Source) follow(ctx context.Context, t *tries, a *answer, method string, header http.Header) (*answer, *failure) {
+// follow goes where redirects lead.
+func (s *Source) follow(a *answer, visit func(target *url.URL, from *http.Response) (*answer, *failure)) (*answer, *failure) {
 	for range maxRedirects {
 		if !isRedirect(a.StatusCode) {
 			return a, nil
 		}
-		target, err := s.redirectTarget(a)
+		target, err := a.Location()
 		a.Close()
 		if err != nil {
-			return nil, &failure{class: permanent, host: a.host, err: err}
+			return nil, &failure{class: permanent, host: a.host, err: errors.New("redirect without a usable location")}
 		}
+		from := a.Response
+		from.Request = &http.Request{URL: a.url}
 		var f *failure
-		if a, f = s.send(ctx, t, method, target, header.Clone(), nil); f != nil {
+		if a, f = visit(target, from); f != nil {
 			return nil, f
 		}
 		a.redirected = true
@@ -397,76 +424,52 @@ func isRedirect(status int) bool {
 	return false
 }
 
-// redirectTarget returns where a leads if it may be gone there.
-func (s *Source) redirectTarget(a *answer) (*url.URL, error) {
-	target, err := a.Location()
-	if err != nil {
-		return nil, errors.New("redirect without a usable location")
-	}
-	if target.User != nil {
-		return nil, fmt.Errorf("redirect to %s with credentials in it", target.Host)
-	}
-	switch {
-	case target.Scheme == "https" && target.Host != "":
-		return target, nil
-	case target.Scheme == "http" && a.url.Scheme == "http" && s.plainAllowed(target.Host) && (isLoopback(a.url.Host) || !isLoopback(target.Host)):
-		return target, nil
-	}
-	return nil, fmt.Errorf("redirect from %s to %s at %s isn't followed", a.url.Scheme, image.Clean(target.Scheme, 20), image.Clean(target.Host, 100))
-}
-
-// answer is an HTTP answer whose body can't stall.
+// answer is an HTTP answer that came through the guard.
 type answer struct {
 	*http.Response
 	url        *url.URL
 	host       string
 	redirected bool
-	watch      *watch
 }
 
-// Read reads the body. It fails when that stalls or is slower than the minimum.
-func (a *answer) Read(p []byte) (int, error) {
-	n, err := a.Body.Read(p)
-	a.watch.arrived(n)
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = a.watch.cause(err)
-	}
-	return n, err
-}
+// Read reads the body.
+func (a *answer) Read(p []byte) (int, error) { return a.Body.Read(p) }
 
 // Close gives the connection back if the body was read to its end, and ends it otherwise.
-func (a *answer) Close() error {
-	err := a.Body.Close()
-	a.watch.stop()
-	return err
-}
+func (a *answer) Close() error { return a.Body.Close() }
 
-// send sends one request and waits for the header of its answer.
-func (s *Source) send(ctx context.Context, t *tries, method string, target *url.URL, header http.Header, form url.Values) (*answer, *failure) {
-	w := newWatch(ctx, t.patience()*s.Tuning.HeaderTimeout, t.patience()*s.Tuning.Window, s.leastBytes)
-	request, err := http.NewRequestWithContext(w.ctx, method, target.String(), strings.NewReader(form.Encode()))
+// watch is the one over the body.
+func (a *answer) watch() *watch { return a.Body.(*watchedBody).watch }
+
+// send sends one request by way of the guard, or of what is above it, and waits for the header of its
+// answer. A request that a redirect led to has that answer as from.
+func (s *Source) send(ctx context.Context, t *tries, by http.RoundTripper, method string, target *url.URL, header http.Header,
+	from *http.Response, at *attempt) (*answer, *failure) {
+	request, err := http.NewRequestWithContext(t.with(ctx, at), method, target.String(), nil)
 	if err != nil {
-		w.stop()
 		return nil, &failure{class: permanent, host: target.Host, err: errors.New("the URL can't be used")}
 	}
-	if form == nil {
-		request.Body, request.GetBody, request.ContentLength = nil, nil, 0
-	} else {
-		header.Set("Content-Type", "application/x-www-form-urlencoded")
-	}
-	// Compressed once more, ranges and digests would be those of something else.
-	header.Set("Accept-Encoding", "identity")
-	header.Set("User-Agent", "tee-launcher")
-	request.Header = header
-	s.requests.Add(1)
-	response, err := s.do(request)
+	request.Header, request.Response = header.Clone(), from
+	response, err := by.RoundTrip(request)
 	if err != nil {
-		f := networkFailure(target.Host, w.cause(err), s.Tuning.Now())
-		w.stop()
-		return nil, f
+		return nil, s.unanswered(ctx, target.Host, err)
 	}
-	w.body()
-	return &answer{Response: response, url: target, host: target.Host, watch: w}, nil
+	return &answer{Response: response, url: target, host: target.Host}, nil
+}
+
+// unanswered says why a request got no answer.
+func (s *Source) unanswered(ctx context.Context, host string, err error) *failure {
+	var route *routeError
+	var network *netError
+	switch {
+	case ctx.Err() != nil:
+		return &failure{host: host, err: context.Cause(ctx)}
+	case errors.As(err, &route):
+		return &failure{class: permanent, host: route.host, err: route}
+	case errors.As(err, &network) && network.host == host:
+		return networkFailure(host, network.err, s.Tuning.Now())
+	}
+	return s.login.failure(err)
 }
 
 // do uses HTTP/1.1. A host over https that doesn't answer to that, but to HTTP/2, gets HTTP/2 from the third time on:
@@ -545,12 +548,12 @@ func (s *Source) rejected(a *answer) *failure {
 			f.class = permanent
 		}
 	}
-	f.code, f.message = said(a)
+	f.code, f.message = s.said(a)
 	return f
 }
 
 // said returns what the registry's error document says, if there is one.
-func said(a *answer) (code, message string) {
+func (s *Source) said(a *answer) (code, message string) {
 	const limit = 16 << 10
 	data, err := io.ReadAll(io.LimitReader(a, limit))
 	if err != nil {
@@ -566,9 +569,10 @@ func said(a *answer) (code, message string) {
 	// Whatever can't be read has nothing to say: a proxy's page is no message.
 	_ = json.Unmarshal(data, &document)
 	if len(document.Errors) == 0 {
-		return "", image.Clean(document.Details, 200)
+		return "", image.Clean(s.guard.wash(document.Details), 200)
 	}
-	code, message = image.Clean(document.Errors[0].Code, 40), image.Clean(document.Errors[0].Message, 200)
+	code = image.Clean(s.guard.wash(document.Errors[0].Code), 40)
+	message = image.Clean(s.guard.wash(document.Errors[0].Message), 200)
 	if strings.EqualFold(code, message) {
 		message = ""
 	}

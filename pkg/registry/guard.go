@@ -1,0 +1,272 @@
+package registry
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tee-launcher/pkg/image"
+)
+
+// guard is the one way out: every request to a registry, a token server or a redirect's target passes
+// it, go-containerregistry's own too. Whoever sends a request doesn't have to know what may go where.
+//
+//   - Plain http goes to loopback hosts and to those that the operator named, and https is never left
+//     for it, neither by a redirect nor because a registry that spoke https doesn't for once.
+//   - A public host leads neither to this machine nor to an address in a private network.
+//   - Nothing secret goes over plain http to another machine, nor where a redirect leads to another
+//     origin than it was meant for. What was sent as a secret is known, and washed out of messages.
+//   - An answer's header has to come in time, and its body in a steady flow.
+type guard struct {
+	source *Source
+
+	mu      sync.Mutex
+	scheme  string   // of the registry; empty until it answered
+	secrets []string // in every form in which they were sent
+}
+
+// attempt is what the sender of a request has to do with the guard, handed through the context.
+type attempt struct {
+	patience time.Duration // a factor
+	target   *url.URL      // nil for a request that is part of logging in
+	hide     bool          // from go-containerregistry, how a 401 says to log in
+	// challenged is what was hidden.
+	challenged []string
+}
+
+type attemptKey struct{}
+
+// routeError is a request that may not be sent.
+type routeError struct {
+	host string
+	err  error
+}
+
+func (e *routeError) Error() string { return e.err.Error() }
+
+// netError is a request that got no answer.
+type netError struct {
+	host string
+	err  error
+}
+
+func (e *netError) Error() string { return e.err.Error() }
+func (e *netError) Unwrap() error { return e.err }
+
+// RoundTrip implements http.RoundTripper.
+func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
+	s, host := g.source, request.URL.Host
+	if err := g.allowed(request); err != nil {
+		return nil, &routeError{host: host, err: err}
+	}
+	patience := time.Duration(1)
+	if at, ok := request.Context().Value(attemptKey{}).(*attempt); ok {
+		patience = at.patience
+	}
+	w := newWatch(request.Context(), patience*s.Tuning.HeaderTimeout, patience*s.Tuning.Window, s.leastBytes)
+	sent := request.Clone(w.ctx)
+	g.strip(sent)
+	g.remember(sent)
+	// Compressed once more, ranges and digests would be those of something else.
+	sent.Header.Set("Accept-Encoding", "identity")
+	sent.Header.Set("User-Agent", "tee-launcher")
+	s.requests.Add(1)
+	response, err := s.do(sent)
+	if err != nil {
+		err = &netError{host: host, err: w.cause(err)}
+		w.stop()
+		return nil, err
+	}
+	w.body()
+	response.Body = &watchedBody{ReadCloser: response.Body, watch: w}
+	return response, nil
+}
+
+// allowed returns why a request may not be sent. Where a redirect or a challenge of the registry names
+// another host, its rules are those for whoever named it.
+func (g *guard) allowed(request *http.Request) error {
+	to, from := request.URL, g.base()
+	led := request.Response != nil && request.Response.Request != nil
+	if led {
+		from = request.Response.Request.URL
+	}
+	refused := func(why string) error {
+		if led {
+			return fmt.Errorf("redirect from %s to %s at %s isn't followed: %s",
+				from.Scheme, image.Clean(to.Scheme, 20), image.Clean(to.Host, 100), why)
+		}
+		return fmt.Errorf("%s at %s isn't asked: %s", image.Clean(to.Scheme, 20), image.Clean(to.Host, 100), why)
+	}
+	atRegistry := canonical(to) == canonical(&url.URL{Scheme: to.Scheme, Host: g.source.host()})
+	switch {
+	case to.User != nil:
+		return refused("there are credentials in its URL")
+	case to.Host == "" || to.Scheme != "https" && to.Scheme != "http":
+		return refused("it is no host to be asked over https")
+	case atRegistry && from.Scheme != "" && to.Scheme != from.Scheme && !led:
+		return refused("the registry speaks " + from.Scheme)
+	case to.Scheme == "http" && from.Scheme == "https":
+		return refused("https isn't left for plain http")
+	case to.Scheme == "http" && !g.source.plainAllowed(to.Host):
+		return refused("it isn't https")
+	case !atRegistry && isPrivate(to.Hostname()) && !isPrivate(from.Hostname()):
+		return refused("it is on this machine or in a private network")
+	}
+	return nil
+}
+
+// base is the registry as a URL, without a scheme until that is known.
+func (g *guard) base() *url.URL {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return &url.URL{Scheme: g.scheme, Host: g.source.host()}
+}
+
+// speaks notes how the registry answered, for good.
+func (g *guard) speaks(scheme string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.scheme = scheme
+}
+
+// strip takes out of a request what is secret and may not go where it goes. A token for anybody is no
+// secret, and over plain http to another machine there is no other.
+func (g *guard) strip(request *http.Request) {
+	elsewhere := request.Response != nil && origin(request.Response.Request.URL) != origin(request.URL)
+	plain := request.URL.Scheme == "http" && !isLoopback(request.URL.Host)
+	scheme, _, _ := strings.Cut(request.Header.Get("Authorization"), " ")
+	if elsewhere || plain && !strings.EqualFold(scheme, "Bearer") {
+		request.Header.Del("Authorization")
+	}
+	if request.Body != nil && (elsewhere || plain) {
+		_ = request.Body.Close()
+		request.Body, request.GetBody, request.ContentLength = http.NoBody, nil, 0
+	}
+}
+
+// remember notes the secrets of a request, in every encoding in which they are sent.
+func (g *guard) remember(request *http.Request) {
+	var secrets []string
+	if scheme, value, ok := strings.Cut(request.Header.Get("Authorization"), " "); ok {
+		secrets = append(secrets, value)
+		if decoded, err := base64.StdEncoding.DecodeString(value); err == nil && strings.EqualFold(scheme, "Basic") {
+			_, password, _ := strings.Cut(string(decoded), ":")
+			secrets = append(secrets, password)
+		}
+	}
+	if request.GetBody != nil {
+		if body, err := request.GetBody(); err == nil {
+			data, _ := io.ReadAll(io.LimitReader(body, 1<<20)) // it was made in memory
+			form, _ := url.ParseQuery(string(data))
+			secrets = append(secrets, form.Get("refresh_token"), form.Get("password"))
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, secret := range secrets {
+		for _, form := range []string{secret, url.QueryEscape(secret), url.PathEscape(secret)} {
+			if form != "" && !slices.Contains(g.secrets, form) {
+				g.secrets = append(g.secrets, form)
+			}
+		}
+	}
+	// The longest first, so that none leaves a part of another.
+	slices.SortFunc(g.secrets, func(a, b string) int { return len(b) - len(a) })
+}
+
+// wash takes what was sent as a secret out of what somebody says.
+func (g *guard) wash(text string) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, secret := range g.secrets {
+		text = strings.ReplaceAll(text, secret, "…")
+	}
+	return text
+}
+
+// washed is an error whose text holds no secret.
+type washed struct {
+	error
+	text string
+}
+
+func (w washed) Error() string { return w.text }
+func (w washed) Unwrap() error { return w.error }
+
+func (g *guard) washError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if text := g.wash(err.Error()); text != err.Error() {
+		return washed{err, text}
+	}
+	return err
+}
+
+// watchedBody is a body that can't stall.
+type watchedBody struct {
+	io.ReadCloser
+	watch *watch
+}
+
+// Read fails when the body stalls or is slower than the minimum.
+func (b *watchedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.watch.arrived(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = b.watch.cause(err)
+	}
+	return n, err
+}
+
+// Close gives the connection back if the body was read to its end, and ends it otherwise.
+func (b *watchedBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.watch.stop()
+	return err
+}
+
+// origin is what has to be equal for two URLs to be one place.
+func origin(u *url.URL) string { return u.Scheme + "://" + canonical(u) }
+
+// canonical is the host and port of u.
+func canonical(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+// isLoopback reports whether host, with or without a port, is this machine for certain.
+func isLoopback(host string) bool {
+	h := hostname(host)
+	return strings.EqualFold(h, "localhost") || net.ParseIP(h).IsLoopback()
+}
+
+// isPrivate reports whether a host name is this machine or a literal address in a private network. What
+// names resolve to isn't asked. The spellings that only old resolvers take for an address (127.1,
+// 0x7f000001, 2130706433) have a last label that begins with a digit, which no public name has.
+func isPrivate(host string) bool {
+	host, _, _ = strings.Cut(host, "%")
+	if address, err := netip.ParseAddr(host); err == nil {
+		address = address.Unmap()
+		return address.IsLoopback() || address.IsPrivate() || address.IsUnspecified() ||
+			address.IsLinkLocalUnicast() || address.IsLinkLocalMulticast()
+	}
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	return last == "localhost" || last == "" || last[0] >= '0' && last[0] <= '9'
+}
+
+// hostname returns host without its port and brackets.
+func hostname(host string) string { return (&url.URL{Host: host}).Hostname() }
