@@ -28,6 +28,7 @@ type failure struct {
 	after   time.Duration // Retry-After
 	err     error
 	hints   []string
+	token   bool // of the token server
 }
 
 func (f *failure) error() error {

@@ -106,6 +106,10 @@ func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 			a.Close()
 			return s.fillInSequence(ctx, t, p, nil)
 		}
+		if encoded(a) && total >= 0 && total != b.layer.Size {
+			a.Close() // a range of something else
+			return s.fillInSequence(ctx, t, p, nil)
+		}
 		if start != p.next() || end > last || total >= 0 && total != b.layer.Size {
 			a.Close()
 			return &failure{class: lie, host: a.host,
@@ -113,7 +117,11 @@ func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 		}
 		b.answered()
 		defer a.Close()
-		return s.read(t, a, p, int(end-start)+1)
+		n := int(end-start) + 1
+		if f := s.read(t, a, p, n); f != nil || n >= leastProgress || p.filled == len(p.buffer) {
+			return f
+		}
+		return &failure{host: a.host, err: fmt.Errorf("no more than %d bytes in an answer", n)}
 	case http.StatusOK:
 		return s.fillInSequence(ctx, t, p, a)
 	case http.StatusRequestedRangeNotSatisfiable:
@@ -130,7 +138,7 @@ func (s *Source) read(t *tries, a *answer, p *part, n int) *failure {
 	s.measured(got, time.Since(began))
 	p.filled += got
 	if got > 0 {
-		t.progress()
+		t.arrived(got, p.filled == len(p.buffer))
 		s.fetched.Add(int64(got))
 		p.arrived.Add(int64(got))
 		s.Progress(int64(got))
@@ -186,12 +194,19 @@ func (s *Source) fillInSequence(ctx context.Context, t *tries, p *part, opened *
 		}
 		b.replace(a)
 	}
+	if n := b.body.ContentLength; b.position == 0 && n != b.layer.Size && encoded(b.body) {
+		if err := b.body.decode(); err != nil {
+			host := b.body.host
+			b.replace(nil)
+			return &failure{host: host, err: err}
+		}
+	}
 	if n := b.body.ContentLength; n >= 0 && n != b.layer.Size {
 		host := b.body.host
 		b.replace(nil)
 		return &failure{class: lie, host: host, err: fmt.Errorf("got %d bytes, want %d", n, b.layer.Size)}
 	}
-	b.body.watch().body()
+	b.body.watch.body()
 	skipped, err := io.CopyN(io.Discard, b.body, p.next()-b.position)
 	b.position += skipped
 	if err != nil {
@@ -204,7 +219,7 @@ func (s *Source) fillInSequence(ctx context.Context, t *tries, p *part, opened *
 		return f
 	}
 	b.position = p.next()
-	b.body.watch().pause()
+	b.body.watch.pause()
 	if b.position == b.layer.Size {
 		b.replace(nil)
 	}

@@ -202,7 +202,7 @@ func (l *login) failure(err error) *failure {
 		f.err = fmt.Errorf("token: %w", f.err)
 		return f
 	case errors.As(err, &status) && d.refused != nil:
-		d.refused.err = errors.New("the token server refused")
+		d.refused.err, d.refused.token = errors.New("the token server refused"), true
 		return d.refused
 	case d.host == "":
 		return &failure{class: permanent, host: l.source.host(), err: errors.New(

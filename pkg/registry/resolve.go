@@ -57,24 +57,48 @@ func (s *Source) CheckLayers(ctx context.Context, v *image.Verified) error {
 		}
 		asked[l.Digest] = true
 		err := s.retry(ctx, v.LayerPart(i), func(t *tries) *failure {
-			// Where a redirect leads isn't asked: signed URLs often are for GET alone, and there is one
-			// only for what is there.
-			a, f := s.inRepository(ctx, t, http.MethodHead, "blobs/"+l.Digest.String(), http.Header{})
-			if f != nil {
+			f := s.has(ctx, t, http.MethodHead, l)
+			if f == nil || f.class == transient && f.status != http.StatusNotImplemented {
 				return f
 			}
-			if a.StatusCode >= 400 {
-				return s.rejected(a)
-			}
-			defer a.Close()
-			if a.StatusCode == http.StatusOK && a.ContentLength >= 0 && a.ContentLength != l.Size {
-				return &failure{class: lie, host: a.host, err: fmt.Errorf("got %d bytes, want %d", a.ContentLength, l.Size)}
-			}
-			return nil
+			// HEAD is a courtesy that many a registry or proxy gets wrong: what GET says counts.
+			return s.has(ctx, t, http.MethodGet, l)
 		})
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// has asks for a layer, or for its first byte, and returns why the registry doesn't have it.
+func (s *Source) has(ctx context.Context, t *tries, method string, l image.Layer) *failure {
+	header := http.Header{}
+	if method == http.MethodGet {
+		header.Set("Range", "bytes=0-0")
+	}
+	// Where a redirect leads isn't asked: signed URLs often are for GET alone, and there is one only
+	// for what is there.
+	a, f := s.inRepository(ctx, t, method, "blobs/"+l.Digest.String(), header)
+	if f != nil {
+		return f
+	}
+	if a.StatusCode >= 400 {
+		return s.rejected(a)
+	}
+	defer a.Close()
+	size := a.ContentLength
+	switch a.StatusCode {
+	case http.StatusOK:
+	case http.StatusPartialContent:
+		if _, _, total, err := parseContentRange(a.Header.Get("Content-Range")); err == nil {
+			size = total
+		}
+	default:
+		return nil
+	}
+	if size >= 0 && size != l.Size && !encoded(a) {
+		return &failure{class: lie, host: a.host, err: fmt.Errorf("got %d bytes, want %d", size, l.Size)}
 	}
 	return nil
 }

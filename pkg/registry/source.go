@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -20,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/gzip"
 
 	"tee-launcher/pkg/image"
 )
@@ -136,6 +138,14 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 }
 
 func (s *Source) statusHints(f *failure) []string {
+	switch {
+	case f.status == 0:
+		return nil
+	case f.token && f.status == http.StatusNotFound:
+		return []string{fmt.Sprintf("the registry names %s as its token server, which has none there", f.host)}
+	case !f.token && f.host != s.host() && f.status < 500:
+		return []string{fmt.Sprintf("the registry leads to %s for this; no credentials are sent there", f.host)}
+	}
 	switch f.status {
 	case http.StatusUnauthorized:
 		return []string{"credentials: " + s.login.explanation()}
@@ -158,7 +168,19 @@ type tries struct {
 	permanent int
 	lies      int
 	timeouts  int
+	bytes     int  // since there was progress
 	advanced  bool // in the attempt under way
+}
+
+// leastProgress is how many bytes are worth a connection: who gets fewer gets nowhere.
+const leastProgress = 64 << 10
+
+// arrived takes in that n bytes came, and whether they were the last of a part.
+func (t *tries) arrived(n int, last bool) {
+	if t.bytes += n; t.bytes >= leastProgress || last {
+		t.bytes = 0
+		t.progress()
+	}
 }
 
 // progress forgets the failures that only more attempts can cure. Lies are not forgotten.
@@ -223,8 +245,9 @@ func (s *Source) document(ctx context.Context, d image.Document) ([]byte, error)
 }
 
 // fetchDocument fetches a document, again where proved says that it isn't the right one.
-func (s *Source) fetchDocument(ctx context.Context, part, path, accept string, proved func([]byte) error) (data []byte, err error) {
-	err = s.retry(ctx, part, func(t *tries) *failure {
+func (s *Source) fetchDocument(ctx context.Context, part, path, accept string, proved func([]byte) error) ([]byte, error) {
+	var document []byte
+	err := s.retry(ctx, part, func(t *tries) *failure {
 		a, f := s.ask(ctx, t, http.MethodGet, path, http.Header{"Accept": {accept}})
 		if f != nil {
 			return f
@@ -233,8 +256,8 @@ func (s *Source) fetchDocument(ctx context.Context, part, path, accept string, p
 		if a.StatusCode != http.StatusOK {
 			return s.rejected(a)
 		}
-		var err error
-		if data, err = io.ReadAll(io.LimitReader(a, image.MaxManifest+1)); err != nil {
+		data, err := readDocument(a)
+		if err != nil {
 			return &failure{host: a.host, err: err}
 		}
 		if len(data) > image.MaxManifest {
@@ -243,12 +266,32 @@ func (s *Source) fetchDocument(ctx context.Context, part, path, accept string, p
 		if err := proved(data); err != nil {
 			return &failure{class: lie, host: a.host, err: err}
 		}
+		document = data
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return data, nil
+	return document, nil
+}
+
+// readDocument reads a manifest or config, compressed or not: neither begins as gzip does.
+func readDocument(a *answer) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(a, image.MaxManifest+1))
+	if err != nil || !encoded(a) || !bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
+		return data, err
+	}
+	z, err := gzip.NewReader(bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(z, image.MaxManifest+1))
+}
+
+// encoded reports whether an answer says that it is compressed, although nobody asked for that.
+func encoded(a *answer) bool {
+	coding := a.Header.Get("Content-Encoding")
+	return strings.EqualFold(coding, "gzip") || strings.EqualFold(coding, "x-gzip")
 }
 
 const (
@@ -430,6 +473,21 @@ type answer struct {
 	url        *url.URL
 	host       string
 	redirected bool
+	watch      *watch
+}
+
+// decode makes a body that was compressed on the way the one that was asked for.
+func (a *answer) decode() error {
+	z, err := gzip.NewReader(a.Body)
+	if err != nil {
+		return fmt.Errorf("it says that it is compressed: %w", err)
+	}
+	a.ContentLength = -1
+	a.Body = struct {
+		io.Reader
+		io.Closer
+	}{z, a.Body}
+	return nil
 }
 
 // Read reads the body.
@@ -437,9 +495,6 @@ func (a *answer) Read(p []byte) (int, error) { return a.Body.Read(p) }
 
 // Close gives the connection back if the body was read to its end, and ends it otherwise.
 func (a *answer) Close() error { return a.Body.Close() }
-
-// watch is the one over the body.
-func (a *answer) watch() *watch { return a.Body.(*watchedBody).watch }
 
 // send sends one request by way of the guard, or of what is above it, and waits for the header of its
 // answer. A request that a redirect led to has that answer as from.
@@ -454,7 +509,11 @@ func (s *Source) send(ctx context.Context, t *tries, by http.RoundTripper, metho
 	if err != nil {
 		return nil, s.unanswered(ctx, target.Host, err)
 	}
-	return &answer{Response: response, url: target, host: target.Host}, nil
+	a := &answer{Response: response, url: target, host: target.Host}
+	if body, ok := response.Body.(*watchedBody); ok {
+		a.watch = body.watch
+	}
+	return a, nil
 }
 
 // unanswered says why a request got no answer.
