@@ -18,7 +18,8 @@ type Kind int
 const (
 	// Unavailable is a registry or network that didn't answer well within all attempts.
 	Unavailable Kind = iota + 1
-	// Refused is a permanent answer: no access, not there, no such platform, nothing this package may follow.
+	// Refused is a permanent answer: no access, not there, no such platform, nothing this package
+	// may follow.
 	Refused
 	// Mismatch is an answer that isn't what the digest says.
 	Mismatch
@@ -51,8 +52,8 @@ type Error struct {
 	Err      error  // what went wrong, where it isn't just the status
 
 	// Restart is set for a layer that turned out damaged only after its first bytes had been handed
-	// out, while a new Stream from the same source may end well: damage on the way is repaired so, as
-	// often as the source allows. One that always lies is what Restart ends for.
+	// out, while a new Stream from the same source may end well: damage on the way is repaired so,
+	// as often as the source allows. One that always lies is what Restart ends for.
 	Restart bool
 
 	Help []string // what an operator can do, one line each
@@ -120,7 +121,8 @@ func mismatch(ref name.Digest, part string, err error) *Error {
 	}}
 }
 
-// unusable tells an image for other machines, which is a plain refusal, from one whose documents lie.
+// unusable tells an image for other machines, which is a plain refusal, from one whose documents
+// lie.
 func unusable(ref name.Digest, part string, err error) *Error {
 	var platform *noPlatformError
 	if !errors.As(err, &platform) {

@@ -5,7 +5,8 @@
 // approved) were bounded, hashed and typed from the body, never from headers; they name exactly one
 // config, whose bytes were proved too, and layers that agree with it. A document that two readers
 // could understand differently is refused. The bytes of a layer are hashed as they are handed out:
-// the last of them is given out only once digest and exact size are proved, and Close says so again.
+// the last of them is given out only once digest and exact size are proved, and Close says so
+// again.
 //
 // Where the bytes come from is nothing to this package: it asks whoever has them and believes
 // nothing. It knows no network and opens no file; a Verified holds bytes and descriptors, and a

@@ -11,18 +11,20 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Bounds of what is unpacked here. An attacker who can't forge the layer can still send other bytes up to its size, and
-// only the last one tells.
+// Bounds of what is unpacked here. An attacker who can't forge the layer can still send other bytes
+// up to its size, and only the last one tells.
 const (
-	// maxWindow is what every zstd decoder has to support (RFC 8878), and what fits into the memory of this package.
+	// maxWindow is what every zstd decoder has to support (RFC 8878), and what fits into the memory
+	// of this package.
 	maxWindow = 8 << 20
 	// maxRatio is a little more than deflate can do.
 	maxRatio   = 1100
 	plainFloor = 64 << 20
 )
 
-// NextPlain is Next for a reader that needs the uncompressed tar: digest and size of what comes over the network are
-// proved, and the diffID of what is handed out. The last bytes are handed out only after that.
+// NextPlain is Next for a reader that needs the uncompressed tar: digest and size of what comes
+// over the network are proved, and the diffID of what is handed out. The last bytes are handed out
+// only after that.
 func (st *Stream) NextPlain() (io.ReadCloser, error) {
 	layer, err := st.nextLayer()
 	if err != nil {
@@ -120,7 +122,8 @@ func (r *plainReader) advance() {
 	r.ready, r.last, r.held, r.proved = r.held, chunk[:n], nil, true
 }
 
-// readChunk is io.ReadFull without its io.ErrUnexpectedEOF, which is also what an archive that was cut ends with.
+// readChunk is io.ReadFull without its io.ErrUnexpectedEOF, which is also what an archive that was
+// cut ends with.
 func readChunk(r io.Reader, p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		var got int
@@ -168,7 +171,8 @@ func (r *plainReader) finish() error {
 	return nil
 }
 
-// explain tells a layer that was damaged on the way, which another try may repair, from one that can't be unpacked.
+// explain tells a layer that was damaged on the way, which another try may repair, from one that
+// can't be unpacked.
 func (r *plainReader) explain(err error) error {
 	if _, damaged := io.Copy(io.Discard, r.layer); damaged != nil {
 		return damaged

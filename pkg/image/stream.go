@@ -34,9 +34,10 @@ type Blobs interface {
 // Stream hands out layers in the order in which they were asked for, and proves them. It is for one
 // goroutine; Close may be called from any, and has to be.
 //
-// A layer is proved when its last byte would be handed out: damage found only then can't be repaired
-// in what the reader already has. It ends in an *Error of kind Mismatch, and while that says Restart,
-// throwing away what was read and opening another Stream from the same source may end well.
+// A layer is proved when its last byte would be handed out: damage found only then can't be
+// repaired in what the reader already has. It ends in an *Error of kind Mismatch, and while that
+// says Restart, throwing away what was read and opening another Stream from the same source may end
+// well.
 type Stream struct {
 	image  *Verified
 	layers []int
@@ -69,9 +70,9 @@ func (v *Verified) Open(ctx context.Context, from Source, layers []int) *Stream 
 	return st
 }
 
-// Next returns the compressed bytes of the next layer, and io.EOF after the last one. The layer before
-// has to be read to its end. The last bytes of the layer are handed out only once its digest and exact
-// size are proved; Close of the layer says again whether that is so.
+// Next returns the compressed bytes of the next layer, and io.EOF after the last one. The layer
+// before has to be read to its end. The last bytes of the layer are handed out only once its digest
+// and exact size are proved; Close of the layer says again whether that is so.
 func (st *Stream) Next() (io.ReadCloser, error) {
 	r, err := st.nextLayer()
 	if err != nil {

@@ -37,8 +37,8 @@ type Layer struct {
 	MediaType types.MediaType
 }
 
-// Kept is what has to be kept of a Verified to prove it again without a network. The bytes may come from anywhere: they
-// are believed only as far as the approved digest proves them.
+// Kept is what has to be kept of a Verified to prove it again without a network. The bytes may come
+// from anywhere: they are believed only as far as the approved digest proves them.
 type Kept struct {
 	Index    []byte // nil where the approved digest is the manifest's
 	Manifest []byte
@@ -63,7 +63,8 @@ func (v *Verified) IndexMediaType() types.MediaType { return v.indexType }
 // Manifest returns the bytes of the image's manifest.
 func (v *Verified) Manifest() []byte { return bytes.Clone(v.manifest) }
 
-// ManifestDigest returns the digest of Manifest: Digest, or that of the index's entry for the platform.
+// ManifestDigest returns the digest of Manifest: Digest, or that of the index's entry for the
+// platform.
 func (v *Verified) ManifestDigest() v1.Hash { return v.manifestDigest }
 
 // MediaType returns the type of Manifest.

@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// Network is a network in memory: in a bubble of testing/synctest, time stands still while a real socket is waited for.
-// The zero value is a network on which nobody listens yet.
+// Network is a network in memory: in a bubble of testing/synctest, time stands still while a real
+// socket is waited for. The zero value is a network on which nobody listens yet.
 type Network struct {
 	mu        sync.Mutex
 	listeners map[string]*pipeListener

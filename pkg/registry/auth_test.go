@@ -53,7 +53,8 @@ func away(p *registry.Client, r *launchtest.Registry, hosts map[string]string) *
 	return p
 }
 
-// credentials lists where credentials were seen: kind of request, scheme, and whether the connection was plain.
+// credentials lists where credentials were seen: kind of request, scheme, and whether the
+// connection was plain.
 func credentials(r *launchtest.Registry) map[string]int {
 	seen := map[string]int{}
 	for _, q := range r.Requests() {
@@ -93,7 +94,8 @@ func TestLogIn(t *testing.T) {
 			r := newRegistry(t, c.options)
 			ref := at(t, remote, push(t, r, img))
 			p := away(defaults(new(clock)), r, map[string]string{remote + ":443": r.Host()})
-			// The token server is on this machine, but not by its name: what the registry names is below.
+			// The token server is on this machine, but not by its name: what the registry names is
+			// below.
 			if c.options.Auth == launchtest.RegistryBearer {
 				p = away(p, r, map[string]string{remote + ":443": r.Host(), "token.test:443": r.Host()})
 				c.options.Realm = "https://token.test/token"
@@ -118,7 +120,8 @@ func TestLogIn(t *testing.T) {
 	}
 }
 
-// bearerAt is a registry called registry.test whose token server is called token.test, and a puller with its password.
+// bearerAt is a registry called registry.test whose token server is called token.test, and a puller
+// with its password.
 func bearerAt(t *testing.T, o launchtest.RegistryOptions, img v1.Image) (*launchtest.Registry, *registry.Client, name.Digest) {
 	t.Helper()
 	o.TLS, o.Auth, o.Username, o.Password = true, launchtest.RegistryBearer, user, password
@@ -198,7 +201,8 @@ func TestTokenServerFaults(t *testing.T) {
 	}
 }
 
-// TestBrokenTokenServerIsAskedOnce has many requests wait for one exchange that fails: they share its failure.
+// TestBrokenTokenServerIsAskedOnce has many requests wait for one exchange that fails: they share
+// its failure.
 func TestBrokenTokenServerIsAskedOnce(t *testing.T) {
 	t.Parallel()
 	img := threeLayers(t)
@@ -213,8 +217,8 @@ func TestBrokenTokenServerIsAskedOnce(t *testing.T) {
 	assert.Less(t, r.Count(launchtest.RequestToken)-before, 12, "exchanges for nine parts with three attempts each")
 }
 
-// TestWrongCredentials says which ones were used. The environment is the process's, so this test isn't
-// parallel.
+// TestWrongCredentials says which ones were used. The environment is the process's, so this test
+// isn't parallel.
 func TestWrongCredentials(t *testing.T) {
 	img := small(t)
 	t.Setenv("HOME", "/nowhere")

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mapBuffers returns count buffers of size bytes, and what gives them back: nobody may touch them after that. They lie
-// outside the Go heap, because the collector lets garbage grow to the size of what lives: buffers that live for a whole
-// pull would cost their memory twice.
+// mapBuffers returns count buffers of size bytes, and what gives them back: nobody may touch them
+// after that. They lie outside the Go heap, because the collector lets garbage grow to the size of
+// what lives: buffers that live for a whole pull would cost their memory twice.
 func mapBuffers(count int, size int64) (buffers [][]byte, release func() error, err error) {
 	if count == 0 {
 		return nil, func() error { return nil }, nil

@@ -55,7 +55,8 @@ func givenCredential(ctx context.Context, keychain authn.Keychain, repository na
 	return &credential{config: *found, source: givenSource}
 }
 
-func resolve(ctx context.Context, keychain authn.Keychain, repository name.Repository) (*authn.AuthConfig, error) {
+func resolve(ctx context.Context, keychain authn.Keychain,
+	repository name.Repository) (*authn.AuthConfig, error) {
 	authenticator, err := authn.Resolve(ctx, keychain, repository)
 	if err != nil {
 		return nil, err
@@ -63,9 +64,9 @@ func resolve(ctx context.Context, keychain authn.Keychain, repository name.Repos
 	return authn.Authorization(ctx, authenticator)
 }
 
-// dockerCredential asks go-containerregistry's keychain, and where that fails over a helper, Docker's
-// own package for the host's key alone, as docker itself does. Neither says where it found something,
-// so the file that counts is looked at as well.
+// dockerCredential asks go-containerregistry's keychain, and where that fails over a helper,
+// Docker's own package for the host's key alone, as docker itself does. Neither says where it found
+// something, so the file that counts is looked at as well.
 func dockerCredential(ctx context.Context, repository name.Repository, forbidden []string) *credential {
 	path, missing := configPath()
 	if path == "" {
@@ -170,7 +171,8 @@ func helperOf(docker *configfile.ConfigFile, key string) string {
 // sourceOf says where credentials were found.
 func sourceOf(docker *configfile.ConfigFile, path string, repository name.Repository, helperFailed bool) string {
 	keys := []string{repository.String(), hostKey(repository)}
-	if variable, err := config.LoadFromReader(strings.NewReader(os.Getenv(configfile.DockerEnvConfigKey))); err == nil {
+	variable, err := config.LoadFromReader(strings.NewReader(os.Getenv(configfile.DockerEnvConfigKey)))
+	if err == nil {
 		for _, key := range keys {
 			if _, ok := variable.AuthConfigs[key]; ok {
 				return configfile.DockerEnvConfigKey
@@ -207,7 +209,7 @@ func whyNone(docker *configfile.ConfigFile, path string, repository name.Reposit
 		return fmt.Sprintf("%s, which %s names, has none", helper, path)
 	}
 	for key := range docker.AuthConfigs {
-		if repository.RegistryStr() == name.DefaultRegistry && (key == "docker.io" || strings.HasPrefix(key, "docker.io/")) {
+		if hostKey(repository) == authn.DefaultAuthKey && (key == "docker.io" || strings.HasPrefix(key, "docker.io/")) {
 			return fmt.Sprintf("%s has none for %s; its entry %s is Podman's spelling, which isn't used here",
 				path, hostKey(repository), image.Clean(key, 100))
 		}

@@ -14,8 +14,9 @@ import (
 	"tee-launcher/pkg/registry"
 )
 
-// TestExternal pulls from registries on the internet, for people who have it: make test-external. The digest is that of the launcher in
-// near/mpc's public attestation fixtures; the tags are resolved first.
+// TestExternal pulls from registries on the internet, for people who have it: make test-external.
+// The digest is that of the launcher in near/mpc's public attestation fixtures; the tags are
+// resolved first.
 func TestExternal(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{

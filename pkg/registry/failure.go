@@ -2,11 +2,18 @@ package registry
 
 import (
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
+
+	"tee-launcher/pkg/image"
 )
 
 // class says how many attempts a failed one deserves.
@@ -65,4 +72,107 @@ func networkHints(err error, now time.Time) []string {
 		return []string{"the name can't be resolved: check the registry's name, DNS and the network"}
 	}
 	return nil
+}
+
+// failed makes the error of the last failure.
+func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
+	e := &image.Error{
+		Ref: s.ref.String(), Part: part, Host: f.host, Status: f.status, Attempts: t.total,
+		Code: f.code, Message: f.message, Err: s.guard.washError(f.err), Help: f.hints,
+	}
+	if f.status != 0 {
+		e.Answer = strings.TrimSpace(fmt.Sprintf("%d %s", f.status, http.StatusText(f.status)))
+	}
+	switch f.class {
+	case transient:
+		e.Kind = image.Unavailable
+	case permanent:
+		e.Kind = image.Refused
+	case lie:
+		e.Kind = image.Mismatch
+		e.Help = slices.Concat(f.hints, []string{
+			"what arrives is not what was approved: suspect the registry, a mirror or a proxy on the way"})
+	}
+	e.Help = slices.Concat(e.Help, s.statusHints(f))
+	return e
+}
+
+func (s *Source) statusHints(f *failure) []string {
+	switch {
+	case f.status == 0:
+		return nil
+	case f.token && f.status == http.StatusNotFound:
+		return []string{fmt.Sprintf("the registry names %s as its token server, which has none there", f.host)}
+	case !f.token && f.host != s.host() && f.status < 500:
+		return []string{fmt.Sprintf("the registry leads to %s for this; no credentials are sent there", f.host)}
+	}
+	switch f.status {
+	case http.StatusUnauthorized:
+		return []string{"credentials: " + s.login.explanation()}
+	case http.StatusForbidden:
+		return []string{"this access isn't allowed; credentials: " + s.login.explanation()}
+	case http.StatusNotFound:
+		return []string{"check the repository's name and that the digest was pushed there; " +
+			"for a private repository this may also mean " +
+			"missing credentials (" + s.login.explanation() + ")"}
+	case http.StatusTooManyRequests:
+		return []string{"the registry limits the rate: wait, or log in for a higher limit"}
+	}
+	return nil
+}
+
+// rejected reads an answer that isn't the one hoped for, and closes it.
+func (s *Source) rejected(a *answer) *failure {
+	defer a.Close()
+	f := &failure{
+		class: transient, host: a.host, status: a.StatusCode,
+		after: retryAfter(a.Header.Get("Retry-After"), s.Tuning.Now()),
+	}
+	switch {
+	case a.StatusCode < 400:
+		f.err = errors.New("this answer makes no sense here")
+	case a.StatusCode < 500:
+		switch a.StatusCode {
+		case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests,
+			http.StatusMisdirectedRequest:
+		default:
+			f.class = permanent
+		}
+	}
+	f.code, f.message = s.said(a)
+	return f
+}
+
+// storeMessage is where stores that speak XML say why.
+var storeMessage = regexp.MustCompile(`(?s)^\s*<(?:\?xml|Error).*<Message>([^<]*)</Message>`)
+
+// said returns what the registry's error document says, if there is one.
+func (s *Source) said(a *answer) (code, message string) {
+	const limit = 16 << 10
+	data, err := io.ReadAll(io.LimitReader(a, limit))
+	if err != nil {
+		return "", ""
+	}
+	var document struct {
+		Errors []struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"errors"`
+		Details string `json:"details"` // token servers
+	}
+	// Whatever can't be read has nothing to say: a proxy's page is no message.
+	_ = json.Unmarshal(data, &document)
+	if len(document.Errors) == 0 {
+		text := document.Details
+		if found := storeMessage.FindSubmatch(data); found != nil {
+			text = string(found[1])
+		}
+		return "", image.Clean(s.guard.wash(text), 200)
+	}
+	code = image.Clean(s.guard.wash(document.Errors[0].Code), 40)
+	message = image.Clean(s.guard.wash(document.Errors[0].Message), 200)
+	if strings.EqualFold(code, message) {
+		message = ""
+	}
+	return code, message
 }

@@ -85,7 +85,8 @@ func TestFaultsElsewhere(t *testing.T) {
 	}
 }
 
-// TestOneSlowConnection has one of many answers come at 50 kB/s, too fast for the minimum: nobody waits 40 s for it.
+// TestOneSlowConnection has one of many answers come at 50 kB/s, too fast for the minimum: nobody
+// waits 40 s for it.
 func TestOneSlowConnection(t *testing.T) {
 	img := threeLayers(t)
 	inBubble(t, func(t *testing.T, network *launchtest.Network) {
@@ -187,7 +188,8 @@ func TestRounds(t *testing.T) {
 	assert.Equal(t, 2, requireError(t, err, image.Unavailable).Attempts, "attempts without further rounds")
 }
 
-// TestSlowServer needs longer for every answer than is usually waited: patience grows with the time-outs.
+// TestSlowServer needs longer for every answer than is usually waited: patience grows with the
+// time-outs.
 func TestSlowServer(t *testing.T) {
 	img := small(t)
 	inBubble(t, func(t *testing.T, network *launchtest.Network) {

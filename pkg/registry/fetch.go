@@ -28,7 +28,8 @@ type blob struct {
 	location   *url.URL // where the registry's redirect led, nil to ask it
 	inSequence bool     // ranges don't work
 
-	// turn is held by the part that reads body, from which position is next. Both are used only in sequence.
+	// turn is held by the part that reads body, from which position is next. Both are used only in
+	// sequence.
 	turn     chan struct{}
 	body     *answer
 	position int64
@@ -67,7 +68,8 @@ func (s *Source) fetch(ctx context.Context, p *part) error {
 		if !p.whole() {
 			return nil
 		}
-		// What fits into one part is proved before anything of it is handed out, and so can be fetched again.
+		// What fits into one part is proved before anything of it is handed out, and so can be
+		// fetched again.
 		if got := digest.Of(p.buffer); got != p.blob.layer.Digest {
 			p.filled = 0
 			p.blob.forget()
@@ -113,7 +115,8 @@ func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 		if start != p.next() || end > last || total >= 0 && total != b.layer.Size {
 			a.Close()
 			return &failure{class: lie, host: a.host,
-				err: fmt.Errorf("asked for bytes %d-%d/%d, got %s", p.next(), last, b.layer.Size, image.Clean(a.Header.Get("Content-Range"), 80))}
+				err: fmt.Errorf("asked for bytes %d-%d/%d, got %s", p.next(), last, b.layer.Size,
+					image.Clean(a.Header.Get("Content-Range"), 80))}
 		}
 		b.answered()
 		defer a.Close()
@@ -149,8 +152,8 @@ func (s *Source) read(t *tries, a *answer, p *part, n int) *failure {
 	return nil
 }
 
-// fillInSequence is for servers without ranges: the parts of the blob take turns, in their order, at one body. opened is
-// such a body if there is one already.
+// fillInSequence is for servers without ranges: the parts of the blob take turns, in their order,
+// at one body. opened is such a body if there is one already.
 func (s *Source) fillInSequence(ctx context.Context, t *tries, p *part, opened *answer) *failure {
 	b := p.blob
 	b.setSequential()
@@ -264,14 +267,14 @@ func (b *blob) forget() {
 	b.location = nil
 }
 
-// open asks for the blob where the last redirect led, and the registry if there was none or if it doesn't lead there any
-// more: signed URLs expire.
+// open asks for the blob where the last redirect led, and the registry if there was none or if it
+// doesn't lead there any more: signed URLs expire.
 func (s *Source) open(ctx context.Context, t *tries, b *blob, header http.Header) (*answer, *failure) {
 	b.mu.Lock()
 	location := b.location
 	b.mu.Unlock()
 	if location != nil {
-		a, f := s.goTo(ctx, t, http.MethodGet, location, header, nil)
+		a, f := s.goTo(ctx, t, query{method: http.MethodGet, target: location, header: header})
 		switch {
 		case f != nil:
 			b.forget()
@@ -297,7 +300,8 @@ func (s *Source) open(ctx context.Context, t *tries, b *blob, header http.Header
 	return a, nil
 }
 
-// parseContentRange reads the header of a 206 answer (RFC 9110, 14.4): closed, within the total, which is -1 if unknown.
+// parseContentRange reads the header of a 206 answer (RFC 9110, 14.4): closed, within the total,
+// which is -1 if unknown.
 func parseContentRange(value string) (start, end, total int64, err error) {
 	bad := fmt.Errorf("%.80q is no content range", value)
 	rest, ok := strings.CutPrefix(value, "bytes ")

@@ -14,8 +14,8 @@ import (
 	"tee-launcher/pkg/registry"
 )
 
-// BenchmarkFetch pulls one layer of 500 MB: over a link that carries 20 MB/s for each connection with a round trip of
-// 30 ms, and over an open one. One connection would need 25 s for the first.
+// BenchmarkFetch pulls one layer of 500 MB: over a link that carries 20 MB/s for each connection
+// with a round trip of 30 ms, and over an open one. One connection would need 25 s for the first.
 //
 //	go test -run '^$' -bench Fetch -benchtime 3x ./pkg/registry
 func BenchmarkFetch(b *testing.B) {

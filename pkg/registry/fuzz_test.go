@@ -12,7 +12,8 @@ import (
 	"tee-launcher/pkg/registry"
 )
 
-// FuzzContentRange: what is accepted is a closed range within its total, and says so again when it is written out.
+// FuzzContentRange: what is accepted is a closed range within its total, and says so again when it
+// is written out.
 func FuzzContentRange(f *testing.F) {
 	f.Add("bytes 0-99/100")
 	f.Fuzz(func(t *testing.T, s string) {

@@ -17,8 +17,9 @@ import (
 	"tee-launcher/pkg/image"
 )
 
-// guard is the one way out: every request to a registry, a token server or a redirect's target passes
-// it, go-containerregistry's own too. Whoever sends a request doesn't have to know what may go where.
+// guard is the one way out: every request to a registry, a token server or a redirect's target
+// passes it, go-containerregistry's own too. Whoever sends a request doesn't have to know what may
+// go where.
 //
 //   - Plain http goes to loopback hosts and to those that the operator named, and https is never left
 //     for it, neither by a redirect nor because a registry that spoke https doesn't for once.
@@ -91,13 +92,13 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// allowed returns why a request may not be sent. Where a redirect or a challenge of the registry names
-// another host, its rules are those for whoever named it.
+// allowed returns why a request may not be sent. Where a redirect or a challenge of the registry
+// names another host, its rules are those for whoever named it.
 func (g *guard) allowed(request *http.Request) error {
-	to, from := request.URL, g.base()
-	led := request.Response != nil && request.Response.Request != nil
-	if led {
-		from = request.Response.Request.URL
+	to, from := request.URL, cameFrom(request)
+	led := from != nil
+	if !led {
+		from = g.base()
 	}
 	refused := func(why string) error {
 		if led {
@@ -124,6 +125,14 @@ func (g *guard) allowed(request *http.Request) error {
 	return nil
 }
 
+// cameFrom is where a redirect led to the request, nil if none did.
+func cameFrom(request *http.Request) *url.URL {
+	if request.Response == nil || request.Response.Request == nil {
+		return nil
+	}
+	return request.Response.Request.URL
+}
+
 // base is the registry as a URL, without a scheme until that is known.
 func (g *guard) base() *url.URL {
 	g.mu.Lock()
@@ -138,10 +147,11 @@ func (g *guard) speaks(scheme string) {
 	g.scheme = scheme
 }
 
-// strip takes out of a request what is secret and may not go where it goes. A token for anybody is no
-// secret, and over plain http to another machine there is no other.
+// strip takes out of a request what is secret and may not go where it goes. A token for anybody is
+// no secret, and over plain http to another machine there is no other.
 func (g *guard) strip(request *http.Request) {
-	elsewhere := request.Response != nil && origin(request.Response.Request.URL) != origin(request.URL)
+	from := cameFrom(request)
+	elsewhere := from != nil && origin(from) != origin(request.URL)
 	plain := request.URL.Scheme == "http" && !isLoopback(request.URL.Host)
 	scheme, _, _ := strings.Cut(request.Header.Get("Authorization"), " ")
 	if elsewhere || plain && !strings.EqualFold(scheme, "Bearer") {
@@ -253,9 +263,10 @@ func isLoopback(host string) bool {
 	return strings.EqualFold(h, "localhost") || net.ParseIP(h).IsLoopback()
 }
 
-// isPrivate reports whether a host name is this machine or a literal address in a private network. What
-// names resolve to isn't asked. The spellings that only old resolvers take for an address (127.1,
-// 0x7f000001, 2130706433) have a last label that begins with a digit, which no public name has.
+// isPrivate reports whether a host name is this machine or a literal address in a private network.
+// What names resolve to isn't asked. The spellings that only old resolvers take for an address
+// (127.1, 0x7f000001, 2130706433) have a last label that begins with a digit, which no public name
+// has.
 func isPrivate(host string) bool {
 	host, _, _ = strings.Cut(host, "%")
 	if address, err := netip.ParseAddr(host); err == nil {

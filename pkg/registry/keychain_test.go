@@ -45,8 +45,8 @@ func write(t *testing.T, path, content string) {
 	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 }
 
-// TestKeychainIsDockers holds what is found to what authn.DefaultKeychain finds, in every place it looks. The environment
-// is the process's, so this test isn't parallel.
+// TestKeychainIsDockers holds what is found to what authn.DefaultKeychain finds, in every place it
+// looks. The environment is the process's, so this test isn't parallel.
 func TestKeychainIsDockers(t *testing.T) {
 	home := t.TempDir()
 	bin := filepath.Join(home, "bin")
@@ -140,7 +140,8 @@ func TestKeychainIsDockers(t *testing.T) {
 			repo, err := name.NewRepository(c.repo)
 			require.NoError(t, err)
 			if c.env["DOCKER_CONFIG"] == "" {
-				// Docker's package looks up its default place once in a process; named, it is the same place.
+				// Docker's package looks up its default place once in a process; named, it is the
+				// same place.
 				t.Setenv("DOCKER_CONFIG", filepath.Dir(config))
 			}
 			authenticator, err := authn.DefaultKeychain.Resolve(repo)
@@ -160,8 +161,8 @@ func TestKeychainIsDockers(t *testing.T) {
 	}
 }
 
-// TestKeychainThatFails finds what docker finds where a helper is as helpers are, or says why it finds
-// nothing. The environment is the process's, so this test isn't parallel.
+// TestKeychainThatFails finds what docker finds where a helper is as helpers are, or says why it
+// finds nothing. The environment is the process's, so this test isn't parallel.
 func TestKeychainThatFails(t *testing.T) {
 	home := t.TempDir()
 	bin, tapp := filepath.Join(home, "bin"), filepath.Join(home, "tapp")

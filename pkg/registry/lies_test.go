@@ -16,8 +16,8 @@ import (
 	"tee-launcher/pkg/launchtest"
 )
 
-// TestLies has registries that say something else than the approved digest does, for ever. Not a byte of it may be
-// handed out as proved, and the end is a mismatch after few attempts.
+// TestLies has registries that say something else than the approved digest does, for ever. Not a
+// byte of it may be handed out as proved, and the end is a mismatch after few attempts.
 func TestLies(t *testing.T) {
 	t.Parallel()
 	good, other := small(t), imageOf(t, 2000, 30_000)

@@ -12,13 +12,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-
-	"tee-launcher/pkg/image"
 )
 
-// login is go-containerregistry's, above the guard: challenge, token exchange, renewal. What it adds is
-// that credentials are looked for when the registry asks and not before, that many requests that are
-// refused at once make one exchange, and that the next way to log in is tried where one fails.
+// login is go-containerregistry's, above the guard: challenge, token exchange, renewal. What it
+// adds is that credentials are looked for when the registry asks and not before, that many requests
+// that are refused at once make one exchange, and that the next way to log in is tried where one
+// fails.
 type login struct {
 	source *Source
 
@@ -93,8 +92,8 @@ func (l *login) set(session *session, f *failure) {
 	}
 }
 
-// once does what needs the turn, unless somebody else did it since seen: they share its end, instead of
-// asking a broken token server in turn.
+// once does what needs the turn, unless somebody else did it since seen: they share its end,
+// instead of asking a broken token server in turn.
 func (l *login) once(ctx context.Context, seen int, do func() (*session, *failure)) (*session, *failure) {
 	if err := l.take(ctx); err != nil {
 		return nil, &failure{err: err}
@@ -125,22 +124,23 @@ func (l *login) begin(ctx context.Context, t *tries) (*session, *failure) {
 		if f != nil {
 			return nil, f
 		}
-		if a.StatusCode == http.StatusUnauthorized {
-			defer a.Close()
-			return l.in(ctx, t, a.Header.Values("WWW-Authenticate"))
-		}
-		if f := l.source.rejected(a); f.class == transient && f.status >= 400 {
-			return nil, f
+		refused := l.source.rejected(a)
+		ways := offers(a.Header.Values("WWW-Authenticate"))
+		switch {
+		case a.StatusCode == http.StatusUnauthorized && len(ways) > 0:
+			return l.in(ctx, t, ways)
+		case a.StatusCode >= 400 && refused.class == transient:
+			return nil, refused
 		}
 		return &session{transport: l.source.guard}, nil // open, or it will say so
 	})
 }
 
-// in logs in by the first of the ways on offer that works.
-func (l *login) in(ctx context.Context, t *tries, challenges []string) (*session, *failure) {
+// in logs in by the first of the ways on offer that works; there has to be one.
+func (l *login) in(ctx context.Context, t *tries, ways []string) (*session, *failure) {
 	s := l.source
 	host := s.ref.Context().RegistryStr()
-	options := []name.Option{}
+	var options []name.Option
 	if s.guard.base().Scheme == "http" {
 		options = append(options, name.Insecure)
 	}
@@ -149,15 +149,15 @@ func (l *login) in(ctx context.Context, t *tries, challenges []string) (*session
 		return nil, &failure{class: permanent, host: host, err: err}
 	}
 	var first *failure
-	for _, offer := range offers(challenges) {
-		door := &door{guard: s.guard, challenge: offer}
+	for _, way := range ways {
+		door := &door{guard: s.guard, challenge: way}
 		l.mu.Lock()
 		l.door = door
 		l.mu.Unlock()
 		inside, err := transport.NewWithContext(t.with(ctx, nil), registry, authenticator{l}, door,
 			[]string{s.ref.Context().Scope(transport.PullScope)})
 		if err == nil {
-			return &session{transport: inside, loggedIn: true, token: strings.HasPrefix(strings.ToLower(offer), "bearer")}, nil
+			return &session{transport: inside, loggedIn: true, token: isToken(way)}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, &failure{err: context.Cause(ctx)}
@@ -169,12 +169,13 @@ func (l *login) in(ctx context.Context, t *tries, challenges []string) (*session
 	return nil, first
 }
 
-// renew is for a registry that answered 401 to a request of used: it returns a better session, or nil
-// if there can't be any.
-func (l *login) renew(ctx context.Context, t *tries, used *session, seen int, challenged []string, again func() *failure) (*session, *failure) {
-	switch {
-	case !used.loggedIn && len(challenged) > 0:
-		return l.once(ctx, seen, func() (*session, *failure) { return l.in(ctx, t, challenged) })
+// renew is for a registry that answered 401 to a request of used: it returns a better session, or
+// nil if there can't be any.
+func (l *login) renew(ctx context.Context, t *tries, used *session, seen int, challenged []string,
+	again func() *failure) (*session, *failure) {
+	switch ways := offers(challenged); {
+	case !used.loggedIn && len(ways) > 0:
+		return l.once(ctx, seen, func() (*session, *failure) { return l.in(ctx, t, ways) })
 	case used.token:
 		return l.once(ctx, seen, func() (*session, *failure) {
 			return &session{transport: used.transport, loggedIn: true, token: true}, again()
@@ -183,17 +184,20 @@ func (l *login) renew(ctx context.Context, t *tries, used *session, seen int, ch
 	return nil, nil
 }
 
-// failure says why logging in failed. The texts of go-containerregistry may hold what a token server
-// said, so they aren't used.
+var errNoTokenServer = errors.New("the registry names no token server that may be asked: " +
+	"it has to be https, and neither on this machine nor in a private network")
+
+// failure says why logging in failed. The texts of go-containerregistry may hold what a token
+// server said, so they aren't used.
 func (l *login) failure(err error) *failure {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	d := l.door
-	l.mu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	var route *routeError
 	var network *netError
 	var status *transport.Error
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	switch {
 	case errors.As(err, &route):
 		return &failure{class: permanent, host: route.host, err: route}
@@ -205,8 +209,7 @@ func (l *login) failure(err error) *failure {
 		d.refused.err, d.refused.token = errors.New("the token server refused"), true
 		return d.refused
 	case d.host == "":
-		return &failure{class: permanent, host: l.source.host(), err: errors.New(
-			"the registry names no token server that may be asked: it has to be https, and neither on this machine nor in a private network")}
+		return &failure{class: permanent, host: l.source.host(), err: errNoTokenServer}
 	}
 	return &failure{host: d.host, err: errors.New("token: the answer is not the JSON of a token")}
 }
@@ -234,8 +237,10 @@ func (d *door) RoundTrip(request *http.Request) (*http.Response, error) {
 		if request.URL.Scheme != base.Scheme {
 			return nil, &routeError{host: base.Host, err: errors.New("the registry speaks " + base.Scheme)}
 		}
-		return &http.Response{StatusCode: http.StatusUnauthorized, Header: http.Header{"Www-Authenticate": {d.challenge}},
-			Body: http.NoBody, Request: request}, nil
+		return &http.Response{
+			StatusCode: http.StatusUnauthorized, Header: http.Header{"Www-Authenticate": {d.challenge}},
+			Body: http.NoBody, Request: request,
+		}, nil
 	}
 	response, err := d.guard.RoundTrip(request)
 	at, ours := request.Context().Value(attemptKey{}).(*attempt)
@@ -251,7 +256,8 @@ func (d *door) RoundTrip(request *http.Request) (*http.Response, error) {
 
 // note keeps what a token server says.
 func (d *door) note(request *http.Request, response *http.Response, err error) {
-	if at, ours := request.Context().Value(attemptKey{}).(*attempt); ours && at.target != nil && at.target.Path == request.URL.Path {
+	at, ours := request.Context().Value(attemptKey{}).(*attempt)
+	if ours && at.target != nil && at.target.Path == request.URL.Path {
 		return // the request for which a token is got
 	}
 	d.mu.Lock()
@@ -271,8 +277,8 @@ func (a authenticator) Authorization() (*authn.AuthConfig, error) {
 	return a.AuthorizationContext(context.Background())
 }
 
-// AuthorizationContext implements authn.ContextAuthenticator. No credentials are no error: many images
-// can be had without.
+// AuthorizationContext implements authn.ContextAuthenticator. No credentials are no error: many
+// images can be had without.
 func (a authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
 	l := a.login
 	l.mu.Lock()
@@ -296,9 +302,9 @@ func (a authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthCon
 // schemes finds where in a WWW-Authenticate header a scheme begins that can be met.
 var schemes = regexp.MustCompile(`(?i)(?:^|,)\s*(?:bearer|basic)(?:\s|$)`)
 
-// offers returns the challenges that can be met, each alone, those for a token first: a token is what
-// anybody may get who has no password. Reading them is left to go-containerregistry, which takes one
-// from each header.
+// offers returns the challenges that can be met, each alone, those for a token first: a token is
+// what anybody may get who has no password. Reading them is left to go-containerregistry, which
+// takes one from each header.
 func offers(headers []string) []string {
 	var tokens, passwords []string
 	for _, header := range headers {
@@ -309,29 +315,31 @@ func offers(headers []string) []string {
 				end = begins[i+1][0]
 			}
 			offer := strings.TrimLeft(header[at[0]:end], ", \t")
-			if strings.EqualFold(offer[:5], "basic") {
-				passwords = append(passwords, offer)
-			} else {
+			if isToken(offer) {
 				tokens = append(tokens, offer)
+			} else {
+				passwords = append(passwords, offer)
 			}
 		}
-	}
-	if tokens == nil && passwords == nil {
-		return headers // to fail over them
 	}
 	return append(tokens, passwords...)
 }
 
-// findCredential asks the keychain, no longer than the helper time-out. A source that fails is none, as
-// for Docker.
+// isToken tells the two schemes apart.
+func isToken(offer string) bool { return strings.HasPrefix(strings.ToLower(offer), "bearer") }
+
+// findCredential asks the keychain, no longer than the helper time-out. A source that fails is
+// none, as for Docker.
 func (s *Source) findCredential(ctx context.Context) *credential {
 	if base := s.guard.base(); base.Scheme != "https" && !isLoopback(base.Host) {
 		return none("because credentials are not sent over plain http")
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.Tuning.HelperTimeout)
 	defer cancel()
+	who := "the credential helper"
 	find := func() *credential { return dockerCredential(ctx, s.ref.Context(), s.ForbiddenHelperDirs) }
 	if s.Keychain != nil {
+		who = givenSource
 		find = func() *credential { return givenCredential(ctx, s.Keychain, s.ref.Context()) }
 	}
 	found := make(chan *credential, 1)
@@ -340,15 +348,8 @@ func (s *Source) findCredential(ctx context.Context) *credential {
 	case c := <-found:
 		return c
 	case <-ctx.Done():
-		return none("because %s didn't answer in time", whatAnswers(s))
+		return none("because %s didn't answer in time", who)
 	}
-}
-
-func whatAnswers(s *Source) string {
-	if s.Keychain != nil {
-		return givenSource
-	}
-	return "the credential helper"
 }
 
 // with hands an attempt to the guard.
@@ -359,5 +360,3 @@ func (t *tries) with(ctx context.Context, at *attempt) context.Context {
 	at.patience = t.patience()
 	return context.WithValue(ctx, attemptKey{}, at)
 }
-
-var _ image.Source = (*Source)(nil)

@@ -99,8 +99,8 @@ func token(w http.ResponseWriter, q *http.Request, path string) bool {
 	return true
 }
 
-// TestHiddenRepository: many registries say of a private repository to whoever isn't logged in that it
-// isn't there, and only at /v2/ how to log in.
+// TestHiddenRepository: many registries say of a private repository to whoever isn't logged in that
+// it isn't there, and only at /v2/ how to log in.
 func TestHiddenRepository(t *testing.T) {
 	t.Parallel()
 	for _, wanted := range []string{basicHeader, theToken} {
@@ -308,7 +308,8 @@ func TestTokenServers(t *testing.T) {
 	}
 }
 
-// TestSecretsStayInside: what a registry or a token server repeats of what it was sent is shown nowhere.
+// TestSecretsStayInside: what a registry or a token server repeats of what it was sent is shown
+// nowhere.
 func TestSecretsStayInside(t *testing.T) {
 	t.Parallel()
 	secrets := []string{password, url.QueryEscape(password), strings.TrimPrefix(basicHeader, "Basic "), identity, "T0KEN", "hunter2"}
@@ -389,8 +390,8 @@ func TestSecretsStayInside(t *testing.T) {
 	}
 }
 
-// TestPublicHostsDontLeadInside: neither a redirect nor a realm of a public host names a place on this
-// machine or in a private network, however that is spelled.
+// TestPublicHostsDontLeadInside: neither a redirect nor a realm of a public host names a place on
+// this machine or in a private network, however that is spelled.
 func TestPublicHostsDontLeadInside(t *testing.T) {
 	t.Parallel()
 	img := small(t)
@@ -413,7 +414,8 @@ func TestPublicHostsDontLeadInside(t *testing.T) {
 	assert.Empty(t, inside.Requests())
 }
 
-// TestSchemeStays: a registry that answered over https is never spoken to in plain, whatever is allowed.
+// TestSchemeStays: a registry that answered over https is never spoken to in plain, whatever is
+// allowed.
 func TestSchemeStays(t *testing.T) {
 	t.Parallel()
 	img := small(t)
@@ -437,4 +439,27 @@ func TestSchemeStays(t *testing.T) {
 	requireError(t, err, image.Refused)
 	assert.NotEmpty(t, plain.Requests())
 	assert.Empty(t, credentials(plain))
+}
+
+// TestNoWayIn: a registry that refuses without a way that can be gone is told as it answers.
+func TestNoWayIn(t *testing.T) {
+	t.Parallel()
+	for _, challenges := range [][]string{nil, {"Negotiate"}, {`Digest realm="basics"`}, {""}} {
+		f := newFront(t, false)
+		f.hook = func(w http.ResponseWriter, q *http.Request) bool {
+			return refuse(w, http.StatusUnauthorized, "", challenges...)
+		}
+		_, err := resolve(t.Context(), f.client(keychain{Username: user, Password: password}), f.ref)
+		assert.Equal(t, http.StatusUnauthorized, requireError(t, err, image.Refused).Status, "%q", challenges)
+		for _, q := range f.requests() {
+			assert.Empty(t, q.Header.Get("Authorization"), "%q", challenges)
+		}
+
+		f = newFront(t, false)
+		f.hook = func(w http.ResponseWriter, q *http.Request) bool {
+			return q.URL.Path == "/v2/" && refuse(w, http.StatusUnauthorized, "", challenges...)
+		}
+		_, err = resolve(t.Context(), f.client(keychain{}), f.ref)
+		assert.NoError(t, err, "what is open is open, whatever /v2/ says: %q", challenges)
+	}
 }

@@ -18,7 +18,8 @@ type Notice struct {
 	Remaining int       // of these
 }
 
-// Notice asks the registry once for the head of the manifest, which no registry counts against its limit.
+// Notice asks the registry once for the head of the manifest, which no registry counts against its
+// limit.
 func (s *Source) Notice(ctx context.Context) (Notice, error) {
 	var t tries
 	header := http.Header{"Accept": {manifestTypes}}

@@ -70,9 +70,10 @@ func pullInChild(reference string) error {
 	return errors.New("no VmHWM")
 }
 
-// TestPeakMemory measures the whole process that pulls, as an operator's tools would: 18 buffers of 2 MiB, 9 MiB of the
-// program's own file, which the tests' libraries are part of, and 10 of heap, stacks and runtime. How busy the machine is changes
-// less than one of it, because nothing that is fetched lies in the heap.
+// TestPeakMemory measures the whole process that pulls, as an operator's tools would: 18 buffers of
+// 2 MiB, 9 MiB of the program's own file, which the tests' libraries are part of, and 10 of heap,
+// stacks and runtime. How busy the machine is changes less than one of it, because nothing that is
+// fetched lies in the heap.
 func TestPeakMemory(t *testing.T) {
 	t.Parallel()
 	const limit = 64 << 10 // KiB

@@ -16,8 +16,8 @@ import (
 	"tee-launcher/pkg/launchtest"
 )
 
-// TestCompressedOnTheWay: proxies and servers compress what nobody wanted compressed, or say so of what
-// isn't. That is no lie.
+// TestCompressedOnTheWay: proxies and servers compress what nobody wanted compressed, or say so of
+// what isn't. That is no lie.
 func TestCompressedOnTheWay(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -138,7 +138,9 @@ func TestWhoSaidNo(t *testing.T) {
 	t.Parallel()
 	store := newFront(t, false)
 	store.hook = func(w http.ResponseWriter, _ *http.Request) bool {
-		return refuse(w, http.StatusForbidden, "the clock is wrong")
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprint(w, "<?xml version='1.0'?>\n<Error><Code>X</Code><Message>the clock is wrong</Message></Error>")
+		return true
 	}
 	f := newFront(t, false)
 	f.hook = func(w http.ResponseWriter, q *http.Request) bool {

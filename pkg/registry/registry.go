@@ -2,12 +2,13 @@
 //
 // The registry, the network, proxies, mirrors and redirect targets may lie, stall, cut and forget:
 // what has arrived is not fetched again, every wait is bounded and ends with the context, and what
-// can't be had or isn't what it should be ends in an *image.Error that says which of the two it was.
-// What is proved is package image's to say; this package compares with digests only to know what to
-// fetch again.
+// can't be had or isn't what it should be ends in an *image.Error that says which of the two it
+// was. What is proved is package image's to say; this package compares with digests only to know
+// what to fetch again.
 //
-// Credentials go to the host they belong to and to the token server that this host names over https,
-// never over plain http (except to a loopback host) and never to another host's redirect target.
+// Credentials go to the host they belong to and to the token server that this host names over
+// https, never over plain http (except to a loopback host) and never to another host's redirect
+// target.
 //
 // Memory is bounded whatever the size of the image, and no file is written.
 package registry
@@ -24,30 +25,35 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// Client resolves and fetches. The zero value works and is strict. It holds settings only and may be copied and shared.
+// Client resolves and fetches. The zero value works and is strict. It holds settings only and may
+// be copied and shared.
 type Client struct {
-	// Keychain finds the credentials for a repository. Nil means Docker's, as go-containerregistry's default resolves it.
+	// Keychain finds the credentials for a repository. Nil means Docker's, as
+	// go-containerregistry's default resolves it.
 	Keychain authn.Keychain
-	// ForbiddenHelperDirs are directories below which no credential helper is run, such as those that anybody can write to.
+	// ForbiddenHelperDirs are directories below which no credential helper is run, such as those
+	// that anybody can write to.
 	ForbiddenHelperDirs []string
-	// Insecure names hosts, with or without a port, that may be spoken to over plain http; loopback hosts always may. They
-	// never get credentials that way.
+	// Insecure names hosts, with or without a port, that may be spoken to over plain http; loopback
+	// hosts always may. They never get credentials that way.
 	Insecure []string
-	// Platform is the one whose image is wanted from an index, and the one a config has to name. Zero means Linux on this
-	// architecture.
+	// Platform is the one whose image is wanted from an index, and the one a config has to name.
+	// Zero means Linux on this architecture.
 	Platform v1.Platform
 
-	// Rounds is how often a request that used up its few quick attempts without any progress is taken up again. Zero
-	// means not at all.
+	// Rounds is how often a request that used up its few quick attempts without any progress is
+	// taken up again. Zero means not at all.
 	Rounds int
-	// Interval is the delay before the first further round, growing by half each time, with jitter. Zero means 2 s.
+	// Interval is the delay before the first further round, growing by half each time, with jitter.
+	// Zero means 2 s.
 	Interval time.Duration
 	// MaxDelay bounds every delay, the registry's Retry-After included. Zero means 60 s.
 	MaxDelay time.Duration
 
 	// Log gets retries and the source of credentials. Nil means nothing is logged.
 	Log *slog.Logger
-	// Progress is told, from several goroutines, by how many bytes what was fetched of layers has grown. Nil means nobody is.
+	// Progress is told, from several goroutines, by how many bytes what was fetched of layers has
+	// grown. Nil means nobody is.
 	Progress func(fetched int64)
 
 	// Tuning holds what only tests and benchmarks change.
@@ -129,7 +135,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// jitter spreads d by a quarter to either side, so that many launchers that lost one registry do not return as one.
+// jitter spreads d by a quarter to either side, so that many launchers that lost one registry do
+// not return as one.
 func jitter(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (0.75 + rand.Float64()/2))
 }

@@ -19,7 +19,8 @@ import (
 	"tee-launcher/pkg/registry"
 )
 
-// clock counts the time that was slept instead of sleeping it, so that delays of minutes can be tested.
+// clock counts the time that was slept instead of sleeping it, so that delays of minutes can be
+// tested.
 type clock struct {
 	mu    sync.Mutex
 	slept time.Duration
@@ -53,8 +54,8 @@ func defaults(c *clock) *registry.Client {
 	}
 }
 
-// inBubble runs a test in a bubble of testing/synctest, with a network of its own: nothing that has to do with time depends
-// on how busy the machine is.
+// inBubble runs a test in a bubble of testing/synctest, with a network of its own: nothing that has
+// to do with time depends on how busy the machine is.
 func inBubble(t *testing.T, test func(t *testing.T, network *launchtest.Network)) {
 	t.Helper()
 	t.Parallel()
@@ -79,8 +80,8 @@ func newRegistry(t *testing.T, o launchtest.RegistryOptions) *launchtest.Registr
 	return r
 }
 
-// threeLayers is an image whose second layer is the one that faults are for. It is built once: under the race detector
-// that takes longer than most tests.
+// threeLayers is an image whose second layer is the one that faults are for. It is built once:
+// under the race detector that takes longer than most tests.
 func threeLayers(t *testing.T) v1.Image {
 	t.Helper()
 	img, err := builtOnce()
@@ -120,8 +121,8 @@ func push(t *testing.T, r *launchtest.Registry, img v1.Image) name.Digest {
 	return ref
 }
 
-// pull resolves ref and reads all its layers as an engine would: with a restart where the error asks for one. It returns
-// the digests of what was handed out.
+// pull resolves ref and reads all its layers as an engine would: with a restart where the error
+// asks for one. It returns the digests of what was handed out.
 func pull(ctx context.Context, p *registry.Client, ref name.Digest) (*pulled, []v1.Hash, error) {
 	v, err := resolve(ctx, p, ref)
 	if err != nil {

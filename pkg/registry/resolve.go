@@ -26,8 +26,8 @@ func (s *Source) getter(ctx context.Context) func(image.Document) ([]byte, error
 	return func(d image.Document) ([]byte, error) { return s.document(ctx, d) }
 }
 
-// Describe resolves a tag or digest. What a tag names is the registry's word; all below its digest is
-// proved as for Resolve, but for any platform.
+// Describe resolves a tag or digest. What a tag names is the registry's word; all below its digest
+// is proved as for Resolve, but for any platform.
 func (c *Client) Describe(ctx context.Context, ref name.Reference) (*image.Described, error) {
 	s := newSource(c.settings(), ref)
 	var data []byte
@@ -77,8 +77,8 @@ func (s *Source) has(ctx context.Context, t *tries, method string, l image.Layer
 	if method == http.MethodGet {
 		header.Set("Range", "bytes=0-0")
 	}
-	// Where a redirect leads isn't asked: signed URLs often are for GET alone, and there is one only
-	// for what is there.
+	// Where a redirect leads isn't asked: signed URLs often are for GET alone, and there is one
+	// only for what is there.
 	a, f := s.inRepository(ctx, t, method, "blobs/"+l.Digest.String(), header)
 	if f != nil {
 		return f

@@ -14,8 +14,8 @@ import (
 // blobs brings layers in the order in which they were asked for, while the parts that come next are
 // fetched over several connections into a fixed number of buffers.
 //
-// A layer of one part (Tuning.RangeSize) is compared with its digest before its first byte is handed
-// out, and fetched again where it is damaged.
+// A layer of one part (Tuning.RangeSize) is compared with its digest before its first byte is
+// handed out, and fetched again where it is damaged.
 type blobs struct {
 	source  *Source
 	layers  []image.Layer
@@ -85,8 +85,8 @@ func (b *blobs) start() {
 	})
 }
 
-// plan gives out the parts in order, each only with a buffer in hand: the part that is delivered next
-// always has one.
+// plan gives out the parts in order, each only with a buffer in hand: the part that is delivered
+// next always has one.
 func (b *blobs) plan(todo chan<- *part) {
 	rangeSize := b.source.Tuning.RangeSize
 	for i, l := range b.layers {

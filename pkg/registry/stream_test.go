@@ -24,7 +24,8 @@ import (
 	"tee-launcher/pkg/launchtest"
 )
 
-// TestOrder asks for layers in any order, some twice, in parts of odd sizes, by readers of every kind.
+// TestOrder asks for layers in any order, some twice, in parts of odd sizes, by readers of every
+// kind.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	img := imageOf(t, 1, 100_000, 3000, 50_000)
@@ -97,8 +98,8 @@ func TestMisuse(t *testing.T) {
 	assert.NoError(t, stream.Close(), "closing twice")
 }
 
-// TestCloseEndsEverything closes a stream that somebody reads from, at any time, and looks for goroutines afterwards. It is not parallel,
-// so that no other test has a bubble meanwhile.
+// TestCloseEndsEverything closes a stream that somebody reads from, at any time, and looks for
+// goroutines afterwards. It is not parallel, so that no other test has a bubble meanwhile.
 func TestCloseEndsEverything(t *testing.T) {
 	img := threeLayers(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -139,7 +140,8 @@ func inBubbles() int {
 	return bytes.Count(stacks[:runtime.Stack(stacks, true)], []byte("synctest bubble"))
 }
 
-// TestSlowReader asserts that a reader that takes its time is no stall, and that nothing is fetched beyond the buffers.
+// TestSlowReader asserts that a reader that takes its time is no stall, and that nothing is fetched
+// beyond the buffers.
 func TestSlowReader(t *testing.T) {
 	img := threeLayers(t)
 	for _, noRanges := range []bool{false, true} {

@@ -29,7 +29,8 @@ func isTimeout(err error) bool {
 	return errors.Is(err, errNoHeader) || errors.As(err, &slow)
 }
 
-// watch ends a request that doesn't get on: first when no header arrives, then when in any window too little of the body does.
+// watch ends a request that doesn't get on: first when no header arrives, then when in any window
+// too little of the body does.
 type watch struct {
 	ctx    context.Context // of the request
 	cancel context.CancelCauseFunc

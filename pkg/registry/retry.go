@@ -1,0 +1,115 @@
+package registry
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// retry calls once until it has no failure, the failures are too many, or ctx ends.
+func (s *Source) retry(ctx context.Context, part string, once func(t *tries) *failure) error {
+	var t tries
+	for {
+		if ctx.Err() != nil {
+			return interrupted(ctx)
+		}
+		f := once(&t)
+		if f == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return interrupted(ctx)
+		}
+		wait, again := s.again(&t, f)
+		if !again {
+			return s.failed(part, &t, f)
+		}
+		s.Log.Info("trying again", "part", part, "host", f.host, "cause", s.guard.washError(f.error()),
+			"attempt", t.total, "delay", wait)
+		if err := s.Tuning.Sleep(ctx, wait); err != nil {
+			return interrupted(ctx)
+		}
+	}
+}
+
+// tries counts the attempts of one request since it last made progress.
+type tries struct {
+	total     int
+	quick     int
+	rounds    int
+	permanent int
+	lies      int
+	timeouts  int
+	bytes     int  // since there was progress
+	advanced  bool // in the attempt under way
+}
+
+// leastProgress is how many bytes are worth a connection: who gets fewer gets nowhere.
+const leastProgress = 64 << 10
+
+// arrived takes in that n bytes came, and whether they were the last of a part.
+func (t *tries) arrived(n int, last bool) {
+	if t.bytes += n; t.bytes >= leastProgress || last {
+		t.bytes = 0
+		t.progress()
+	}
+}
+
+// progress forgets the failures that only more attempts can cure. Lies are not forgotten.
+func (t *tries) progress() {
+	t.quick, t.rounds, t.permanent, t.timeouts, t.advanced = 0, 0, 0, 0, true
+}
+
+// maxAttempts is for answers that another attempt rarely changes.
+const maxAttempts = 3
+
+// again says after which delay the next attempt comes, if there is one.
+func (s *Source) again(t *tries, f *failure) (time.Duration, bool) {
+	t.total++
+	if isTimeout(f.err) && !t.advanced {
+		t.timeouts++
+	}
+	t.advanced = false
+	after := min(f.after, s.MaxDelay)
+	switch f.class {
+	case permanent:
+		t.permanent++
+		return max(jitter(s.Tuning.QuickDelay<<t.permanent), after), t.permanent < maxAttempts
+	case lie:
+		t.lies++
+		s.freshConnections()
+		return jitter(s.Tuning.QuickDelay), t.lies < maxAttempts
+	}
+	t.quick++
+	// Who asks for a longer pause than a round's isn't asked quickly.
+	if t.quick < s.Tuning.QuickTries && f.after <= s.Interval {
+		return max(jitter(s.Tuning.QuickDelay<<(t.quick-1)), after), true
+	}
+	if t.rounds >= s.Rounds {
+		return 0, false
+	}
+	delay := s.Interval
+	for range t.rounds {
+		delay = min(delay+delay/2, s.MaxDelay)
+	}
+	t.quick = 0
+	t.rounds++
+	return max(min(jitter(delay), s.MaxDelay), after), true
+}
+
+// patience is how much longer than usual is waited. It grows with the time-outs in a row: a cache
+// may have to fetch a blob itself before it can answer.
+func (t *tries) patience() time.Duration { return 1 << min(t.timeouts, 2) }
+
+// retryAfter reads both forms of the header; what it doesn't understand is no delay.
+func retryAfter(value string, now time.Time) time.Duration {
+	if seconds, err := strconv.Atoi(strings.TrimSpace(value)); err == nil {
+		return time.Duration(min(max(seconds, 0), 1<<20)) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(at.Sub(now), 0)
+	}
+	return 0
+}
