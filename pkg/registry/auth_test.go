@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -153,6 +154,26 @@ func TestTokenEndsInTheMiddle(t *testing.T) {
 	assert.LessOrEqual(t, r.Count(launchtest.RequestToken), int(ends.Load())+1, "one exchange for each end")
 }
 
+// TestManyRefusalsMakeOneExchange takes the token back from sixteen requests at once.
+func TestManyRefusalsMakeOneExchange(t *testing.T) {
+	img := threeLayers(t)
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		r, p, ref := bearerAt(t, launchtest.RegistryOptions{Network: network, RoundTrip: time.Second}, img)
+		p.Tuning.RangeSize = 256 << 10
+		var first sync.Once // by then the others are on their way
+		p.Progress = func(int64) { first.Do(r.Expire) }
+		v, err := resolve(t.Context(), p, ref)
+		require.NoError(t, err)
+		tokens, blobs := r.Count(launchtest.RequestToken), r.Count(launchtest.RequestBlob)
+		_, err = read(t.Context(), v, []int{1})
+		require.NoError(t, err)
+		assert.Equal(t, tokens+1, r.Count(launchtest.RequestToken))
+		parts := int(v.Layers()[1].Size+p.Tuning.RangeSize-1) / int(p.Tuning.RangeSize)
+		assert.Greater(t, r.Count(launchtest.RequestBlob)-blobs, parts+10, "many were refused")
+		<-time.After(time.Minute) // until all connections have ended
+	})
+}
+
 func TestTokenServerFaults(t *testing.T) {
 	t.Parallel()
 	img := small(t)
@@ -171,6 +192,8 @@ func TestTokenServerFaults(t *testing.T) {
 		"403 always":     {launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusForbidden, Times: -1}, image.Refused},
 		"sent on to its own host": {launchtest.RegistryFault{Kind: launchtest.FaultRedirect,
 			Location: "/token?service=test+registry&scope=repository:test/image:pull"}, 0},
+		"sent elsewhere, with an identity token": {launchtest.RegistryFault{Kind: launchtest.FaultRedirect,
+			Location: "https://elsewhere.test/token", Times: -1}, image.Refused},
 		"sent elsewhere": {launchtest.RegistryFault{Kind: launchtest.FaultRedirect, Location: "https://elsewhere.test/token", Times: -1}, image.Refused},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -183,6 +206,9 @@ func TestTokenServerFaults(t *testing.T) {
 				require.True(t, both.AppendCertsFromPEM(elsewhere.CertPEM()))
 				p = away(p, r, map[string]string{remote + ":443": r.Host(), "token.test:443": r.Host(), "elsewhere.test:443": elsewhere.Host()})
 				p.Tuning.RootCAs = both
+				if strings.Contains(name, "identity") {
+					p.Keychain = keychain{IdentityToken: identity}
+				}
 				p.Rounds, p.Tuning.QuickTries = 1, 2
 				c.fault.On = launchtest.RequestToken
 				r.Fail(c.fault)

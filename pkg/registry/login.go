@@ -208,6 +208,9 @@ func (l *login) failure(err error) *failure {
 	case errors.As(err, &status) && d.refused != nil:
 		d.refused.err, d.refused.token = errors.New("the token server refused"), true
 		return d.refused
+	case d.led:
+		return &failure{class: permanent, host: d.host, token: true,
+			err: errors.New("the token server leads to where no token may be got")}
 	case d.host == "":
 		return &failure{class: permanent, host: l.source.host(), err: errNoTokenServer}
 	}
@@ -223,6 +226,7 @@ type door struct {
 	mu      sync.Mutex
 	open    bool     // the challenge was handed over
 	host    string   // of who was asked last
+	led     bool     // it led elsewhere
 	refused *failure // its last answer, if that was a refusal
 }
 
@@ -263,6 +267,7 @@ func (d *door) note(request *http.Request, response *http.Response, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.host, d.refused = request.URL.Host, nil
+	d.led = err == nil && isRedirect(response.StatusCode)
 	if err == nil && response.StatusCode >= 400 {
 		d.refused = d.guard.source.rejected(&answer{Response: response, url: request.URL, host: request.URL.Host})
 		response.Body = http.NoBody
