@@ -31,8 +31,8 @@ type Client struct {
 	// Keychain finds the credentials for a repository. Nil means Docker's, as
 	// go-containerregistry's default resolves it.
 	Keychain authn.Keychain
-	// ForbiddenHelperDirs are directories below which no credential helper is run, such as those
-	// that anybody can write to.
+	// ForbiddenHelperDirs are directories that anybody can write to: PATH entries in or below them
+	// aren't searched for credential helpers.
 	ForbiddenHelperDirs []string
 	// Insecure names hosts, with or without a port, that may be spoken to over plain http; loopback
 	// hosts always may. They never get credentials that way.
