@@ -27,16 +27,17 @@ func allowed() map[string][]string {
 		"pkg/config":         {},
 		"pkg/approval":       {},
 		"pkg/image":          {},
+		"pkg/registry":       {"pkg/image"},
 		"pkg/rtmr":           {},
 		"pkg/docker/inspect": {"pkg/image", "pkg/docker/internal/api"},
 		"pkg/docker":         {"pkg/image", "pkg/docker/inspect", "pkg/docker/internal/api"},
 		"pkg/compose":        {"pkg/docker/inspect"},
 		"pkg/state":          {"pkg/image"},
 		// What runs without effects can't reach what has them.
-		"pkg/preflight": {"pkg/config", "pkg/approval", "pkg/image", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/state"},
+		"pkg/preflight": {"pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/state"},
 		// Everything meets where effects are ordered.
-		"pkg/launch":   {"pkg/config", "pkg/approval", "pkg/image", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state"},
-		"cmd/launcher": {"pkg/config", "pkg/approval", "pkg/image", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight"},
+		"pkg/launch":   {"pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state"},
+		"cmd/launcher": {"pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight"},
 		// The doubles model what is outside, so they know nothing of what is inside.
 		"pkg/launchtest": {},
 	}

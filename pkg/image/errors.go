@@ -8,7 +8,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/sanitize"
 )
 
 // Kind says how a pull failed, and so whether it is worth another try.
@@ -138,6 +137,3 @@ func (e *Error) NoPlatform() bool {
 	var none *noPlatformError
 	return errors.As(e.Err, &none)
 }
-
-// Clean makes one short printable line of what an untrusted server said.
-func Clean(s string, limit int) string { return sanitize.Line(s, limit) }

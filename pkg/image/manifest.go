@@ -13,6 +13,7 @@ import (
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/internal/strictjson"
+	"tee-launcher/pkg/sanitize"
 )
 
 // dockerLayerZstd is what BuildKit calls a zstd layer in a Docker manifest.
@@ -236,7 +237,7 @@ func choose(entries []descriptor, platform v1.Platform) (descriptor, error) {
 		if !e.runnable() {
 			continue
 		}
-		if s := Clean(e.platform.String(), 40); !slices.Contains(offered, s) {
+		if s := sanitize.Line(e.platform.String(), 40); !slices.Contains(offered, s) {
 			offered = append(offered, s)
 		}
 		if runs(*e.platform, platform) {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/sanitize"
 )
 
 // Verified is an image whose manifest, config and platform are proved. Only Prove, Restore and
@@ -217,7 +218,7 @@ func prove(ref name.Digest, platform v1.Platform, get func(Document) ([]byte, er
 		return nil, mismatch(ref, part, err)
 	}
 	if (config.OS != platform.OS || config.Architecture != platform.Architecture) && !platform.Equals(v1.Platform{}) {
-		have := Clean(config.OS+"/"+config.Architecture, 40)
+		have := sanitize.Line(config.OS+"/"+config.Architecture, 40)
 		if v.index != nil {
 			return nil, mismatch(ref, part, fmt.Errorf("it is for %s, the index says %s", have, platform))
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 
-	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/sanitize"
 )
 
 const (
@@ -165,7 +165,7 @@ func helperOf(docker *configfile.ConfigFile, key string) string {
 	if helper == "" {
 		return ""
 	}
-	return "docker-credential-" + image.Clean(helper, 60)
+	return "docker-credential-" + sanitize.Line(helper, 60)
 }
 
 // sourceOf says where credentials were found.
@@ -211,7 +211,7 @@ func whyNone(docker *configfile.ConfigFile, path string, repository name.Reposit
 	for key := range docker.AuthConfigs {
 		if hostKey(repository) == authn.DefaultAuthKey && (key == "docker.io" || strings.HasPrefix(key, "docker.io/")) {
 			return fmt.Sprintf("%s has none for %s; its entry %s is Podman's spelling, which isn't used here",
-				path, hostKey(repository), image.Clean(key, 100))
+				path, hostKey(repository), sanitize.Line(key, 100))
 		}
 	}
 	return fmt.Sprintf("%s has none for %s", path, repository.RegistryStr())

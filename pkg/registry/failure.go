@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/sanitize"
 )
 
 // class says how many attempts a failed one deserves.
@@ -167,10 +168,10 @@ func (s *Source) said(a *answer) (code, message string) {
 		if found := storeMessage.FindSubmatch(data); found != nil {
 			text = string(found[1])
 		}
-		return "", image.Clean(s.guard.wash(text), 200)
+		return "", sanitize.Line(s.guard.wash(text), 200)
 	}
-	code = image.Clean(s.guard.wash(document.Errors[0].Code), 40)
-	message = image.Clean(s.guard.wash(document.Errors[0].Message), 200)
+	code = sanitize.Line(s.guard.wash(document.Errors[0].Code), 40)
+	message = sanitize.Line(s.guard.wash(document.Errors[0].Message), 200)
 	if strings.EqualFold(code, message) {
 		message = ""
 	}

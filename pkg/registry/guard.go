@@ -14,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/sanitize"
 )
 
 // guard is the one way out: every request to a registry, a token server or a redirect's target
@@ -103,9 +103,9 @@ func (g *guard) allowed(request *http.Request) error {
 	refused := func(why string) error {
 		if led {
 			return fmt.Errorf("redirect from %s to %s at %s isn't followed: %s",
-				from.Scheme, image.Clean(to.Scheme, 20), image.Clean(to.Host, 100), why)
+				from.Scheme, sanitize.Line(to.Scheme, 20), sanitize.Line(to.Host, 100), why)
 		}
-		return fmt.Errorf("%s at %s isn't asked: %s", image.Clean(to.Scheme, 20), image.Clean(to.Host, 100), why)
+		return fmt.Errorf("%s at %s isn't asked: %s", sanitize.Line(to.Scheme, 20), sanitize.Line(to.Host, 100), why)
 	}
 	atRegistry := canonical(to) == canonical(&url.URL{Scheme: to.Scheme, Host: g.source.host()})
 	switch {
