@@ -32,12 +32,14 @@ func allowed() map[string][]string {
 		"pkg/docker/inspect": {"pkg/image", "pkg/docker/internal/api"},
 		"pkg/docker":         {"pkg/image", "pkg/docker/inspect", "pkg/docker/internal/api"},
 		"pkg/compose":        {"pkg/docker/inspect"},
-		"pkg/state":          {"pkg/image"},
+		// The rules, and what reads the facts that they judge by: `run` and `verify` have both from there.
+		"pkg/admission": {"pkg/config", "pkg/approval", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose"},
+		"pkg/state":     {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/docker/inspect", "pkg/compose"},
 		// What runs without effects can't reach what has them.
-		"pkg/preflight": {"pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/state"},
+		"pkg/preflight": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/state"},
 		// Everything meets where effects are ordered.
-		"pkg/launch":   {"pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state"},
-		"cmd/launcher": {"pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight"},
+		"pkg/launch":   {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state"},
+		"cmd/launcher": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight"},
 		// The doubles model what is outside, so they know nothing of what is inside.
 		"pkg/launchtest": {},
 	}

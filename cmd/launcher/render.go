@@ -7,6 +7,7 @@ import (
 
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/preflight"
+	"tee-launcher/pkg/registry"
 )
 
 type renderOpts struct {
@@ -36,9 +37,9 @@ func (o *renderOpts) runRender(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	settings := p.preflightSettings(s)
-	settings.Log = s.log(p.stderr)
-	rendered, err := preflight.Render(cmd.Context(), settings)
+	rendered, err := preflight.Render(cmd.Context(), preflight.Options{
+		Settings: s.launch, Log: s.log(p.stderr), Tuning: registry.Tuning{Sleep: p.sleep},
+	})
 	if err != nil {
 		return err
 	}

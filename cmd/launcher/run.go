@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/launch"
 )
@@ -36,7 +37,7 @@ func (o *runOpts) runRun(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	l, log := p.launcher(s)
-	if s.launch.Platform == config.TEE && s.launch.Supervise == launch.SuperviseOff {
+	if s.launch.Platform == config.TEE && s.launch.Supervise == admission.SuperviseOff {
 		log.Warn("not supervised: after a power loss the engine may start the old workload before anything is measured")
 	}
 	return l.Run(cmd.Context())

@@ -12,16 +12,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
-	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/sanitize"
 )
 
 // settings is what flags and environment say, parsed.
 type settings struct {
 	warnings  []string // about the environment
-	launch    launch.Settings
+	launch    admission.Settings
 	logFormat string
 	logLevel  slog.Level
 	progress  string
@@ -120,7 +120,7 @@ func table() []setting {
 			flag: "supervise", env: "LAUNCHER_SUPERVISE", fallback: "auto", values: []string{"auto", "on", "off"},
 			help: "look after the workload: auto is on in TEE mode and off in NONTEE; off in TEE mode lets the engine start an unmeasured workload",
 			parse: func(s *settings, v string) error {
-				s.launch.Supervise = launch.Supervise(v)
+				s.launch.Supervise = admission.Supervise(v)
 				return nil
 			},
 		},
@@ -128,7 +128,7 @@ func table() []setting {
 			flag: "report", env: "LAUNCHER_REPORT",
 			help: "path of the launch report, or none; launcher/report.json in the shared directory when unset",
 			parse: func(s *settings, v string) error {
-				if v != launch.NoReport && !filepath.IsAbs(v) {
+				if v != admission.NoReport && !filepath.IsAbs(v) {
 					return errors.New("must be an absolute path, or none")
 				}
 				s.launch.Report = v

@@ -11,9 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/preflight"
 	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/sanitize"
@@ -26,6 +24,7 @@ type verifyOpts struct {
 	offline    bool
 	deep       bool
 	appCompose string
+	when       when
 }
 
 func (p *program) newVerifyCmd() *cobra.Command {
@@ -35,6 +34,9 @@ func (p *program) newVerifyCmd() *cobra.Command {
 		Short: "Would run succeed, and with what result? Changes nothing",
 		Long: `Checks everything that run would come across, all of it whatever is found, and ends with the exit code
 that run would have ended with. It loads, writes, measures and starts nothing.
+
+Where a launcher is at work already, as on a node that runs, the answer is about the next boot, whatever is measured
+and running now; --for says otherwise.
 
 Each finding has a code that never changes, says what was found and what to do. What can't be where you
 are is left out with --skip; then only what was checked decides the exit code.`,
@@ -50,6 +52,8 @@ are is left out with --skip; then only what was checked decides the exit code.`,
 	flags.BoolVar(&o.deep, "deep", false, "also download and hash every layer, without loading it")
 	flags.StringVar(&o.appCompose, "app-compose", "", "hold this app-compose document against the verifiers' rules, not the agent's")
 	_ = cmd.RegisterFlagCompletionFunc("skip", completeGroups)
+	flags.Var(&o.when, "for", "which boot is asked about: now, boot (the next one); default: the next one where a launcher is at work")
+	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]string{"now", "boot"}, cobra.ShellCompDirectiveNoFileComp))
 	addOutput(cmd, &o.output)
 	return cmd
 }
@@ -60,13 +64,14 @@ func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
 		return usageError(cmd, errors.New("--offline and --deep contradict each other"))
 	}
 	s, mistakes := p.read(cmd, true)
-	settings := p.preflightSettings(s)
-	settings.Mistakes = parts(mistakes)
-	settings.Warnings, s.warnings = s.warnings, nil
-	s.launch.Insecure = nil // what log would say is among the findings
-	settings.Log = s.log(p.stderr)
-	settings.Skip, settings.Offline, settings.Deep, settings.AppCompose = o.skip, o.offline, o.deep, o.appCompose
-	report, err := preflight.Run(cmd.Context(), settings)
+	options := preflight.Options{
+		Settings: s.launch, Mistakes: parts(mistakes), Warnings: s.warnings,
+		For: preflight.For(o.when), Skip: o.skip, Offline: o.offline, Deep: o.deep, AppCompose: o.appCompose,
+		Tuning: registry.Tuning{Sleep: p.sleep},
+	}
+	s.launch.Insecure, s.warnings = nil, nil // what log would say is among the findings
+	options.Log = s.log(p.stderr)
+	report, err := preflight.Run(cmd.Context(), options)
 	if err != nil {
 		return err
 	}
@@ -84,16 +89,6 @@ func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
 		return &exit.Error{Code: report.ExitCode, Err: fmt.Errorf("run would end with exit code %d", report.ExitCode)}
 	}
 	return nil
-}
-
-func (p *program) preflightSettings(s settings) preflight.Settings {
-	l := s.launch
-	return preflight.Settings{
-		Platform: l.Platform, DefaultDigest: l.DefaultDigest, ConfigFile: l.ConfigFile, SharedDir: l.SharedDir, AgentSocket: l.AgentSocket,
-		DockerHost: l.DockerHost, Compose: l.Compose, Insecure: l.Insecure,
-		Supervised: l.Supervise == launch.SuperviseOn || l.Supervise != launch.SuperviseOff && l.Platform == config.TEE,
-		Tuning:     registry.Tuning{Sleep: p.sleep},
-	}
 }
 
 // parts returns the single mistakes of an error that joins them.
@@ -116,6 +111,19 @@ func (p *program) colourful() bool {
 		name, value, _ := strings.Cut(entry, "=")
 		return name == "NO_COLOR" && value != "" || name == "TERM" && value == "dumb"
 	})
+}
+
+// when is the value of --for.
+type when string
+
+func (w *when) String() string { return string(*w) }
+func (w *when) Type() string   { return "when" }
+func (w *when) Set(s string) error {
+	if s != string(preflight.ForNow) && s != string(preflight.ForBoot) {
+		return fmt.Errorf("%.40q is neither now nor boot", s)
+	}
+	*w = when(s)
+	return nil
 }
 
 // groups is the value of --skip.
@@ -180,6 +188,9 @@ func reportText(r *preflight.Report, colour bool) string {
 		return "\x1b[" + code + "m" + s + "\x1b[0m"
 	}
 	var b strings.Builder
+	if r.For == preflight.ForBoot {
+		b.WriteString("The next boot, " + preflight.AsOfNow + ":\n")
+	}
 	for _, c := range r.Checks {
 		word, shade := statusWord(c)
 		head := fmt.Sprintf("%-4s  %-16s  ", word, c.Check)

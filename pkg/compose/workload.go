@@ -35,6 +35,8 @@ const (
 	// BootLabel says in which boot a container was created. A boot's ID is random, so neither a container of an earlier boot nor an image
 	// can carry it: without the label a container is not of this boot; with it, it isn't proved to be.
 	BootLabel = "tee-launcher.boot-id"
+	// ReferenceLabel is the image as the user config names it, for people.
+	ReferenceLabel = "tee-launcher.reference"
 )
 
 // OfWorkload tells whether a container is the workload, of whichever launcher and boot.
@@ -126,7 +128,7 @@ func (w Workload) Render(image string) ([]byte, error) {
 	s := service{
 		Image: image, PullPolicy: "never", ContainerName: Name, Command: command(), Volumes: w.mounts(),
 		SecurityOpt: []string{"no-new-privileges:true"}, Restart: w.restart(),
-		Labels: map[string]string{"tee-launcher.reference": literal(w.Reference), "tee-launcher.manifest-digest": w.Digest.String()},
+		Labels: map[string]string{ReferenceLabel: literal(w.Reference), "tee-launcher.manifest-digest": w.Digest.String()},
 	}
 	if w.Boot != "" {
 		s.Labels[BootLabel] = w.Boot

@@ -30,8 +30,6 @@ const (
 	comeback = time.Minute
 	// settleTimeout bounds the clean-up after a load.
 	settleTimeout = 30 * time.Second
-	// maxInspected bounds how many images are looked at for layers that needn't be sent.
-	maxInspected = 500
 )
 
 // Progress is told how a load comes on. Its methods may be called at the same time from several goroutines.
@@ -112,6 +110,7 @@ type loading struct {
 	plain    map[v1.Hash]int64 // uncompressed sizes of the layers that are sent uncompressed, by diffID
 
 	delivered map[v1.Hash]bool // layers that the engine took in an earlier attempt
+	noRoom    bool             // its user says so
 	named     bool             // entries that give the image its name were sent
 	gunzipped bool             // the last load sent gzip layers that were unpacked here
 }
@@ -150,16 +149,14 @@ func (l *loading) unpackedInVain(err error) bool {
 // had got from an earlier load: dstack prunes images while we are at work.
 func (l *loading) reliedInVain(err error) bool {
 	var pull *image.Error
-	if errors.As(err, &pull) || noRoom(err) {
+	if errors.As(err, &pull) || l.full(err) {
 		return false
 	}
 	return l.reused > 0 || l.groups > 1 || errors.Is(err, inspect.ErrNoImage)
 }
 
-func noRoom(err error) bool {
-	var space *inspect.SpaceError
-	return api.DiskFull(err) || errors.As(err, &space)
-}
+// full reports whether there is no room for the image, by the engine's word or by that of its user.
+func (l *loading) full(err error) bool { return l.noRoom || api.DiskFull(err) }
 
 // untilProved loads until the engine has the image, or until another attempt would not help.
 func (l *loading) untilProved(ctx context.Context) (ImageID, error) {
@@ -196,7 +193,7 @@ func (l *loading) again(ctx context.Context, why error, breakdowns *int) (bool, 
 	case errors.As(why, &pull):
 		// Damage on the way, of which bytes were handed on. Package image says how often that may be.
 		return pull.Restart, nil
-	case errors.Is(why, errClaim), noRoom(why), !unanswered(why), *breakdowns == maxLoads-1:
+	case errors.Is(why, errClaim), l.full(why), !unanswered(why), *breakdowns == maxLoads-1:
 		return false, nil
 	}
 	pause := loadPause << *breakdowns
@@ -266,6 +263,7 @@ func (l *loading) once(ctx context.Context, a attempt) (err error) {
 	}
 	if l.options.Space != nil {
 		if err := l.options.Space(l.info, missing); err != nil {
+			l.noRoom = true
 			return err
 		}
 	}
@@ -393,25 +391,12 @@ func (l *loading) writeGroup(ctx context.Context, t *tar.Writer, g group, sent c
 
 // present finds out which layers the engine has. What it wrongly claims to have costs another load, no more.
 func (l *loading) present(ctx context.Context) (func(int) bool, error) {
-	layers := l.image.Layers()
-	if l.info.Store == inspect.Containerd {
-		blobs := maps.Clone(l.delivered)
-		for _, known := range l.options.Known {
-			// Only such an engine says whether the blobs are there: an unpacked image may have lost them.
-			if _, err := l.engine.Prove(ctx, l.info, known); err == nil && l.info.APIAtLeast(48) {
-				for _, layer := range known.Layers() {
-					blobs[layer.Digest] = true
-				}
-			}
-		}
-		return func(i int) bool { return blobs[layers[i].Digest] }, nil
+	has, err := l.engine.Present(ctx, l.info, l.image, l.options.Known)
+	if err != nil || l.info.Store == inspect.Classic {
+		return has, err
 	}
-	diffIDs := make([]string, 0, len(layers))
-	for _, layer := range layers {
-		diffIDs = append(diffIDs, layer.DiffID.String())
-	}
-	n, err := l.engine.CommonLayers(ctx, diffIDs, maxInspected)
-	return func(i int) bool { return i < n }, err
+	layers, delivered := l.image.Layers(), maps.Clone(l.delivered)
+	return func(i int) bool { return has(i) || delivered[layers[i].Digest] }, nil
 }
 
 // ForgetPrefixes removes the nameless images that loads of v made on their way, whenever that was. What they hold stays

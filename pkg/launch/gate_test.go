@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
@@ -259,7 +260,7 @@ func TestAnEventThatMayBeTheWorkloadsOwn(t *testing.T) {
 			require.NoError(t, os.RemoveAll(w.Shared("launcher")))
 			w.make(s)
 			before := w.seen()
-			for _, supervise := range []launch.Supervise{launch.SuperviseAuto, launch.SuperviseOn, launch.SuperviseOff} {
+			for _, supervise := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOn, admission.SuperviseOff} {
 				w.settings.Supervise = supervise
 				assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
 				assert.Contains(t, w.stderr, "may have done that")
@@ -270,7 +271,7 @@ func TestAnEventThatMayBeTheWorkloadsOwn(t *testing.T) {
 
 	// Without supervision the launcher's own workload is such a one. Its record of this boot decides.
 	w := newWorld(t, options{})
-	w.settings.Supervise = launch.SuperviseOff
+	w.settings.Supervise = admission.SuperviseOff
 	w.mustBoot()
 	before := w.seen()
 	w.mustBoot()
@@ -292,7 +293,7 @@ func TestAContainerOfAnEarlierBootIsNotTakenForThisOnes(t *testing.T) {
 	w.emitAsSomebody(0)
 	require.NoError(t, os.RemoveAll(w.Shared("launcher")))
 	before := w.seen()
-	for _, supervise := range []launch.Supervise{launch.SuperviseAuto, launch.SuperviseOff} {
+	for _, supervise := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOff} {
 		w.settings.Supervise = supervise
 		assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
 		assert.Contains(t, w.stderr, "no launcher of this boot created")
@@ -301,7 +302,7 @@ func TestAContainerOfAnEarlierBootIsNotTakenForThisOnes(t *testing.T) {
 
 	// Stopped by somebody, it is replaced by a container of this boot.
 	w.does("POST", "/containers/mpc-node/stop")
-	w.settings.Supervise = launch.SuperviseAuto
+	w.settings.Supervise = admission.SuperviseAuto
 	old := w.workload().ID
 	w.mustBoot()
 	assert.NotEqual(t, old, w.workload().ID)

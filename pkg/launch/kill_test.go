@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
 )
@@ -123,9 +123,9 @@ func (w *world) aftermath(j *judge, sameBoot, refusal bool) {
 // engine has started it again by itself, and the image to run now isn't there.
 func (w *world) older(j *judge) {
 	w.t.Helper()
-	w.settings.Supervise = launch.SuperviseOff
+	w.settings.Supervise = admission.SuperviseOff
 	require.NoError(w.t, w.watch().end())
-	w.settings.Supervise = launch.SuperviseAuto
+	w.settings.Supervise = admission.SuperviseAuto
 	w.approve(w.Digests[1], w.Digests[0])
 	w.rebootJudged(j)
 	require.Equal(w.t, "running", w.status())

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
@@ -27,7 +28,7 @@ import (
 type world struct {
 	*launchtest.Machine
 	t        *testing.T
-	settings launch.Settings
+	settings admission.Settings
 	bootID   string
 	selfID   string
 	stderr   string // of the last boot that ended by itself
@@ -62,7 +63,7 @@ func newWorld(t *testing.T, o options) *world {
 *) exec env -u PWD -u OLDPWD -u SHLVL -u _ '%s' compose-double "$@" ;;
 esac
 `, launchtest.ComposeVersion, os.Args[0]), 0o600))
-	return &world{Machine: m, t: t, bootID: "boot-1", settings: launch.Settings{
+	return &world{Machine: m, t: t, bootID: "boot-1", settings: admission.Settings{
 		Platform: o.platform, DefaultDigest: m.Digests[0], ConfigFile: m.ConfigFile,
 		SharedDir: m.SharedDir, AgentSocket: m.AgentSocket, DockerHost: m.Engine.Host(),
 		Compose: "sh " + compose,

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
@@ -40,7 +41,7 @@ func TestMain(m *testing.M) {
 
 // order is what a launcher that runs as a process of its own is told, on its standard input.
 type order struct {
-	Settings launch.Settings
+	Settings admission.Settings
 	BootID   string
 	SelfID   string
 	Halt     int // the number of the log line at which it stands still, after printing it; 0: never

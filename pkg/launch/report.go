@@ -5,16 +5,20 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/sanitize"
 	"tee-launcher/pkg/state"
 )
@@ -98,15 +102,16 @@ type WorkloadReport struct {
 // report keeps the document and the place it is written to.
 type report struct {
 	Report
-	log *slog.Logger
-	to  func(data []byte) error // nil: not written
+	log  *slog.Logger
+	to   func(data []byte) error // nil: not written
+	step int                     // the latest
 }
 
 // open chooses where the report goes: to path, or, where that is empty, to our own directory. A report that can't be written is a
 // warning.
 func (r *report) open(path string, own state.Dir, shared *files.Dir) {
 	switch path {
-	case NoReport:
+	case admission.NoReport:
 	case "":
 		r.to = func(data []byte) error { return own.Write("report.json", data) }
 	default:
@@ -142,31 +147,35 @@ func writeAt(path string, shared *files.Dir, data []byte) error {
 	return dir.Write(filepath.Base(path), data, 0o644)
 }
 
-func (r *report) plan(steps []step) {
-	for _, s := range steps {
-		r.Steps = append(r.Steps, StepReport{Name: s.name, Status: pending})
+func (r *report) plan(steps ...admission.Step) {
+	for _, name := range steps {
+		r.Steps = append(r.Steps, StepReport{Name: string(name), Status: pending})
 	}
 }
 
-func (r *report) begin(i int) {
+// begin begins the first step that is pending.
+func (r *report) begin() {
 	now := now()
-	r.Steps[i].Status, r.Steps[i].StartedAt = running, &now
+	r.step = slices.IndexFunc(r.Steps, func(s StepReport) bool { return s.Status == pending })
+	r.Steps[r.step].Status, r.Steps[r.step].StartedAt = running, &now
 	r.write()
 }
 
-func (r *report) end(i int, found *run, outcome Status, detail string) {
-	s := &r.Steps[i]
+// end ends the step that was begun.
+func (r *report) end(outcome Status, detail string) {
+	s := &r.Steps[r.step]
 	s.Status, s.Detail, s.DurationMS = outcome, detail, time.Since(*s.StartedAt).Milliseconds()
-	if found.image != nil && r.Image != nil {
-		r.Image.ConfigDigest = found.image.ConfigDigest().String()
-		r.Image.ImageID = found.id.String()
-		r.Image.SizeBytes = found.image.Size()
-		r.Image.Layers = len(found.image.Layers())
-	}
-	if found.proved.ID != "" {
-		r.note(found.proved)
-	}
 	r.write()
+}
+
+// image says what is proved of the image, and its ID if that is.
+func (r *report) image(v *image.Verified, id docker.ImageID) {
+	r.Image.ConfigDigest, r.Image.ImageID = v.ConfigDigest().String(), id.String()
+	r.Image.SizeBytes, r.Image.Layers = v.Size(), len(v.Layers())
+}
+
+func (r *report) measured(register rtmr.Register, digest v1.Hash, already bool) {
+	r.Measurement = &MeasurementReport{Event: rtmr.EventName, Digest: digest, RTMR3: register.String(), AlreadyPresent: already}
 }
 
 // note takes over how a container is, and tells whether that is news.

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
@@ -115,7 +116,7 @@ func (w *world) begin(last string) *watched {
 func (w *world) boot() exit.Code {
 	w.t.Helper()
 	last := ""
-	if w.settings.Supervise != launch.SuperviseOff && w.settings.Platform == config.TEE {
+	if w.settings.Supervise != admission.SuperviseOff && w.settings.Platform == config.TEE {
 		last = "step started supervise"
 	}
 	l := w.begin(last)

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/docker"
@@ -41,22 +41,28 @@ const (
 
 // supervise looks after the workload until it ends with 0 or a signal comes. The container's restart policy is "no": an
 // engine that restarts it does so at its own start too, before anything was measured.
-func (r *run) supervise(ctx context.Context) (string, error) {
-	if !r.Settings.supervised() {
-		return "the engine looks after the workload", errSkipped
+func (m *machine) supervise(what started) step[struct{}] {
+	return func(ctx context.Context) (none struct{}, detail string, err error) {
+		if !m.Settings.Supervised() {
+			return none, "the engine looks after the workload", errSkipped
+		}
+		s := &supervisor{proved: what.proved, log: m.Log, report: m.report, host: m.Settings.DockerHost, now: m.Now, sleep: m.Sleep}
+		debug.FreeOSMemory() // what waits for months should be small
+		s.log.Info("supervising", "container", s.proved.Name, "id", s.proved.ShortID())
+		detail, err = s.watch(ctx)
+		return none, detail, err
 	}
-	s := &supervisor{run: r, base: r.image.ConfigFile().Config}
-	// What waits for months should be small.
-	r.image, r.config, r.agent = nil, nil, nil
-	debug.FreeOSMemory()
-	r.Log.Info("supervising", "container", s.proved.Name, "id", s.proved.ShortID())
-	return s.watch(ctx)
 }
 
 // supervisor looks after the one container that was proved, and takes no other one for it.
 type supervisor struct {
-	*run
-	base     v1.Config     // of the proved image
+	proved proved
+	log    *slog.Logger
+	report *report
+	host   string // the engine's
+	now    func() time.Time
+	sleep  func(context.Context, time.Duration) error
+
 	delay    time.Duration // before the latest restart
 	forgiven time.Time     // when the run began for which the delay was last forgotten
 	stopped  bool          // somebody stopped the workload on purpose, so it stays so until somebody starts it
@@ -80,12 +86,12 @@ func (s *supervisor) watch(ctx context.Context) (string, error) {
 		case !errors.As(err, &away):
 			return detail, err
 		case refused(err):
-			s.Log.Warn("the engine refuses to say how the workload is, asking again", "error", away.err)
+			s.log.Warn("the engine refuses to say how the workload is, asking again", "error", away.err)
 		case !s.away:
 			s.away = true
-			s.Log.Warn("the engine is away, waiting for it", "error", away.err)
+			s.log.Warn("the engine is away, waiting for it", "error", away.err)
 		}
-		if s.Sleep(ctx, reconnect) != nil {
+		if s.sleep(ctx, reconnect) != nil {
 			return s.stop(ctx)
 		}
 	}
@@ -121,7 +127,7 @@ func (s *supervisor) follow(ctx context.Context) (string, error) {
 
 // connect returns the engine by way of a new connection. An engine that is about to end takes no new ones any more, while it still
 // answers on old ones and stops our workload: that must not look like somebody's purpose.
-func (s *supervisor) connect() (*docker.Engine, error) { return docker.New(s.Settings.DockerHost) }
+func (s *supervisor) connect() (*docker.Engine, error) { return docker.New(s.host) }
 
 // look finds out how the workload is and does what has to be done. A detail says that it ended well.
 func (s *supervisor) look(ctx context.Context) (detail string, err error) {
@@ -132,14 +138,14 @@ func (s *supervisor) look(ctx context.Context) (detail string, err error) {
 			return "", err
 		case c.Live():
 			if s.stopped || s.away {
-				s.Log.Info("the workload runs", "status", c.Status)
+				s.log.Info("the workload runs", "status", c.Status)
 			}
 			s.stopped, s.away = false, false
 			return "", nil
 		case s.stopped:
 			return "", nil
 		case s.away:
-			s.Log.Warn("the workload ended with its engine")
+			s.log.Warn("the workload ended with its engine")
 		default:
 			if purpose, err := s.purpose(ctx, c); err != nil || purpose {
 				return "", err
@@ -160,8 +166,8 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 		s.delay, s.forgiven = 0, c.StartedAt
 	}
 	s.delay = min(max(2*s.delay, firstDelay), lastDelay)
-	s.Log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "in", s.delay.String(), "restarts", s.report.restarts())
-	if err := s.Sleep(ctx, s.delay); err != nil {
+	s.log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "in", s.delay.String(), "restarts", s.report.restarts())
+	if err := s.sleep(ctx, s.delay); err != nil {
 		return err
 	}
 	c, err := s.inspect(ctx)
@@ -173,7 +179,7 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 			return err
 		}
 	}
-	if err := s.workload.Check(c, s.id, s.base); err != nil {
+	if err := s.proved.want.Check(c); err != nil {
 		return err
 	}
 	engine, err := s.connect()
@@ -184,7 +190,7 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 	starting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
-		if s.Sleep(starting, lastStart) == nil {
+		if s.sleep(starting, lastStart) == nil {
 			cancel()
 		}
 	})()
@@ -193,7 +199,7 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 	case err == nil:
 		s.report.restarted()
 	case refused(err):
-		s.Log.Warn("the workload can't be started", "error", err) // and so it has ended again
+		s.log.Warn("the workload can't be started", "error", err) // and so it has ended again
 		return nil
 	default:
 		return &awayError{err}
@@ -211,15 +217,15 @@ func (s *supervisor) inspect(ctx context.Context) (docker.Container, error) {
 	switch {
 	case inspect.NotFound(err):
 		// Without it nothing references the volume with the keys, which the prune of the next boot would take.
-		if _, err := s.holder(ctx); err != nil {
-			s.Log.Warn("no container references the data volume", "error", err)
+		if _, err := holder(ctx, engine, s.proved.want.ID); err != nil {
+			s.log.Warn("no container references the data volume", "error", err)
 		}
 		return c, &exit.Error{Code: exit.Workload, Err: fmt.Errorf("container %s (%s) was removed", s.proved.Name, s.proved.ShortID()),
 			Hint: []string{"start the launcher again: it makes a new one, with the same volumes"}}
 	case err != nil:
 		return c, &awayError{err}
 	}
-	s.proved = c
+	s.proved.Container = c
 	s.report.observe(c)
 	return c, nil
 }
@@ -231,7 +237,7 @@ func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, err
 		return false, err
 	}
 	end := c.FinishedAt
-	if now := s.Now(); end.After(now) { // the clock was set back
+	if now := s.now(); end.After(now) { // the clock was set back
 		end = now
 	}
 	since := end.Add(-lastWish)
@@ -245,7 +251,7 @@ func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, err
 	for _, e := range events {
 		if e.Action == "stop" || ends(e.Signal, c.StopSignal) {
 			s.stopped = true
-			s.Log.Info("the workload was stopped on purpose, waiting until it is started", "exit_code", c.ExitCode)
+			s.log.Info("the workload was stopped on purpose, waiting until it is started", "exit_code", c.ExitCode)
 			return true, nil
 		}
 	}
@@ -275,11 +281,11 @@ func refused(err error) bool {
 
 // stop ends the workload because a signal told us to end.
 func (s *supervisor) stop(ctx context.Context) (string, error) {
-	s.Log.Info("stopping the workload", "because", context.Cause(ctx))
+	s.log.Info("stopping the workload", "because", context.Cause(ctx))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	go func() {
-		if s.Sleep(ctx, lastStop) == nil {
+		if s.sleep(ctx, lastStop) == nil {
 			cancel()
 		}
 	}()
@@ -305,7 +311,7 @@ func (s *supervisor) stop(ctx context.Context) (string, error) {
 			s.report.observe(c)
 		}
 		if again != nil || c.Live() {
-			s.Log.Warn("the engine is away, the workload is left to it", "error", err)
+			s.log.Warn("the engine is away, the workload is left to it", "error", err)
 		}
 	}
 	return "ended by a signal", nil

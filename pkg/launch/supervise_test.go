@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
@@ -365,7 +366,7 @@ func TestWithoutSupervision(t *testing.T) {
 	t.Parallel()
 	for _, platform := range []config.Platform{config.TEE, config.NONTEE} {
 		w := newWorld(t, options{platform: platform})
-		w.settings.Supervise = launch.SuperviseOff
+		w.settings.Supervise = admission.SuperviseOff
 		l := w.watch()
 		require.NoError(t, l.end())
 		assert.Equal(t, launch.Status("skipped"), w.stepStatus("supervise"))

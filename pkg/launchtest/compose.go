@@ -32,6 +32,7 @@ type ComposeFault string
 const (
 	ComposeOld    ComposeFault = "old"    // says that it is Compose 1.29.2
 	ComposeCreate ComposeFault = "create" // ends with 1 before it changes anything
+	ComposeLate   ComposeFault = "late"   // does everything, and ends with 1
 	ComposeSilent ComposeFault = "silent" // does nothing, and ends with 0
 	ComposeHang   ComposeFault = "hang"   // waits until it is killed
 	ComposeNoise  ComposeFault = "noise"  // as ComposeCreate, after a few MiB of output on both streams
@@ -49,12 +50,24 @@ const (
 // isn't empty, and when it is asked for anything else: a file that it doesn't know to the last key,
 // a variable in it, a container that would have to be made anew.
 func ComposeMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	dir, err := os.Getwd()
+	if err != nil {
+		fmt.Fprintln(stderr, "compose double:", err)
+		return 125
+	}
+	return ComposeIn(os.Environ(), dir, args, stdin, stdout, stderr)
+}
+
+// ComposeIn is ComposeMain in other surroundings than those of the process, for a test that plays
+// Compose itself.
+func ComposeIn(environ []string, dir string, args []string,
+	stdin io.Reader, stdout, stderr io.Writer) int {
 	var fault ComposeFault
 	if len(args) > 0 && strings.HasPrefix(args[0], "--fail=") {
 		fault = ComposeFault(strings.TrimPrefix(args[0], "--fail="))
 		args = args[1:]
 	}
-	socket, err := composeSurroundings(os.Environ())
+	socket, err := composeSurroundings(environ, dir)
 	if err != nil {
 		fmt.Fprintln(stderr, "compose double:", err)
 		return 125
@@ -68,7 +81,7 @@ func ComposeMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 // composeSurroundings refuses whatever could let somebody else's settings in, and returns the
 // socket of the engine.
-func composeSurroundings(environ []string) (socket string, err error) {
+func composeSurroundings(environ []string, dir string) (socket string, err error) {
 	env := map[string]string{}
 	for _, setting := range environ {
 		name, value, _ := strings.Cut(setting, "=")
@@ -77,9 +90,9 @@ func composeSurroundings(environ []string) (socket string, err error) {
 		}
 		env[name] = value
 	}
-	for _, name := range []string{".", env["HOME"], env["DOCKER_CONFIG"]} {
+	for _, name := range []string{dir, env["HOME"], env["DOCKER_CONFIG"]} {
 		entries, err := os.ReadDir(name)
-		if err != nil && (name == "." || !errors.Is(err, os.ErrNotExist)) {
+		if err != nil && (name == dir || !errors.Is(err, os.ErrNotExist)) {
 			return "", err
 		}
 		if len(entries) > 0 {
@@ -139,7 +152,10 @@ func composeRun(fault ComposeFault, socket string, args []string,
 		}
 	}
 	c := &composeDouble{stderr: stderr, client: unixhttp.Client(socket, true), socket: socket}
-	return c.up(context.Background(), p)
+	if err := c.up(context.Background(), p); err != nil || fault != ComposeLate {
+		return err
+	}
+	return dockerWords("Error response from daemon: injected")
 }
 
 // composeProject is as much of a compose file as the double knows; anything else in it is refused.

@@ -29,6 +29,9 @@ type EngineOptions struct {
 	// played: "1.41" (which is also what empty means) is 20.10, "1.45" is 26, "1.51" is 28.5, "1.52"
 	// is 29.
 	APIVersion string
+	// Root is the engine's data root as it tells it; /var/lib/docker if empty. Nothing is written
+	// there.
+	Root string
 	// OnStart says what a container that is started does: run on, or end at once with an exit code.
 	// Nil: it runs. It is called without locks held and may use the Engine.
 	OnStart func(ContainerInfo) (exitCode int, running bool)
@@ -41,9 +44,6 @@ type EngineOptions struct {
 	// Recorder receives the effects. Nil: they are not recorded.
 	Recorder *Recorder
 }
-
-// engineRoot is the data root as an engine double tells it. Nothing is written there.
-const engineRoot = "/var/lib/docker"
 
 // Engine is a double of the Docker engine: an HTTP server on a unix socket that keeps images,
 // containers, volumes and networks as dockerd does, one of two image stores included, and runs
@@ -79,6 +79,9 @@ type Engine struct {
 func NewEngine(socket string, o EngineOptions) (*Engine, error) {
 	if o.APIVersion == "" {
 		o.APIVersion = "1.41"
+	}
+	if o.Root == "" {
+		o.Root = "/var/lib/docker"
 	}
 	api, err := parseAPI(o.APIVersion)
 	if err != nil {
@@ -509,7 +512,7 @@ func (e *Engine) getInfo(*engineRequest) (any, error) {
 	return map[string]any{
 		"ID": "DOUBLE", "Name": "engine-double", "ServerVersion": e.release, "Driver": driver,
 		"DriverStatus":  status,
-		"DockerRootDir": engineRoot, "OSType": "linux", "Architecture": architecture,
+		"DockerRootDir": e.o.Root, "OSType": "linux", "Architecture": architecture,
 		"SecurityOptions":    []string{"name=seccomp,profile=default"},
 		"LiveRestoreEnabled": false,
 	}, nil
@@ -657,7 +660,7 @@ func (e *Engine) newID() string {
 }
 
 func (e *Engine) volumePath(name string) string {
-	return filepath.Join(engineRoot, "volumes", name, "_data")
+	return filepath.Join(e.o.Root, "volumes", name, "_data")
 }
 
 func flush(w http.ResponseWriter) {

@@ -20,11 +20,11 @@ const maxAppCompose = 4 << 20
 // checkAppCompose holds an app-compose against the verifier's rules. A document that was named and breaks them is an error. The agent's
 // is measured already, so that a boot would succeed, and its quote would be refused.
 func checkAppCompose(_ context.Context, f *facts) outcome {
-	named := f.settings.AppCompose != ""
+	named := f.options.AppCompose != ""
 	var document []byte
 	switch {
 	case named:
-		data, err := files.ReadFile(f.settings.AppCompose, maxAppCompose)
+		data, err := files.ReadFile(f.options.AppCompose, maxAppCompose)
 		if err != nil {
 			return outcome{findings: []Finding{ending(AppComposeBroken, exit.Config, fmt.Errorf("app-compose: %w", err))}}
 		}

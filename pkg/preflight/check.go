@@ -2,12 +2,13 @@ package preflight
 
 import (
 	"context"
+	"errors"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/docker/inspect"
@@ -23,9 +24,9 @@ import (
 type check struct {
 	name  string
 	group Group
-	step  step
-	needs []string // checks that have to have ended without an error
-	after []string // checks that have to have ended
+	step  func(admission.Facts) admission.Step // of the boot that comes across what it looks at; empty: none
+	needs []string                             // checks that have to have ended without an error
+	after []string                             // checks that have to have ended
 	do    func(context.Context, *facts) outcome
 }
 
@@ -37,41 +38,78 @@ type outcome struct {
 	unknown  string // why it can't be checked
 }
 
-// facts is what checks find out for each other. Each field is written by one check, and read by those that wait for that one.
+// facts is what checks find out for each other. Each field is written by one check, and read by
+// those that wait for that one.
 type facts struct {
-	settings   Settings
+	options    Options
 	log        *slog.Logger
-	shared     *files.Dir          // shared directory
-	own        state.Dir           // our own directory in it
-	events     *rtmr.Info          // event log: nil outside a CVM, and where it can't be read
-	config     *config.Config      // user config
-	list       *approval.List      // approved list: nil, absent
-	decision   *approval.Decision  // selection
-	present    bool                // measured: this image, already
-	engine     *inspect.Engine     // engine
-	info       inspect.Info        // engine
-	self       inspect.Container   // engine: our own container; zero for a plain binary
-	containers []inspect.Container // containers: all but our own
-	kept       *image.Verified     // kept copy
-	image      *image.Verified     // manifest
-	source     *registry.Source    // manifest
-	down       bool                // manifest: the registry doesn't answer
-	notice     registry.Notice     // rate limit
-	id         inspect.ImageID     // image: zero if the engine doesn't have it
-	left       *int64              // image: bytes to download
-	running    bool                // workload: it runs, proved and measured
+	shared     *files.Dir            // shared directory
+	own        state.Dir             // shared directory: our own directory in it
+	boot       string                // boot: the kernel's name of this one; empty where it isn't known
+	next       bool                  // lock: the next boot is asked about
+	events     *rtmr.Info            // event log: nil outside a CVM, and where it can't be read
+	config     *config.Config        // user config
+	list       *approval.List        // approved list: nil, absent
+	decision   *approval.Decision    // selection
+	present    bool                  // measured: this image, already
+	engine     *inspect.Engine       // engine
+	info       inspect.Info          // engine
+	self       inspect.Container     // engine: our own container; zero for a plain binary
+	containers []admission.Container // containers: all but our own, as the boot would find them
+	kept       *image.Verified       // kept copy
+	image      *image.Verified       // manifest
+	source     *registry.Source      // manifest
+	down       bool                  // manifest: the registry doesn't answer
+	notice     registry.Notice       // rate limit
+	id         inspect.ImageID       // image: zero if the engine doesn't have it
+	missing    []int                 // image: the layers that are to be fetched
+	left       *int64                // image: their bytes
+	stays      *admission.Container  // workload: the container that isn't replaced
 }
 
-func newFacts(s Settings) *facts {
-	f := &facts{settings: s, log: s.Log}
+func newFacts(o Options) *facts {
+	f := &facts{options: o, log: o.Log, next: o.For == ForBoot}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
-	if f.settings.Patience == 0 {
-		f.settings.Patience = 5 * time.Second
+	if f.options.Patience == 0 {
+		f.options.Patience = 5 * time.Second
+	}
+	if f.options.Proc == "" {
+		f.options.Proc = state.Proc
 	}
 	return f
 }
+
+// measuring is what decides whether the boot may measure, without the containers. In the next boot
+// nothing is measured yet.
+func (f *facts) measuring() admission.Facts {
+	known := admission.Facts{Settings: f.options.Settings}
+	if f.next {
+		return known
+	}
+	known.Boot, known.Record, known.Wanted = f.boot, f.own.Record(f.boot), f.decision
+	known.Log = f.logged()
+	return known
+}
+
+// logged returns the event log that the boot finds; nil where it isn't known, or begins with the boot.
+func (f *facts) logged() *rtmr.Log {
+	if f.next || f.events == nil {
+		return nil
+	}
+	return &f.events.Log
+}
+
+// around is the same with the containers.
+func (f *facts) around() admission.Facts {
+	known := f.measuring()
+	known.Self, known.Containers = f.self, f.containers
+	return known
+}
+
+// running reports whether the workload runs already, so that a boot would have nothing more to do.
+func (f *facts) running() bool { return admission.Running(f.stays, f.present) }
 
 func (f *facts) close() {
 	if f.shared != nil {
@@ -80,62 +118,15 @@ func (f *facts) close() {
 }
 
 func (f *facts) now() time.Time {
-	if f.settings.Now != nil {
-		return f.settings.Now()
+	if f.options.Now != nil {
+		return f.options.Now()
 	}
 	return time.Now()
 }
 
-// proc returns the path of a file of the kernel.
-func (f *facts) proc(name string) string {
-	root := f.settings.Proc
-	if root == "" {
-		root = "/proc"
-	}
-	return filepath.Join(root, name)
-}
-
 // leaves tells whether a group is left out.
 func (f *facts) leaves(g Group) bool {
-	return slices.Contains(f.settings.Skip, g) || f.settings.Offline && g == GroupRegistry
-}
-
-// step is the step of a boot that comes across what a check looks at.
-type step string
-
-const (
-	atSettings step = "settings"
-	atProbe    step = "probe"
-	atGate     step = "gate"
-	atConfig   step = "config"
-	atPull     step = "pull"
-	atLoad     step = "load"
-	atCreate   step = "create"
-	atStart    step = "start"
-	atEnd      step = ""       // no boot comes across it
-	atEngine   step = "engine" // where a boot needs the engine for the first time
-)
-
-// steps returns the steps in their order.
-func steps() []step {
-	return []step{atSettings, atProbe, atGate, atConfig, atPull, atLoad, atCreate, atStart, atEnd}
-}
-
-// stepOf says when a boot would come across what a check looks at. Where an image is measured already, the boot's probe has to know
-// which one is wanted and which containers there are.
-func (f *facts) stepOf(s step) step {
-	measured := f.events != nil && len(f.events.Log.Images()) > 0
-	switch {
-	case s == atConfig && measured:
-		return atProbe
-	case s != atEngine:
-		return s
-	case measured:
-		return atProbe
-	case f.settings.tee():
-		return atGate
-	}
-	return atPull
+	return slices.Contains(f.options.Skip, g) || f.options.Offline && g == GroupRegistry
 }
 
 // runAll does every check as soon as those before it have ended.
@@ -177,14 +168,15 @@ func runAll(ctx context.Context, all []check, f *facts) []Result {
 	}
 	wait.Wait()
 	for i, c := range all {
-		results[i].Step = string(f.stepOf(c.step))
+		results[i].Step = string(c.step(f.measuring()))
 	}
 	return results
 }
 
-// leftOut tells whether the operator doesn't want a check. A document that was named is looked at in any case.
+// leftOut tells whether the operator doesn't want a check. A document that was named is looked at
+// in any case.
 func (f *facts) leftOut(c check) bool {
-	return f.leaves(c.group) && !(c.name == "app-compose" && f.settings.AppCompose != "")
+	return f.leaves(c.group) && !(c.name == "app-compose" && f.options.AppCompose != "")
 }
 
 func (r *Result) take(o outcome) {
@@ -214,6 +206,20 @@ func ok(detail string, findings ...Finding) outcome {
 // fail is a check that ends with an error.
 func fail(code Code, err error, more ...string) outcome {
 	return outcome{findings: []Finding{failure(code, err, more...)}}
+}
+
+// refuse is a check that ends with an error that may be a refusal, which has a code of its own;
+// where it isn't one, with this code.
+func refuse(code Code, err error) outcome {
+	return outcome{findings: []Finding{refused(code, err)}}
+}
+
+func refused(code Code, err error) Finding {
+	var r *admission.Refusal
+	if errors.As(err, &r) {
+		code = r.Code
+	}
+	return failure(code, err)
 }
 
 // failure is the finding for an error, which says by its type how a boot would end and what helps.

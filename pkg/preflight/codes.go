@@ -1,26 +1,21 @@
 package preflight
 
-// Code names one kind of finding. It never changes its meaning, so that people and scripts can refer to it.
-type Code string
+import "tee-launcher/pkg/admission"
 
-// The codes.
+// Code names one kind of finding. It never changes its meaning, so that people and scripts can refer to it.
+type Code = admission.Code
+
+// The codes, beside those of refusals, which package admission has.
 const (
 	SettingWrong    Code = "SET001"
 	SettingUnknown  Code = "SET002"
 	SettingInsecure Code = "SET003"
 	SettingAlone    Code = "SET004"
 
-	ConfigUnreadable Code = "CFG001"
-	ConfigWrong      Code = "CFG002"
-	ConfigOld        Code = "CFG003"
-	SharedMissing    Code = "CFG004"
-	OwnDirBlocked    Code = "CFG005"
-	ListUnreadable   Code = "CFG006"
-	ListWrong        Code = "CFG007"
-	OverrideRefused  Code = "CFG008"
-	OverrideIgnored  Code = "CFG009"
-	NodeConfigFails  Code = "CFG010"
-	KeptUseless      Code = "CFG011"
+	ConfigWrong     Code = "CFG002"
+	ConfigOld       Code = "CFG003"
+	OverrideIgnored Code = "CFG009"
+	KeptUseless     Code = "CFG011"
 
 	RegistryDown     Code = "REG001"
 	RegistryRefuses  Code = "REG002"
@@ -36,21 +31,14 @@ const (
 	EngineOld         Code = "ENG002"
 	EngineOther       Code = "ENG003"
 	ImageBroken       Code = "ENG004"
-	SpaceShort        Code = "ENG005"
 	WorkloadReplaced  Code = "ENG006"
-	WorkloadStopped   Code = "ENG007"
-	SocketHeld        Code = "ENG008"
-	WorkloadRestarts  Code = "ENG009"
 	DataVolumeMissing Code = "ENG010"
 	EngineContradicts Code = "ENG011"
 	ComposeMissing    Code = "CMP001"
 	AgentDown         Code = "AGT001"
 	AgentCannotEmit   Code = "AGT002"
 	LogUnreadable     Code = "AGT003"
-	LogWrong          Code = "AGT004"
-	OtherMeasured     Code = "AGT005"
 	AlreadyMeasured   Code = "AGT006"
-	MeasuredByOthers  Code = "AGT007"
 	AppComposeBroken  Code = "APP001"
 	AppComposeRefused Code = "APP002"
 	AppComposeUnknown Code = "APP003"
@@ -58,8 +46,9 @@ const (
 	AppComposeDiffers Code = "APP005"
 	ClockWrong        Code = "HST001"
 	PortTaken         Code = "HST002"
-	AnotherLauncher   Code = "HST003"
 	PortPrivileged    Code = "HST004"
+	StartsByItself    Code = "ENG014"
+	ImageUnheld       Code = "ENG015"
 )
 
 // Class describes a code for documents.
@@ -75,17 +64,18 @@ func Codes() []Class {
 		{SettingUnknown, "a variable looks like a setting and is none"},
 		{SettingInsecure, "plain http is allowed for a registry"},
 		{SettingAlone, "not supervised in a CVM: the engine may start an old workload before anything is measured"},
-		{ConfigUnreadable, "the user config can't be read"},
+		{admission.ConfigUnreadable, "the user config can't be read"},
 		{ConfigWrong, "a mistake in the user config, with its place"},
 		{ConfigOld, "something in the user config is deprecated or ignored"},
-		{SharedMissing, "the shared directory is missing"},
-		{OwnDirBlocked, "the launcher's own directory in the shared one can't be used"},
-		{ListUnreadable, "the approved list can't be read"},
-		{ListWrong, "the approved list isn't one"},
-		{OverrideRefused, "the override isn't approved"},
+		{admission.SharedMissing, "the shared directory is missing"},
+		{admission.OwnDirBlocked, "the launcher's own directory in the shared one can't be used"},
+		{admission.ListUnreadable, "the approved list can't be read"},
+		{admission.ListWrong, "the approved list isn't one"},
+		{admission.OverrideRefused, "the override isn't approved"},
 		{OverrideIgnored, "the override says nothing while there is no approved list"},
-		{NodeConfigFails, "the node config can't be made or written"},
+		{admission.NodeConfigFails, "the node config can't be made or written"},
 		{KeptUseless, "the manifest that an earlier boot kept doesn't prove itself"},
+		{admission.RecordBlocked, "the record of a measurement couldn't be written, so that nothing would be measured"},
 		{RegistryDown, "the registry doesn't answer well"},
 		{RegistryRefuses, "the registry refuses access"},
 		{ManifestMissing, "the registry doesn't have the image"},
@@ -99,21 +89,25 @@ func Codes() []Class {
 		{EngineOld, "the engine is older than any that was tried"},
 		{EngineOther, "the engine is for other machines than this launcher"},
 		{ImageBroken, "the engine has the image, but broken; it would be loaded anew"},
-		{SpaceShort, "too little space for the image on the engine's disk"},
+		{admission.SpaceShort, "too little space for the image on the engine's disk"},
 		{WorkloadReplaced, "a container would be replaced"},
-		{WorkloadStopped, "a container would be stopped"},
-		{SocketHeld, "somebody else's container holds the guest agent's socket"},
-		{WorkloadRestarts, "an image is measured, and a container that restarts by itself may have done that"},
+		{admission.WorkloadStopped, "a container would be stopped"},
+		{admission.SocketHeld, "somebody else's container holds the guest agent's socket"},
+		{admission.WorkloadRestarts, "an image is measured, and a container that restarts by itself may have done that"},
 		{DataVolumeMissing, "there is no data volume: the node would start without keys"},
 		{EngineContradicts, "the engine answers, but not to everything that a boot asks"},
+		{admission.WorkloadPaused, "the workload's container is paused, and can't be started"},
+		{admission.EngineNotDocker, "it isn't a Docker engine that answers"},
+		{StartsByItself, "the engine will start a container by itself at the next boot"},
+		{ImageUnheld, "the engine has the image, and may have lost it by the next boot"},
 		{ComposeMissing, "no Compose of version 2 or later"},
 		{AgentDown, "the guest agent doesn't answer"},
 		{AgentCannotEmit, "the guest agent can't measure an event"},
 		{LogUnreadable, "the event log can't be read, so what is measured isn't known"},
-		{LogWrong, "the event log doesn't replay to the register, or no verifier would believe it"},
-		{OtherMeasured, "another image is measured already"},
+		{admission.LogWrong, "the event log doesn't replay to the register, or no verifier would believe it"},
+		{admission.OtherMeasured, "another image is measured already"},
 		{AlreadyMeasured, "this image is measured already"},
-		{MeasuredByOthers, "an image was, or may still be, measured by somebody whom this launcher's records don't know to have succeeded"},
+		{admission.MeasuredByOthers, "an image was, or may still be, measured by somebody whom this launcher's records don't know to have succeeded"},
 		{AppComposeBroken, "the app-compose document can't be read"},
 		{AppComposeRefused, "the app-compose has a value that verifiers refuse"},
 		{AppComposeUnknown, "the app-compose has a field that verifiers don't know, which they refuse"},
@@ -121,7 +115,8 @@ func Codes() []Class {
 		{AppComposeDiffers, "the app-compose isn't the one that is measured here"},
 		{ClockWrong, "the clock is wrong"},
 		{PortTaken, "a host port is taken"},
-		{AnotherLauncher, "another launcher is at work here"},
+		{admission.AnotherLauncher, "another launcher is at work here"},
 		{PortPrivileged, "a host port is below 1024"},
+		{admission.BootUnknown, "the kernel doesn't say which boot this is"},
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 // checkDownload fetches and hashes every layer, and keeps nothing.
 func checkDownload(ctx context.Context, f *facts) outcome {
-	if !f.settings.Deep {
+	if !f.options.Deep {
 		return outcome{skipped: "only with --deep"}
 	}
 	indices := make([]int, len(f.image.Layers()))

@@ -4,7 +4,7 @@ import "context"
 
 // checkEmit asks, without effect, whether the agent can measure an event.
 func checkEmit(ctx context.Context, f *facts) outcome {
-	if len(f.events.Log.Images()) > 0 {
+	if log := f.logged(); log != nil && len(log.Images()) > 0 {
 		return outcome{skipped: "an image is measured already"}
 	}
 	if err := f.agent().CanEmit(ctx); err != nil {

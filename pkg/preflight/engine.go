@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"runtime"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/state"
 )
 
 // oldestAPI is the minor version of the API of the oldest engine that was tried, 20.10.
@@ -15,10 +16,10 @@ const oldestAPI = 41
 
 // checkEngine asks the engine what it is.
 func checkEngine(ctx context.Context, f *facts) outcome {
-	if f.settings.DockerHost == "" {
+	if f.options.DockerHost == "" {
 		return outcome{unknown: "the engine's socket isn't known"}
 	}
-	engine, err := inspect.New(f.settings.DockerHost)
+	engine, err := inspect.New(f.options.DockerHost)
 	if err != nil {
 		return outcome{findings: []Finding{ending(EngineDown, exit.Usage, err)}}
 	}
@@ -26,7 +27,10 @@ func checkEngine(ctx context.Context, f *facts) outcome {
 	if err != nil {
 		return fail(EngineDown, err)
 	}
-	self, err := f.findSelf(ctx, engine)
+	if err := admission.Engine(info); err != nil {
+		return refuse("", err)
+	}
+	self, err := state.Self(ctx, engine, f.options.Proc)
 	if err != nil {
 		return fail(EngineContradicts, err)
 	}
@@ -41,13 +45,4 @@ func checkEngine(ctx context.Context, f *facts) outcome {
 			info.OS, info.Architecture, runtime.GOARCH), "use the launcher that was built for the engine's machine"))
 	}
 	return ok(fmt.Sprintf("%s, API %s, %s store, %s/%s", info.Version, info.API, info.Store, info.OS, info.Architecture), found...)
-}
-
-// findSelf returns our own container; the zero value for a plain binary. Where nothing can be seen we are nobody's container.
-func (f *facts) findSelf(ctx context.Context, engine *inspect.Engine) (inspect.Container, error) {
-	mounts, err := files.ReadFile(f.proc("self/mountinfo"), inspect.MaxMountinfo)
-	if err != nil {
-		return inspect.Container{}, nil
-	}
-	return engine.Self(ctx, mounts)
 }

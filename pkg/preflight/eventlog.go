@@ -5,21 +5,22 @@ import (
 	"errors"
 	"fmt"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/rtmr"
 )
 
 func (f *facts) agent() *rtmr.Agent {
-	return &rtmr.Agent{Socket: f.settings.AgentSocket, Patience: f.settings.Patience, Logger: f.log}
+	return &rtmr.Agent{Socket: f.options.AgentSocket, Patience: f.options.Patience, Logger: f.log}
 }
 
 // checkEventLog asks the agent what is measured, and whether a verifier would believe it.
 func checkEventLog(ctx context.Context, f *facts) outcome {
 	switch {
-	case f.settings.Platform == "":
+	case f.options.Platform == "":
 		return outcome{unknown: "the platform isn't known"}
-	case !f.settings.tee():
+	case !f.options.TEE():
 		return outcome{skipped: "nothing is measured outside a CVM"}
-	case f.settings.AgentSocket == "":
+	case f.options.AgentSocket == "":
 		return outcome{unknown: "the agent's socket isn't known"}
 	}
 	info, err := f.agent().Info(ctx)
@@ -30,9 +31,14 @@ func checkEventLog(ctx context.Context, f *facts) outcome {
 	if err != nil {
 		return fail(LogUnreadable, err)
 	}
-	if err := info.Log.Replays(); err != nil {
-		return fail(LogWrong, err)
-	}
 	f.events = &info
+	if err := admission.Decide(admission.Facts{Settings: f.options.Settings, Log: &info.Log}).Err(); err != nil {
+		var rejected *rtmr.Rejection
+		if found := refused("", err); !f.next || errors.As(err, &rejected) && rejected.Reason == rtmr.WrongVersion {
+			return outcome{findings: []Finding{found}}
+		} else {
+			return ok("", warning(found.Code, found.Found+"; the next boot begins another one"))
+		}
+	}
 	return ok(fmt.Sprintf("%d events, which replay to the register", len(info.Log.Events())))
 }

@@ -13,7 +13,11 @@ func checkLayers(ctx context.Context, f *facts) outcome {
 	if !f.id.IsZero() {
 		return outcome{skipped: "the engine has the image"}
 	}
-	if err := f.source.CheckLayers(ctx, f.image); err != nil {
+	v := f.verified()
+	if v == nil {
+		return outcome{unknown: "which image is meant isn't known"}
+	}
+	if err := f.sourceOf(f.decision.Digest).CheckLayers(ctx, v, f.missing); err != nil {
 		code := LayerMissing
 		var e *image.Error
 		if errors.As(err, &e) && e.Kind == image.Unavailable {
@@ -21,5 +25,5 @@ func checkLayers(ctx context.Context, f *facts) outcome {
 		}
 		return fail(code, err)
 	}
-	return ok(fmt.Sprintf("the registry has all %d, %s", len(f.image.Layers()), Size(f.image.Size())))
+	return ok(fmt.Sprintf("the registry has all %d, %s", len(v.Layers()), Size(v.Size())))
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/launchtest"
@@ -31,8 +32,15 @@ func TestTheLockIsSeenAndNotTaken(t *testing.T) {
 	assert.Equal(t, "free", result(t, w.run(), "lock").Detail)
 	w.write("proc/locks", "2: FLOCK  ADVISORY  WRITE 1234 "+file+" 0 EOF\n")
 	report := w.run()
-	assert.True(t, noted(report, preflight.AnotherLauncher), "%+v", result(t, report, "lock"))
+	assert.True(t, noted(report, admission.AnotherLauncher), "%+v", result(t, report, "lock"))
 	assert.Equal(t, exit.OK, report.ExitCode, "the next boot is what is asked about")
+	assert.Equal(t, preflight.ForBoot, report.For)
+	assert.Regexp(t, "^At the next boot, .* as list, config and sources are at this moment.$", report.Summary)
+	w.settings.For = preflight.ForNow
+	report = w.run()
+	assert.Equal(t, []string{"HST003"}, codes(report))
+	assert.Equal(t, exit.Busy, report.ExitCode)
+	assert.Equal(t, preflight.ForNow, report.For)
 
 	dir, err := files.OpenDir(w.SharedDir)
 	require.NoError(t, err)

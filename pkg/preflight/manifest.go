@@ -18,12 +18,12 @@ const headerTimeout = 5 * time.Second
 
 // sourceOf is that of a boot, but without its patience: what doesn't answer now is what is to be said.
 func (f *facts) sourceOf(h v1.Hash) *registry.Source {
-	tuning := f.settings.Tuning
+	tuning := f.options.Tuning
 	if tuning.HeaderTimeout == 0 {
 		tuning.HeaderTimeout = headerTimeout
 	}
 	client := &registry.Client{
-		Insecure: f.settings.Insecure, ForbiddenHelperDirs: []string{"/tapp", f.settings.SharedDir}, Log: f.log, Tuning: tuning,
+		Insecure: f.options.Insecure, ForbiddenHelperDirs: []string{"/tapp", f.options.SharedDir}, Log: f.log, Tuning: tuning,
 	}
 	return client.Source(f.config.Image.At(h))
 }

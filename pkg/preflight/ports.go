@@ -3,9 +3,12 @@ package preflight
 import (
 	"context"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
@@ -14,7 +17,8 @@ import (
 // maxSockets bounds the kernel's lists of sockets.
 const maxSockets = 32 << 20
 
-// checkPorts looks whether the workload's host ports are free: by what the engine publishes, and on the host itself by who listens.
+// checkPorts looks whether the workload's host ports are free: by what the engine publishes, and on
+// the host itself by who listens.
 func checkPorts(ctx context.Context, f *facts) outcome {
 	if len(f.config.Ports) == 0 {
 		return outcome{skipped: "none is mapped"}
@@ -26,7 +30,7 @@ func checkPorts(ctx context.Context, f *facts) outcome {
 	listening := map[uint16]bool{}
 	if f.self.ID == "" { // in a container we see only its own sockets
 		for _, name := range []string{"net/tcp", "net/tcp6"} {
-			if data, err := files.ReadFile(f.proc(name), maxSockets); err == nil {
+			if data, err := files.ReadFile(filepath.Join(f.options.Proc, name), maxSockets); err == nil {
 				readListeners(string(data), listening)
 			}
 		}
@@ -39,7 +43,7 @@ func checkPorts(ctx context.Context, f *facts) outcome {
 		}
 		by, isPublished := published[p.Host]
 		switch {
-		case isPublished && by == compose.Name:
+		case isPublished && by == "":
 		case isPublished:
 			found = append(found, ending(PortTaken, exit.Workload, fmt.Errorf("host port %d is published by container %s", p.Host, by),
 				"docker stop "+by, "or map another port in port_mappings of the user config"))
@@ -53,7 +57,9 @@ func checkPorts(ctx context.Context, f *facts) outcome {
 	return ok(fmt.Sprintf("%d mapped", len(f.config.Ports)), found...)
 }
 
-// published returns the host ports that the engine publishes, and for which container; the workload's are under its own name.
+// published returns the host ports that the engine publishes, and for which container: for none,
+// where that will be gone by the time the workload starts, as the workload's own are, which are
+// replaced or taken over with their ports.
 func (f *facts) published(ctx context.Context) (map[uint16]string, error) {
 	ports := map[uint16]string{}
 	if f.engine == nil {
@@ -65,14 +71,16 @@ func (f *facts) published(ctx context.Context) (map[uint16]string, error) {
 	}
 	for _, p := range published {
 		ports[p.Port] = p.Container
-		if p.Labels[compose.ProjectLabel] == compose.Name {
-			ports[p.Port] = compose.Name // replaced or taken over, with its ports
+		ended := slices.ContainsFunc(f.containers, func(c admission.Container) bool { return c.Name == p.Container && !c.Live() })
+		if p.Container == compose.Name || p.Labels[compose.ProjectLabel] == compose.Name || f.next && ended {
+			ports[p.Port] = ""
 		}
 	}
 	return ports, nil
 }
 
-// readListeners reads the kernel's list of TCP sockets: "0: 0100007F:0035 00000000:0000 0A …", where 0A is listening.
+// readListeners reads the kernel's list of TCP sockets: "0: 0100007F:0035 00000000:0000 0A …",
+// where 0A is listening.
 func readListeners(table string, into map[uint16]bool) {
 	for line := range strings.Lines(table) {
 		fields := strings.Fields(line)

@@ -1,11 +1,14 @@
-// Package preflight answers, without doing anything, whether a boot would succeed and with what result.
+// Package preflight answers, without doing anything, whether a boot would succeed and with what
+// result.
 //
-// It is a list of independent checks, each in a file of its own, that run at the same time as far as none needs what another one finds
-// out. All of them run, whatever the others find, and what they find has a stable code, a severity, and what to do about it.
+// It is a list of independent checks, each in a file of its own, that run at the same time as far
+// as none needs what another one finds out. All of them run, whatever the others find, and what
+// they find has a stable code, a severity, and what to do about it.
 //
-// It guarantees that it loads, writes, measures and starts nothing: it can't reach the code that does (its imports are tested), and
-// the doubles of its tests saw no effect after any misconfiguration that it is tested with. A good answer is no promise: what was
-// checked can change before the boot.
+// It guarantees that it loads, writes, measures and starts nothing: it can't reach the code that
+// does (its imports are tested), and the doubles of its tests saw no effect after any
+// misconfiguration that it is tested with. A good answer is no promise: what was checked can change
+// before the boot.
 package preflight
 
 import (
@@ -13,26 +16,17 @@ import (
 	"log/slog"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
-	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/registry"
 )
 
-// Settings is what the boot's flags and environment say, and what to check.
-type Settings struct {
-	Platform      config.Platform // empty where it isn't known
-	DefaultDigest v1.Hash
-	ConfigFile    string
-	SharedDir     string
-	AgentSocket   string
-	DockerHost    string
-	Compose       string
-	Insecure      []string
-	Supervised    bool     // whether the boot would look after the workload itself
-	Mistakes      []error  // in flags and environment, which the boot would end at
-	Warnings      []string // about the environment
+// Options is what to check, and how.
+type Options struct {
+	admission.Settings          // of the boot
+	Mistakes           []error  // in flags and environment, which the boot would end at
+	Warnings           []string // about the environment
 
+	For        For     // which boot
 	Skip       []Group // what is left out
 	Offline    bool    // leave out what needs a network
 	Deep       bool    // also download and hash every layer
@@ -46,7 +40,15 @@ type Settings struct {
 	Tuning   registry.Tuning             // of the network; for tests
 }
 
-func (s Settings) tee() bool { return s.Platform == config.TEE }
+// For says which boot is asked about.
+type For string
+
+// The values of For.
+const (
+	ForAuto For = ""     // the next boot where a launcher is at work already, else now
+	ForNow  For = "now"  // a run that begins now
+	ForBoot For = "boot" // the first run of the next boot
+)
 
 // Group is a part of the world that may not be there where the checks run.
 type Group string
@@ -69,39 +71,49 @@ func Groups() []Group {
 
 // checks is the list, in the order in which a boot would come to what they look at.
 func checks() []check {
+	at := func(s admission.Step) func(admission.Facts) admission.Step {
+		return func(admission.Facts) admission.Step { return s }
+	}
+	files, engine, containers := admission.Facts.FilesAt, admission.Facts.EngineAt, admission.Facts.ContainersAt
+	settings, probe, gate, pull, load := at(admission.AtSettings), at(admission.AtProbe), at(admission.AtGate), at(admission.AtPull), at(admission.AtLoad)
+	create, start, never := at(admission.AtCreate), at(admission.AtStart), at("")
 	return []check{
-		{name: "settings", group: GroupSettings, step: atSettings, do: checkSettings},
-		{name: "shared directory", group: GroupConfig, step: atSettings, do: checkSharedDir},
-		{name: "lock", group: GroupHost, step: atSettings, needs: []string{"shared directory"}, do: checkLock},
-		{name: "event log", group: GroupAgent, step: atProbe, do: checkEventLog},
-		{name: "emit", group: GroupAgent, step: atProbe, needs: []string{"event log"}, do: checkEmit},
-		{name: "user config", group: GroupConfig, step: atConfig, do: checkUserConfig},
-		{name: "approved list", group: GroupConfig, step: atConfig, needs: []string{"shared directory"}, do: checkApproved},
-		{name: "selection", group: GroupConfig, step: atConfig, needs: []string{"user config", "approved list"}, do: checkSelection},
-		{name: "measured", group: GroupAgent, step: atProbe, needs: []string{"event log", "selection"}, do: checkMeasured},
-		{name: "engine", group: GroupEngine, step: atEngine, do: checkEngine},
-		{name: "containers", group: GroupEngine, step: atEngine, needs: []string{"engine"}, after: []string{"event log", "measured"}, do: checkContainers},
-		{name: "kept copy", group: GroupConfig, step: atPull, needs: []string{"selection"}, do: checkKept},
-		{name: "manifest", group: GroupRegistry, step: atPull, needs: []string{"selection"}, do: checkManifest},
-		{name: "other digests", group: GroupRegistry, step: atPull, needs: []string{"selection"}, after: []string{"manifest"}, do: checkOthers},
-		{name: "rate limit", group: GroupRegistry, step: atPull, needs: []string{"manifest"}, do: checkRate},
-		{name: "image", group: GroupEngine, step: atLoad, needs: []string{"engine"}, after: []string{"manifest", "kept copy"}, do: checkImage},
-		{name: "space", group: GroupEngine, step: atLoad, needs: []string{"image"}, do: checkSpace},
-		{name: "layers", group: GroupRegistry, step: atLoad, needs: []string{"manifest"}, after: []string{"image"}, do: checkLayers},
-		{name: "download", group: GroupRegistry, step: atLoad, needs: []string{"manifest"}, do: checkDownload},
-		{name: "node config", group: GroupConfig, step: atCreate, needs: []string{"shared directory", "selection"}, do: checkNodeConfig},
-		{name: "data volume", group: GroupEngine, step: atCreate, needs: []string{"engine"}, do: checkVolume},
-		{name: "compose", group: GroupCompose, step: atCreate, do: checkCompose},
-		{name: "workload", group: GroupEngine, step: atCreate, needs: []string{"containers", "image"}, after: []string{"measured"}, do: checkWorkload},
-		{name: "ports", group: GroupHost, step: atStart, needs: []string{"user config"}, after: []string{"engine"}, do: checkPorts},
-		{name: "app-compose", group: GroupAgent, step: atEnd, after: []string{"event log"}, do: checkAppCompose},
-		{name: "clock", group: GroupHost, step: atEnd, after: []string{"rate limit"}, do: checkClock},
+		{name: "settings", group: GroupSettings, step: settings, do: checkSettings},
+		{name: "boot", group: GroupHost, step: settings, do: checkBoot},
+		{name: "shared directory", group: GroupConfig, step: settings, do: checkSharedDir},
+		{name: "lock", group: GroupHost, step: settings, needs: []string{"shared directory"}, after: []string{"engine"}, do: checkLock},
+		{name: "own directory", group: GroupConfig, step: settings, needs: []string{"shared directory"}, do: checkOwnDir},
+		{name: "event log", group: GroupAgent, step: probe, after: []string{"lock"}, do: checkEventLog},
+		{name: "emit", group: GroupAgent, step: probe, needs: []string{"event log"}, do: checkEmit},
+		{name: "user config", group: GroupConfig, step: files, do: checkUserConfig},
+		{name: "approved list", group: GroupConfig, step: files, needs: []string{"shared directory"}, do: checkApproved},
+		{name: "selection", group: GroupConfig, step: files, needs: []string{"user config", "approved list"}, do: checkSelection},
+		{name: "measured", group: GroupAgent, step: probe, needs: []string{"event log"}, after: []string{"boot", "own directory", "selection"}, do: checkMeasured},
+		{name: "engine", group: GroupEngine, step: engine, do: checkEngine},
+		{name: "containers", group: GroupEngine, step: containers, needs: []string{"engine"}, after: []string{"measured"}, do: checkContainers},
+		{name: "record", group: GroupConfig, step: gate, needs: []string{"own directory"}, after: []string{"measured"}, do: checkRecord},
+		{name: "kept copy", group: GroupConfig, step: pull, needs: []string{"selection", "own directory"}, do: checkKept},
+		{name: "manifest", group: GroupRegistry, step: pull, needs: []string{"selection"}, do: checkManifest},
+		{name: "other digests", group: GroupRegistry, step: pull, needs: []string{"selection"}, after: []string{"manifest"}, do: checkOthers},
+		{name: "rate limit", group: GroupRegistry, step: pull, needs: []string{"manifest"}, do: checkRate},
+		{name: "image", group: GroupEngine, step: load, needs: []string{"engine"}, after: []string{"manifest", "kept copy", "containers"}, do: checkImage},
+		{name: "space", group: GroupEngine, step: load, needs: []string{"image"}, do: checkSpace},
+		{name: "layers", group: GroupRegistry, step: load, needs: []string{"selection"}, after: []string{"image"}, do: checkLayers},
+		{name: "download", group: GroupRegistry, step: load, needs: []string{"manifest"}, do: checkDownload},
+		{name: "node config", group: GroupConfig, step: create, needs: []string{"shared directory", "selection"}, do: checkNodeConfig},
+		{name: "data volume", group: GroupEngine, step: create, needs: []string{"engine"}, do: checkVolume},
+		{name: "compose", group: GroupCompose, step: create, do: checkCompose},
+		{name: "workload", group: GroupEngine, step: create, needs: []string{"containers", "image"}, do: checkWorkload},
+		{name: "state", group: GroupEngine, step: start, needs: []string{"workload"}, do: checkState},
+		{name: "ports", group: GroupHost, step: start, needs: []string{"user config"}, after: []string{"containers"}, do: checkPorts},
+		{name: "app-compose", group: GroupAgent, step: never, after: []string{"event log"}, do: checkAppCompose},
+		{name: "clock", group: GroupHost, step: never, after: []string{"rate limit"}, do: checkClock},
 	}
 }
 
 // Run does all checks that are wanted. Its error is the context's.
-func Run(ctx context.Context, settings Settings) (*Report, error) {
-	f := newFacts(settings)
+func Run(ctx context.Context, options Options) (*Report, error) {
+	f := newFacts(options)
 	defer f.close()
 	started := f.now()
 	results := runAll(ctx, checks(), f)

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
@@ -69,7 +70,7 @@ func TestAHealthyMachine(t *testing.T) {
 func TestOutsideACVM(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, launchtest.MachineOptions{})
-	w.settings.Platform, w.settings.Supervised = config.NONTEE, false
+	w.settings.Platform, w.settings.Supervise = config.NONTEE, admission.SuperviseAuto
 	w.settings.AgentSocket += ".none"
 	report := w.run()
 	assert.Equal(t, exit.OK, report.ExitCode)
@@ -111,10 +112,7 @@ func TestTheExitCodeIsThatOfTheFirstStep(t *testing.T) {
 			report := w.run()
 			assert.Equal(t, c.want, report.ExitCode, "%s: %v", report.Summary, codes(report))
 			// And so does the boot itself.
-			l := launch.Launcher{Settings: launch.Settings{
-				Platform: w.settings.Platform, DefaultDigest: w.settings.DefaultDigest, ConfigFile: w.settings.ConfigFile, SharedDir: w.settings.SharedDir,
-				AgentSocket: w.settings.AgentSocket, DockerHost: w.settings.DockerHost, Compose: w.settings.Compose, Supervise: launch.SuperviseOn,
-			}, BootID: bootID}
+			l := launch.Launcher{Settings: w.settings.Settings, BootID: bootID}
 			clock(&l)
 			assert.Equal(t, c.want, exit.Of(l.Run(t.Context())))
 		})
@@ -176,12 +174,9 @@ func TestABootLeavesWhatTheNextOneNeeds(t *testing.T) {
 func TestAfterARun(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, launchtest.MachineOptions{})
-	w.settings.Platform, w.settings.Supervised = config.TEE, true
+	w.settings.Platform, w.settings.Supervise = config.TEE, admission.SuperviseOn
 	ctx, cancel := context.WithCancelCause(t.Context())
-	l := launch.Launcher{Settings: launch.Settings{
-		Platform: config.TEE, DefaultDigest: w.settings.DefaultDigest, ConfigFile: w.settings.ConfigFile, SharedDir: w.settings.SharedDir,
-		AgentSocket: w.settings.AgentSocket, DockerHost: w.settings.DockerHost, Compose: w.settings.Compose, Supervise: launch.SuperviseOn,
-	}, BootID: bootID}
+	l := launch.Launcher{Settings: w.settings.Settings, BootID: bootID}
 	supervises, done := make(chan struct{}), make(chan error, 1)
 	l.Log = slog.New(slog.NewTextHandler(watch{"supervising", supervises}, nil))
 	clock(&l)
@@ -249,7 +244,10 @@ func TestEveryCodeHasASeed(t *testing.T) {
 	require.NoError(t, err)
 	assert.GreaterOrEqual(t, len(paths), 40)
 	// These have tests of their own: they need a lock or a registry that counts.
-	covered := []string{string(preflight.AnotherLauncher), string(preflight.RateLow)}
+	covered := []string{string(admission.AnotherLauncher), string(preflight.RateLow)}
+	for _, code := range []preflight.Code{admission.WorkloadPaused, admission.EngineNotDocker, preflight.StartsByItself, preflight.ImageUnheld} {
+		covered = append(covered, string(code)) // and so do these: they need a boot before, or a server that isn't Docker
+	}
 	for _, path := range paths {
 		for _, code := range readSeed(t, path).Expect {
 			covered = append(covered, strings.TrimSuffix(code, " note"))

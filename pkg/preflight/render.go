@@ -17,8 +17,8 @@ type Rendered struct {
 
 // Render makes the Compose file and the node config of a boot. Without an engine, or where it doesn't answer, the image in the Compose file is the
 // digest of its config.
-func Render(ctx context.Context, settings Settings) (*Rendered, error) {
-	f := newFacts(settings)
+func Render(ctx context.Context, options Options) (*Rendered, error) {
+	f := newFacts(options)
 	defer f.close()
 	for _, question := range []func(context.Context, *facts) outcome{checkSharedDir, checkUserConfig, checkApproved, checkSelection, checkKept} {
 		if err := first(question(ctx, f)); err != nil {
@@ -45,7 +45,7 @@ func Render(ctx context.Context, settings Settings) (*Rendered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rendering the compose file: %w", err)
 	}
-	node, err := f.config.NodeConfig(settings.Platform, f.decision.Digest)
+	node, err := f.config.NodeConfig(options.Platform, f.decision.Digest)
 	if err != nil {
 		return nil, err
 	}

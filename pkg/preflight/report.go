@@ -3,12 +3,14 @@ package preflight
 import (
 	"encoding/hex"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
@@ -89,6 +91,7 @@ type Report struct {
 	StartedAt  time.Time       `json:"started_at"`
 	DurationMS int64           `json:"duration_ms"`
 	Platform   config.Platform `json:"platform"`
+	For        For             `json:"for"` // now: a run that begins now; boot: the first one of the next boot
 	ExitCode   exit.Code       `json:"exit_code"`
 	Summary    string          `json:"summary"`
 	Skipped    []Group         `json:"skipped"` // groups that were left out
@@ -100,13 +103,16 @@ type Report struct {
 func (f *facts) report(results []Result, started time.Time) *Report {
 	r := &Report{
 		Version: ReportVersion, StartedAt: started.UTC().Truncate(time.Millisecond), DurationMS: f.now().Sub(started).Milliseconds(),
-		Platform: f.settings.Platform, Skipped: f.skippedGroups(), Checks: results, WouldRun: f.wouldRun(),
+		Platform: f.options.Platform, Skipped: f.skippedGroups(), Checks: results, WouldRun: f.wouldRun(), For: ForNow,
+	}
+	if f.next {
+		r.For = ForBoot
 	}
 	f.demote(r.Checks)
-	first, count := len(steps()), 0
+	first, count := math.MaxInt, 0
 	var code Code
 	for _, c := range r.Checks {
-		rank := slices.Index(steps(), step(c.Step))
+		rank := slices.Index(append(admission.Steps(), ""), admission.Step(c.Step))
 		for _, finding := range c.Findings {
 			if finding.Severity != Error {
 				continue
@@ -125,10 +131,10 @@ func (f *facts) report(results []Result, started time.Time) *Report {
 func (f *facts) demote(results []Result) {
 	for i := range results {
 		r := &results[i]
-		// The engine has the image, and an earlier boot kept what proves that.
-		spared := r.Group == GroupRegistry && f.kept.Valid() && !f.id.IsZero()
+		// An earlier boot kept what proves the image, and the layers are checked by that.
+		spared := f.kept.Valid() && (r.Check == "manifest" || r.Group == GroupRegistry && !f.id.IsZero())
 		// The workload runs, proved and measured.
-		spared = spared || f.running && (r.Step == string(atCreate) || r.Step == string(atStart))
+		spared = spared || f.running() && (r.Step == string(admission.AtCreate) || r.Step == string(admission.AtStart))
 		if !spared || r.Status != Failed {
 			continue
 		}
@@ -169,10 +175,10 @@ func (f *facts) wouldRun() *WouldRun {
 			w.BytesLeft = &size
 		}
 	}
-	if f.settings.tee() {
+	if f.options.TEE() {
 		w.Event = eventOf(f.decision.Digest)
 	}
-	if f.events != nil {
+	if f.events != nil && !f.next {
 		register, err := f.events.Log.Predict(f.decision.Digest)
 		if f.present {
 			register = f.events.Log.Replay()
@@ -196,19 +202,26 @@ func eventOf(h v1.Hash) *Event {
 // verified returns the proved image, from wherever it is known; nil if it isn't.
 func (f *facts) verified() *image.Verified {
 	switch {
+	case f.kept.Valid(): // as a boot does
+		return f.kept
 	case f.image.Valid():
 		return f.image
-	case f.kept.Valid():
-		return f.kept
 	}
 	return nil
 }
+
+// AsOfNow is what holds for every answer about the next boot.
+const AsOfNow = "as list, config and sources are at this moment"
 
 // summary says in one sentence of one line what a boot would come to.
 func (f *facts) summary(r *Report, code Code, count int) string {
 	left := []string{}
 	for _, g := range r.Skipped {
 		left = append(left, string(g))
+	}
+	run, end := "run", "."
+	if f.next {
+		run, end = "At the next boot, run", ", "+AsOfNow+"."
 	}
 	switch {
 	case count > 0:
@@ -218,30 +231,30 @@ func (f *facts) summary(r *Report, code Code, count int) string {
 				name = c.Name
 			}
 		}
-		s := fmt.Sprintf("run would end with exit code %d, %s: %s", r.ExitCode, name, code)
+		s := fmt.Sprintf("%s would end with exit code %d, %s: %s", run, r.ExitCode, name, code)
 		switch count {
 		case 1:
-			return s + "."
+			return s + end
 		case 2:
-			return s + ", and 1 more error."
+			return s + ", and 1 more error" + end
 		}
-		return fmt.Sprintf("%s, and %d more errors.", s, count-1)
+		return fmt.Sprintf("%s, and %d more errors%s", s, count-1, end)
 	case len(left) > 0:
-		return "No error was found; not checked: " + strings.Join(left, ", ") + "."
-	case f.running:
-		return "run would succeed and change nothing: the workload runs already."
+		return "No error was found; not checked: " + strings.Join(left, ", ") + end
+	case f.running():
+		return run + " would succeed and change nothing: the workload runs already" + end
 	}
-	s := "run would succeed: "
+	s := run + " would succeed: "
 	if w := r.WouldRun; w != nil && w.BytesLeft != nil && *w.BytesLeft > 0 {
 		s += "download " + Size(*w.BytesLeft) + ", "
 	}
 	switch {
-	case !f.settings.tee():
-		return s + "start the workload, unmeasured."
+	case !f.options.TEE():
+		return s + "start the workload, unmeasured" + end
 	case f.present:
-		return s + "start the workload, which is measured already."
+		return s + "start the workload, which is measured already" + end
 	}
-	return s + "measure the image, start the workload."
+	return s + "measure the image, start the workload" + end
 }
 
 // Size prints bytes for people, in decimal units as registries describe them.

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
@@ -100,7 +101,7 @@ type seed struct {
 type world struct {
 	*launchtest.Machine
 	t        *testing.T
-	settings preflight.Settings
+	settings preflight.Options
 	proc     string
 	before   []string // effects of the arrangement
 	asked    int      // requests to the engine by then
@@ -113,9 +114,11 @@ func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, m.Close()) })
 	w := &world{Machine: m, t: t, proc: t.TempDir()}
-	w.settings = preflight.Settings{
-		Platform: config.TEE, DefaultDigest: m.Digests[0], ConfigFile: m.ConfigFile, SharedDir: m.SharedDir, AgentSocket: m.AgentSocket,
-		DockerHost: m.Engine.Host(), Compose: os.Args[0] + " compose-double", Supervised: true,
+	w.settings = preflight.Options{
+		Settings: admission.Settings{
+			Platform: config.TEE, DefaultDigest: m.Digests[0], ConfigFile: m.ConfigFile, SharedDir: m.SharedDir, AgentSocket: m.AgentSocket,
+			DockerHost: m.Engine.Host(), Compose: os.Args[0] + " compose-double", Supervise: admission.SuperviseOn,
+		},
 		Proc: w.proc, Patience: time.Millisecond, Free: func(string) (int64, error) { return 1 << 40, nil },
 		Tuning: registry.Tuning{Sleep: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }},
 	}
@@ -363,7 +366,9 @@ func (w *world) plantSettings(s seed) {
 	for _, g := range s.Settings.Skip {
 		w.settings.Skip = append(w.settings.Skip, preflight.Group(g))
 	}
-	w.settings.Supervised = !s.Settings.Unsupervised
+	if s.Settings.Unsupervised {
+		w.settings.Supervise = admission.SuperviseOff
+	}
 	w.settings.Offline, w.settings.Deep = s.Settings.Offline, s.Settings.Deep
 	if s.Settings.NoDefault {
 		w.settings.DefaultDigest = v1.Hash{}

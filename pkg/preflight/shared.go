@@ -2,28 +2,41 @@ package preflight
 
 import (
 	"context"
-	"fmt"
 
-	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/state"
 )
 
-// checkSharedDir opens the shared directory, and looks whether what stands in the place of our own directory is one.
+// checkSharedDir opens the shared directory.
 func checkSharedDir(_ context.Context, f *facts) outcome {
-	if f.settings.SharedDir == "" {
+	if f.options.SharedDir == "" {
 		return outcome{unknown: "its place isn't known"}
 	}
-	dir, err := files.OpenDir(f.settings.SharedDir)
+	dir, err := state.OpenShared(f.options.Settings)
 	if err != nil {
-		return outcome{findings: []Finding{ending(SharedMissing, exit.Config, fmt.Errorf("shared directory: %w", err),
-			"mount the shared volume there, or name its place with --shared-dir")}}
+		return refuse("", err)
 	}
-	f.shared = dir
-	f.own = state.In(dir)
-	if err := f.own.Check(); err != nil {
-		return outcome{findings: []Finding{ending(OwnDirBlocked, exit.Config, fmt.Errorf("our own directory: %w", err),
-			"remove what stands in its place; nothing of value is kept there")}}
+	f.shared, f.own = dir, state.In(dir)
+	return ok(f.options.SharedDir)
+}
+
+// checkOwnDir looks whether the launcher's own directory is there, or could be made.
+func checkOwnDir(_ context.Context, f *facts) outcome {
+	if err := f.own.CanMake(); err != nil {
+		return refuse("", err)
 	}
-	return ok(f.settings.SharedDir)
+	return ok("is there, or could be made")
+}
+
+// checkRecord looks whether the record could be written without which nothing is measured.
+func checkRecord(_ context.Context, f *facts) outcome {
+	switch {
+	case !f.options.TEE():
+		return outcome{skipped: "nothing is measured outside a CVM"}
+	case f.measuring().AnImage():
+		return outcome{skipped: "an image is measured already"}
+	}
+	if err := f.own.CanRecord(); err != nil {
+		return refuse("", err)
+	}
+	return ok("could be written")
 }

@@ -3,28 +3,22 @@ package preflight
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/state"
 )
 
 // checkUserConfig reads the user config and reports every mistake in it.
 func checkUserConfig(_ context.Context, f *facts) outcome {
-	if f.settings.ConfigFile == "" {
+	if f.options.ConfigFile == "" {
 		return outcome{unknown: "its place isn't known"}
 	}
-	data, err := files.ReadFile(f.settings.ConfigFile, config.MaxSize)
-	if err != nil {
-		return outcome{findings: []Finding{ending(ConfigUnreadable, exit.Config, fmt.Errorf("user config: %w", err),
-			"write the user config there, or name its place with --config")}}
+	settings := f.options.Settings
+	if settings.Platform == "" {
+		settings.Platform = config.NONTEE // refuses the least; that the platform is missing is reported anyway
 	}
-	platform := f.settings.Platform
-	if platform == "" {
-		platform = config.NONTEE // refuses the least; that the platform is missing is reported anyway
-	}
-	cfg, warnings, err := config.Parse(f.settings.ConfigFile, data, platform)
+	cfg, warnings, err := state.UserConfig(settings)
 	var found []Finding
 	for _, w := range warnings {
 		found = append(found, warning(ConfigOld, w.String()))
@@ -37,7 +31,7 @@ func checkUserConfig(_ context.Context, f *facts) outcome {
 		}
 		return outcome{findings: found}
 	case err != nil:
-		return outcome{findings: append(found, failure(ConfigWrong, err))}
+		return outcome{findings: append(found, refused(ConfigWrong, err))}
 	}
 	f.config = cfg
 	return ok(cfg.Image.String(), found...)

@@ -15,7 +15,7 @@ func checkVolume(ctx context.Context, f *facts) outcome {
 			"nothing for a new node; otherwise find out where it went before you boot"))
 	}
 	if err != nil {
-		return fail(EngineContradicts, err)
+		return outcome{unknown: err.Error()} // a boot doesn't ask, it makes it where it is missing
 	}
 	return ok(compose.DataVolume + " is there")
 }

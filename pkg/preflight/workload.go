@@ -4,56 +4,63 @@ import (
 	"context"
 	"fmt"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
-	"tee-launcher/pkg/docker/inspect"
 )
 
 // workload is the container that a boot would create.
-func (f *facts) workload() compose.Workload {
-	w := compose.Workload{Reference: f.config.Image.String(), Digest: f.decision.Digest, Supervised: f.settings.Supervised}
+func (f *facts) workload() admission.Workload {
+	w := compose.Workload{Reference: f.config.Image.String(), Digest: f.decision.Digest, Supervised: f.options.Supervised()}
 	for _, p := range f.config.Ports {
 		w.Ports = append(w.Ports, compose.Port(p))
 	}
-	if f.settings.tee() {
-		w.Agent, w.Boot = f.self.HostPath(f.settings.AgentSocket), f.bootID()
+	if f.options.TEE() {
+		w.Agent, w.Boot = f.self.HostPath(f.options.AgentSocket), f.boot
 	}
-	return w
+	return admission.Workload{Workload: w, ID: f.id, Base: f.verified().ConfigFile().Config}
 }
 
-// checkWorkload says which containers would be replaced, and whether the workload runs already as it should.
+// checkWorkload says which containers would be replaced, and whether one stays.
 func checkWorkload(_ context.Context, f *facts) outcome {
-	if f.elseMeasured() {
+	known := f.around()
+	if known.AnImage() && !f.present {
 		return outcome{unknown: "another image is measured"}
 	}
-	v := f.verified()
-	if f.decision == nil || v == nil {
+	if f.decision == nil || f.verified() == nil {
 		return outcome{unknown: "which image is meant isn't known"}
 	}
-	base := v.ConfigFile().Config
+	stays, replaced := known.Sort(f.workload(), f.present)
+	f.stays = stays
 	var found []Finding
-	detail := "there is none yet"
-	for _, c := range f.containers {
-		if !compose.OfWorkload(c) {
-			continue
-		}
-		same := !f.id.IsZero() && c.Labels[compose.ProjectLabel] == compose.Name && f.workload().Check(c, f.id, base) == nil
-		if same && (!f.settings.tee() || f.present && f.ofThisBoot(c)) {
-			f.running = f.present && c.Status == "running"
-			detail = fmt.Sprintf("%s (%s) is %s and stays", c.Name, c.ShortID(), c.Status)
-			continue
-		}
-		found = append(found, replaced(c, f.settings.tee()))
-		detail = ""
+	for _, c := range replaced {
+		found = append(found, f.replaced(c))
 	}
-	return ok(detail, found...)
+	switch {
+	case stays != nil:
+		return ok(fmt.Sprintf("%s (%s) is %s and stays", stays.Name, stays.ShortID(), stays.Status), found...)
+	case len(replaced) == 0:
+		return ok("there is none yet")
+	}
+	return ok("", found...)
 }
 
-func replaced(c inspect.Container, tee bool) Finding {
+// checkState looks whether the container that stays could be started.
+func checkState(_ context.Context, f *facts) outcome {
+	if f.stays == nil {
+		return outcome{skipped: "the container would be a new one"}
+	}
+	if err := admission.Startable(f.stays.Container); err != nil {
+		return refuse("", err)
+	}
+	return ok(f.stays.Status)
+}
+
+func (f *facts) replaced(c admission.Container) Finding {
 	text := fmt.Sprintf("container %s (%s), which is %s, would be replaced; its volumes stay", c.Name, c.ShortID(), c.Status)
 	if c.Labels[compose.ProjectLabel] != compose.Name {
 		return warning(WorkloadReplaced, text+"; it isn't of Compose project "+compose.Name, "rename it if it is something else: docker rename "+c.ShortID()+" <name>")
 	}
-	if tee {
+	if f.options.TEE() {
 		text += ", as at every boot"
 	}
 	return note(WorkloadReplaced, text)

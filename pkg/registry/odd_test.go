@@ -128,7 +128,11 @@ func TestHeads(t *testing.T) {
 			}
 			v, err := resolve(t.Context(), f.client(keychain{}), f.ref)
 			require.NoError(t, err)
-			assert.NoError(t, v.source.CheckLayers(t.Context(), v.Verified))
+			layers := []int{}
+			for i := range v.Layers() {
+				layers = append(layers, i)
+			}
+			assert.NoError(t, v.source.CheckLayers(t.Context(), v.Verified, layers))
 		})
 	}
 }

@@ -48,10 +48,12 @@ func (c *Client) Describe(ctx context.Context, ref name.Reference) (*image.Descr
 	return image.Describe(ref, data, s.getter(ctx))
 }
 
-// CheckLayers asks the registry whether it has every layer of v, without fetching one.
-func (s *Source) CheckLayers(ctx context.Context, v *image.Verified) error {
+// CheckLayers asks the registry whether it has these layers of v, without fetching one.
+func (s *Source) CheckLayers(ctx context.Context, v *image.Verified, layers []int) error {
 	asked := map[v1.Hash]bool{}
-	for i, l := range v.Layers() {
+	all := v.Layers()
+	for _, i := range layers {
+		l := all[i]
 		if asked[l.Digest] {
 			continue
 		}

@@ -2,72 +2,78 @@ package state
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"strings"
-	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/internal/files"
 )
 
 const (
-	bootName = "measurement.json"
-	maxBoot  = 4 << 10
+	recordName = "measurement.json"
+	maxRecord  = 4 << 10
+	recordSize = 256 // of those that are written, about
 )
 
-// Boot says how far runs of one boot came: as far as the gate, to the intent to measure a digest, or to having measured it.
-type Boot struct {
-	ID     string    `json:"boot_id"` // the kernel's name of the boot
-	Digest v1.Hash   `json:"digest,omitzero"`
-	Intent time.Time `json:"intent,omitzero"` // zero: none yet
-	Done   bool      `json:"done"`
-}
-
-// Boot returns the record of that boot. One of another boot, or one that can't be read, says nothing: false.
-func (d Dir) Boot(id string) (Boot, bool) {
-	data, err := d.read(bootName, maxBoot)
+// Record returns the record of that boot. One of another boot, or one that can't be read, says
+// nothing: the zero value.
+func (d Dir) Record(boot string) admission.Record {
+	data, err := d.read(recordName, maxRecord)
 	if err != nil {
-		return Boot{}, false
+		return admission.Record{}
 	}
-	var got Boot
+	var got admission.Record
 	err = decode(data, &got, "boot_id", "digest", "intent", "done")
-	if err != nil || id == "" || got.ID != id {
-		return Boot{}, false
+	if err != nil || boot == "" || got.ID != boot {
+		return admission.Record{}
 	}
-	return got, true
+	return got
 }
 
-// WriteBoot replaces the record. It is on the disk when this returns.
-func (d Dir) WriteBoot(b Boot) error {
-	data, err := json.MarshalIndent(b, "", "  ")
+// WriteRecord replaces the record. It is on the disk when this returns.
+func (d Dir) WriteRecord(r admission.Record) error {
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err == nil {
+		err = d.Write(recordName, append(data, '\n'))
+	}
 	if err != nil {
-		return err
+		return admission.Unrecorded(err)
 	}
-	return d.Write(bootName, append(data, '\n'))
+	return nil
 }
 
-// Measured tells whether the boot's record says that the digest was measured by a launcher.
-func (b Boot) Measured(digest v1.Hash) bool { return b.Done && b.Digest == digest }
-
-// Unfinished tells whether a run came to its end between its intent and having measured.
-func (b Boot) Unfinished() bool { return !b.Done && !b.Intent.IsZero() }
-
-// Explains tells whether a run was at least about to measure the digest. If not, somebody else measured it.
-func (b Boot) Explains(digest v1.Hash) bool { return b.Digest == digest && !b.Intent.IsZero() }
+// CanRecord returns what WriteRecord would fail with, as far as that can be seen without writing.
+func (d Dir) CanRecord() error {
+	dir, err := d.open()
+	if errors.Is(err, fs.ErrNotExist) && d.shared != nil {
+		return nil // CanMake says whether it could be made
+	}
+	if err == nil {
+		defer dir.Close()
+		err = dir.CanWrite(recordName, recordSize)
+	}
+	if err != nil {
+		return admission.Unrecorded(err)
+	}
+	return nil
+}
 
 // maxBootID bounds the kernel's file.
 const maxBootID = 64
 
-// ReadBootID returns the kernel's name of this boot, from /proc/sys/kernel/random/boot_id. It is never empty without an error.
-func ReadBootID(path string) (string, error) {
+// BootID returns the kernel's name of this boot. It is never empty without an error.
+func BootID(proc string) (string, error) {
+	path := filepath.Join(proc, "sys/kernel/random/boot_id")
 	data, err := files.ReadFile(path, maxBootID)
 	if err != nil {
-		return "", fmt.Errorf("boot id: %w", err)
+		return "", admission.NoBoot(fmt.Errorf("boot ID: %w", err))
 	}
 	id := strings.TrimSpace(string(data))
 	if id == "" {
-		return "", fmt.Errorf("boot id: %s is empty", path)
+		return "", admission.NoBoot(fmt.Errorf("boot ID: %s is empty", path))
 	}
 	return id, nil
 }

@@ -26,8 +26,8 @@ const (
 	maxEntries = 10_000
 )
 
-// Restore proves the manifest and config that an earlier run kept. fs.ErrNotExist: none was. Whoever else can write there can only make them
-// useless.
+// Restore proves the manifest and config that an earlier run kept. fs.ErrNotExist: none was.
+// Whoever else can write there can only make them useless.
 func (d Dir) Restore(ref name.Digest) (*image.Verified, error) {
 	data, err := d.read(keptName(ref), maxKept)
 	if err != nil {
@@ -40,7 +40,8 @@ func (d Dir) Restore(ref name.Digest) (*image.Verified, error) {
 	return image.Restore(ref, v1.Platform{}, kept)
 }
 
-// Known returns those images of a repository that earlier runs loaded and that prove themselves; the engine may have their layers.
+// Known returns those images of a repository that earlier runs loaded and that prove themselves;
+// the engine may have their layers.
 func (d Dir) Known(repository name.Repository) []*image.Verified {
 	dir, err := d.open()
 	if err != nil {
@@ -59,7 +60,8 @@ func (d Dir) Known(repository name.Repository) []*image.Verified {
 		if !isKept || err != nil {
 			continue
 		}
-		// Each costs reading and hashing: whoever shares the directory may have put any number there.
+		// Each costs reading and hashing: whoever shares the directory may have put any number
+		// there.
 		if tried++; tried > 2*keptImages {
 			break
 		}
@@ -70,8 +72,8 @@ func (d Dir) Known(repository name.Repository) []*image.Verified {
 	return known
 }
 
-// Keep writes an image's manifest and config down, so that a boot that finds the image in the engine needs no registry, and forgets all
-// but the last few.
+// Keep writes an image's manifest and config down, so that a boot that finds the image in the
+// engine needs no registry, and forgets all but the last few.
 func (d Dir) Keep(v *image.Verified) error {
 	data, err := json.Marshal(v.Kept())
 	if err != nil {

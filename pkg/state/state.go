@@ -1,9 +1,12 @@
-// Package state is what runs of the launcher leave for later ones, in a directory of their own in the shared volume: the record of a boot,
-// and the manifests of images that were loaded.
+// Package state reads what a boot decides by, for the boot itself and for whoever asks what it
+// would do: files, lock, containers, disk. And it keeps what runs of the launcher leave for later
+// ones, in a directory of their own in the shared volume: the record of a boot, and the manifests
+// of images that were loaded.
 //
-// It guarantees that nothing is believed because it stands there: a kept manifest proves itself by its digest. A record proves nothing.
-// Whoever has the volume, such as the workload, may have written, removed or replaced any of it at any time, so a caller may refuse
-// because of a record and must never allow anything because of one.
+// It guarantees that nothing is believed because it stands there: a kept manifest proves itself by
+// its digest. A record proves nothing. Whoever has the volume, such as the workload, may have
+// written, removed or replaced any of it at any time, so a caller may refuse because of a record
+// and must never allow anything because of one.
 package state
 
 import (
@@ -11,6 +14,7 @@ import (
 	"errors"
 	"io/fs"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/internal/strictjson"
 )
@@ -18,34 +22,40 @@ import (
 // Name is the directory's name in the shared directory.
 const Name = "launcher"
 
-// Dir is the launcher's own directory. It is looked up for each use, because it may be gone or another one by then. In the zero value
-// nothing is, and nothing can be written.
+// Dir is the launcher's own directory. It is looked up for each use, because it may be gone or
+// another one by then. In the zero value nothing is, and nothing can be written.
 type Dir struct {
 	shared *files.Dir
 }
 
-// In returns the launcher's own directory in the shared one, which must stay open. It need not exist.
+// In returns the launcher's own directory in the shared one, which must stay open. It need not
+// exist.
 func In(shared *files.Dir) Dir { return Dir{shared} }
 
-// Check returns nil if the directory can be read or isn't there. It makes nothing.
-func (d Dir) Check() error {
+// CanMake returns what Make would fail with, as far as that can be seen without making anything.
+func (d Dir) CanMake() error {
 	dir, err := d.open()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) && d.shared != nil {
+		err = d.shared.CanAdd(1)
+	} else if err == nil {
+		err = dir.Close()
 	}
 	if err != nil {
-		return err
+		return admission.OwnDir(err)
 	}
-	return dir.Close()
+	return nil
 }
 
 // Make makes the directory where it is missing.
 func (d Dir) Make() error {
 	dir, err := d.make()
-	if err != nil {
-		return err
+	if err == nil {
+		err = dir.Close()
 	}
-	return dir.Close()
+	if err != nil {
+		return admission.OwnDir(err)
+	}
+	return nil
 }
 
 // Write replaces a file atomically and durably, and makes the directory where it is missing.

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/registry"
@@ -34,21 +35,20 @@ func hash(digit string) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: strin
 func TestTheZeroValueHoldsNothing(t *testing.T) {
 	t.Parallel()
 	var d state.Dir
-	assert.NoError(t, d.Check())
+	assert.ErrorIs(t, d.CanMake(), fs.ErrNotExist)
+	assert.ErrorIs(t, d.CanRecord(), fs.ErrNotExist)
 	assert.ErrorIs(t, d.Make(), fs.ErrNotExist)
 	assert.ErrorIs(t, d.Write("report.json", nil), fs.ErrNotExist)
-	assert.ErrorIs(t, d.WriteBoot(state.Boot{ID: boot}), fs.ErrNotExist)
-	_, known := d.Boot(boot)
-	assert.False(t, known)
+	assert.ErrorIs(t, d.WriteRecord(admission.Record{ID: boot}), fs.ErrNotExist)
+	assert.Zero(t, d.Record(boot))
 	assert.Empty(t, d.Known(name.MustParseReference("hub.example/node").Context()))
 }
 
 func TestReadingMakesNothing(t *testing.T) {
 	t.Parallel()
 	d, shared := in(t)
-	assert.NoError(t, d.Check())
-	_, known := d.Boot(boot)
-	assert.False(t, known)
+	assert.NoError(t, d.CanMake())
+	assert.Zero(t, d.Record(boot))
 	assert.Empty(t, d.Known(name.MustParseReference("hub.example/node").Context()))
 	entries, err := os.ReadDir(shared)
 	require.NoError(t, err)
@@ -58,7 +58,7 @@ func TestReadingMakesNothing(t *testing.T) {
 	info, err := os.Stat(filepath.Join(shared, state.Name))
 	require.NoError(t, err)
 	assert.True(t, info.IsDir())
-	assert.NoError(t, d.Check())
+	assert.NoError(t, d.CanMake())
 }
 
 func TestWhatIsNoDirectoryIsRefused(t *testing.T) {
@@ -70,34 +70,30 @@ func TestWhatIsNoDirectoryIsRefused(t *testing.T) {
 	} {
 		d, shared := in(t)
 		require.NoError(t, plant(filepath.Join(shared, state.Name)))
-		assert.Error(t, d.Check(), what)
+		assert.Error(t, d.CanMake(), what)
 		assert.Error(t, d.Make(), what)
-		assert.Error(t, d.WriteBoot(state.Boot{ID: boot}), what)
+		assert.Error(t, d.WriteRecord(admission.Record{ID: boot}), what)
 	}
 }
 
 func TestARecordIsOfItsBootAlone(t *testing.T) {
 	t.Parallel()
 	d, shared := in(t)
-	begun := state.Boot{ID: boot}
-	intent := state.Boot{ID: boot, Digest: hash("a"), Intent: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	begun := admission.Record{ID: boot}
+	intent := admission.Record{ID: boot, Digest: hash("a"), Intent: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	done := intent
 	done.Done = true
-	for _, want := range []state.Boot{begun, intent, done} {
-		require.NoError(t, d.WriteBoot(want))
-		got, known := d.Boot(boot)
-		assert.True(t, known)
-		assert.Equal(t, want, got)
+	for _, want := range []admission.Record{begun, intent, done} {
+		require.NoError(t, d.WriteRecord(want))
+		assert.Equal(t, want, d.Record(boot))
 		for _, other := range []string{"", "another"} {
-			got, known = d.Boot(other)
-			assert.False(t, known, "%q", other)
-			assert.Zero(t, got)
+			assert.Zero(t, d.Record(other), "%q", other)
 		}
 	}
 	assert.Equal(t, []bool{false, true, false}, []bool{begun.Unfinished(), intent.Unfinished(), done.Unfinished()})
 	assert.Equal(t, []bool{false, false, true}, []bool{begun.Measured(hash("a")), intent.Measured(hash("a")), done.Measured(hash("a"))})
 	assert.Equal(t, []bool{false, true, true}, []bool{begun.Explains(hash("a")), intent.Explains(hash("a")), done.Explains(hash("a"))})
-	for _, b := range []state.Boot{begun, intent, done} {
+	for _, b := range []admission.Record{begun, intent, done} {
 		assert.False(t, b.Measured(hash("b")) || b.Explains(hash("b")))
 		assert.False(t, b.Measured(v1.Hash{}) || b.Explains(v1.Hash{}), "no digest is none that could have been measured")
 	}
@@ -108,10 +104,8 @@ func TestARecordIsOfItsBootAlone(t *testing.T) {
 		`{"boot_id":"` + boot + `"}` + strings.Repeat(" ", 4<<10),
 	} {
 		require.NoError(t, os.WriteFile(path, []byte(forged), 0o600))
-		_, known := d.Boot(boot)
-		assert.False(t, known, "%.80s", forged)
-		_, known = d.Boot("")
-		assert.False(t, known, "%.80s", forged)
+		assert.Zero(t, d.Record(boot), "%.80s", forged)
+		assert.Zero(t, d.Record(""), "%.80s", forged)
 	}
 }
 

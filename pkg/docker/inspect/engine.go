@@ -52,6 +52,7 @@ type Info struct {
 	Root         string // data root, as the engine sees it
 	OS           string // "linux"
 	Architecture string // as Go spells it, "amd64"
+	Podman       bool   // it isn't Docker
 }
 
 // APIAtLeast tells whether the engine speaks API version 1.minor or a newer one.
@@ -63,7 +64,7 @@ func (i Info) APIAtLeast(minor int) bool {
 
 // Info asks the engine what it is.
 func (e *Engine) Info(ctx context.Context) (Info, error) {
-	version, err := e.client.Ping(ctx)
+	version, podman, err := e.client.Ping(ctx)
 	if err != nil {
 		return Info{}, err
 	}
@@ -76,7 +77,7 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 		return Info{}, err
 	}
 	info := Info{
-		Version: answer.ServerVersion, API: version, Store: Classic, Root: answer.DockerRootDir,
+		Version: answer.ServerVersion, API: version, Store: Classic, Root: answer.DockerRootDir, Podman: podman,
 		OS: answer.OSType, Architecture: goArchitecture(answer.Architecture),
 	}
 	for _, status := range answer.DriverStatus {

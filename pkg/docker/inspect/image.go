@@ -152,9 +152,32 @@ func (e *Engine) images(ctx context.Context, query url.Values) ([]Summary, error
 	return images, nil
 }
 
-// CommonLayers returns how many of the layers with these diffIDs, from the lowest on, a classic store has: as many as any one of its
-// images begins with, of which at most limit are looked at. A layer is known there by all below it.
-func (e *Engine) CommonLayers(ctx context.Context, diffIDs []string, limit int) (int, error) {
+// maxInspected bounds how many images are looked at for layers that needn't be fetched.
+const maxInspected = 500
+
+// Present finds out which layers of v the engine has, so that they needn't be fetched. A containerd store can't be asked for its blobs: there,
+// those of the known images count that it has.
+func (e *Engine) Present(ctx context.Context, info Info, v *image.Verified, known []*image.Verified) (func(layer int) bool, error) {
+	layers := v.Layers()
+	if info.Store == Containerd {
+		blobs := map[v1.Hash]bool{}
+		for _, k := range known {
+			// Only such an engine says whether the blobs are there: an unpacked image may have lost them.
+			if _, err := e.Prove(ctx, info, k); err == nil && info.APIAtLeast(48) {
+				for _, layer := range k.Layers() {
+					blobs[layer.Digest] = true
+				}
+			}
+		}
+		return func(i int) bool { return blobs[layers[i].Digest] }, nil
+	}
+	n, err := e.common(ctx, layers)
+	return func(i int) bool { return i < n }, err
+}
+
+// common returns how many of the layers, from the lowest on, a classic store has: as many as any one of its images begins with. A layer is
+// known there by all below it.
+func (e *Engine) common(ctx context.Context, layers []image.Layer) (int, error) {
 	images, err := e.images(ctx, url.Values{"all": {"1"}})
 	if api.Answered(err) {
 		return 0, nil // engines fail to list images while some are being removed
@@ -163,7 +186,7 @@ func (e *Engine) CommonLayers(ctx context.Context, diffIDs []string, limit int) 
 		return 0, err
 	}
 	most := 0
-	for _, i := range images[:min(limit, len(images))] {
+	for _, i := range images[:min(maxInspected, len(images))] {
 		var got struct{ RootFS struct{ Layers []string } }
 		err := e.get(ctx, "inspecting image "+i.ID, "/images/"+url.PathEscape(i.ID)+"/json", nil, &got)
 		if api.Answered(err) {
@@ -173,7 +196,7 @@ func (e *Engine) CommonLayers(ctx context.Context, diffIDs []string, limit int) 
 			return 0, err
 		}
 		n := 0
-		for n < len(diffIDs) && n < len(got.RootFS.Layers) && got.RootFS.Layers[n] == diffIDs[n] {
+		for n < len(layers) && n < len(got.RootFS.Layers) && got.RootFS.Layers[n] == layers[n].DiffID.String() {
 			n++
 		}
 		most = max(most, n)

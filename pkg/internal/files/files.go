@@ -155,9 +155,7 @@ func (d *Dir) Write(name string, data []byte, mode fs.FileMode) (err error) {
 	if err := single(name); err != nil {
 		return err
 	}
-	// A fixed name, so that a writer that was killed leaves at most one file behind, and its
-	// successor removes it.
-	temporary := "." + name + ".tmp"
+	temporary := temporary(name)
 	if err := d.Remove(temporary); err != nil {
 		return err
 	}
@@ -181,6 +179,10 @@ func (d *Dir) Write(name string, data []byte, mode fs.FileMode) (err error) {
 	}
 	return nil
 }
+
+// temporary returns the fixed name of what becomes the file name: a writer that was killed leaves at most one file behind, and its successor
+// removes it.
+func temporary(name string) string { return "." + name + ".tmp" }
 
 func writeSynced(f *os.File, data []byte, mode fs.FileMode) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()

@@ -171,25 +171,25 @@ func (c *Client) Stream(ctx context.Context, r Request, body io.Reader, contentT
 	return nil, &Error{Op: r.Op, Status: resp.StatusCode, Message: message(data)}
 }
 
-// Ping returns the newest API version that the engine speaks, such as "1.41".
-func (c *Client) Ping(ctx context.Context) (string, error) {
+// Ping returns the newest API version that the engine speaks, such as "1.41", and whether it is Podman, which says so in a header of its own.
+func (c *Client) Ping(ctx context.Context) (version string, podman bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	const op = "reaching the Docker daemon"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/_ping", nil)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", op, err)
+		return "", false, fmt.Errorf("%s: %w", op, err)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return "", &Error{Op: op, Err: bare(err)}
+		return "", false, &Error{Op: op, Err: bare(err)}
 	}
 	defer resp.Body.Close()
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage))
 	if resp.StatusCode != http.StatusOK {
-		return "", &Error{Op: op, Status: resp.StatusCode, Message: message(data)}
+		return "", false, &Error{Op: op, Status: resp.StatusCode, Message: message(data)}
 	}
-	return resp.Header.Get("Api-Version"), nil
+	return resp.Header.Get("Api-Version"), resp.Header.Get("Libpod-Api-Version") != "", nil
 }
 
 // bare removes the URL that net/http puts before an error: it names a host that doesn't exist.

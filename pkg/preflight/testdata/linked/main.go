@@ -9,8 +9,8 @@ import (
 )
 
 func main() {
-	report, err := preflight.Run(context.Background(), preflight.Settings{})
+	report, err := preflight.Run(context.Background(), preflight.Options{})
 	fmt.Println(report, err)
-	rendered, err := preflight.Render(context.Background(), preflight.Settings{})
+	rendered, err := preflight.Render(context.Background(), preflight.Options{})
 	fmt.Println(rendered, err)
 }

@@ -1,0 +1,369 @@
+// Package admission decides from facts whether a boot may go on: whether it may measure, whose an
+// image event is, who else could emit one, which containers have to end, which one may stay, and
+// whether there is room for the image.
+//
+// It guarantees that `run` and `verify` judge alike, because every rule stands here and nowhere
+// else, with its words and exit code: `run` ends at the first refusal in the order of its steps,
+// `verify` shows all. It is pure: what it doesn't get it doesn't know, and it reads and changes
+// nothing. It doesn't guarantee that the facts are still true when somebody acts on them; who acts
+// looks again.
+package admission
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/approval"
+	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/rtmr"
+)
+
+// Record says how far the launchers of one boot came: to the gate, to the intent to measure a
+// digest, or to having measured it. The workload can write it too, so that it may refuse and never
+// allows anything by itself.
+type Record struct {
+	ID     string    `json:"boot_id"` // the kernel's name of the boot; empty: there is no record
+	Digest v1.Hash   `json:"digest,omitzero"`
+	Intent time.Time `json:"intent,omitzero"` // zero: none yet
+	Done   bool      `json:"done"`
+}
+
+// Measured reports whether the record says that a launcher measured the digest.
+func (r Record) Measured(digest v1.Hash) bool { return r.Done && r.Digest == digest }
+
+// Unfinished reports whether a launcher came to its end between its intent and having measured.
+func (r Record) Unfinished() bool { return !r.Done && !r.Intent.IsZero() }
+
+// Explains reports whether a launcher was at least about to measure the digest. If not, somebody
+// else measured it.
+func (r Record) Explains(digest v1.Hash) bool { return r.Digest == digest && !r.Intent.IsZero() }
+
+// Container is a container with what only the engine's host knows about it.
+type Container struct {
+	inspect.Container
+	// Socket is the source of the mount through which it reaches the guest agent's socket; empty:
+	// it doesn't.
+	Socket string
+}
+
+// Facts is what is known at one moment. A boot finds it out little by little; what isn't known yet
+// refuses nothing.
+type Facts struct {
+	Settings   Settings
+	Boot       string             // the kernel's name of this boot
+	Record     Record             // of this boot
+	Log        *rtmr.Log          // nil: not known, or nothing is measured
+	Wanted     *approval.Decision // nil: not known
+	Self       inspect.Container  // our own; the zero value for a plain binary
+	Containers []Container        // all others
+}
+
+// Verdict is what follows from facts.
+type Verdict struct {
+	// Measured: the wanted image is measured already, and a launcher of this boot may have done it.
+	Measured bool
+	// Old are the old workloads that run: they have to end before anything is measured.
+	Old []Container
+	// Excused may be restarted by the engine: only the record says that the event isn't theirs.
+	Excused []Container
+	// Refusals are in the order in which the boot comes across them.
+	Refusals []*Refusal
+}
+
+// Err returns the first refusal, nil where there is none.
+func (v Verdict) Err() error {
+	if len(v.Refusals) == 0 {
+		return nil
+	}
+	return v.Refusals[0]
+}
+
+func (v *Verdict) refuse(code Code, hint []string, format string, args ...any) {
+	err := fmt.Errorf(format, args...)
+	v.Refusals = append(v.Refusals, &Refusal{code, exit.Measurement, err, hint})
+}
+
+// AnImage reports whether an image event is in the log, whichever.
+func (f Facts) AnImage() bool { return f.Log != nil && len(f.Log.Images()) > 0 }
+
+// Awaited reports whether an emit of an earlier run may still be under way, so that the log has to
+// be read until it shows.
+func (f Facts) Awaited() bool {
+	return f.Record.Unfinished() && f.Log != nil && (!f.AnImage() || f.Log.Replays() != nil)
+}
+
+// Decide judges whether the boot may measure the wanted image, or has.
+func Decide(f Facts) (v Verdict) {
+	if !f.Settings.TEE() {
+		return v
+	}
+	believed := true
+	if f.Log != nil {
+		if err := f.Log.Replays(); err != nil {
+			believed = false
+			v.Refusals = append(v.Refusals, typed(LogWrong, err))
+		}
+	}
+	switch {
+	case !f.AnImage():
+		f.unmeasured(&v)
+	case believed && f.Wanted != nil:
+		f.measured(&v, f.Wanted.Digest)
+	}
+	return v
+}
+
+// unmeasured judges a boot in which no image is measured yet.
+func (f Facts) unmeasured(v *Verdict) {
+	if f.Record.Unfinished() {
+		v.Refusals = append(v.Refusals, UnderWay(f.Record.Digest))
+	}
+	for _, c := range f.Containers {
+		if c.Live() && compose.OfWorkload(c.Container) {
+			v.Old = append(v.Old, c)
+		}
+	}
+	f.holders(v)
+}
+
+// measured judges a boot in which an image is measured: is it the wanted one, and can only a
+// launcher have done it?
+func (f Facts) measured(v *Verdict, want v1.Hash) {
+	if _, err := f.Log.Measured(want); err != nil {
+		v.Refusals = append(v.Refusals, typed(OtherMeasured, err))
+		return
+	}
+	if f.Record.ID != "" && !f.Record.Explains(want) {
+		v.Refusals = append(v.Refusals, NotOurs(want))
+		return
+	}
+	v.Measured = true
+	if !f.Record.Measured(want) {
+		f.holders(v)
+	}
+	for _, c := range f.Containers {
+		hint := []string{"see to it that it doesn't start by itself, then reboot the CVM: " +
+			"docker update --restart=no " + c.ShortID()}
+		switch {
+		case !compose.OfWorkload(c.Container):
+		case c.Live() && !f.ofThisBoot(c):
+			v.refuse(WorkloadRestarts, hint, "an image is measured already, but container %s (%s) runs "+
+				"that no launcher of this boot created, and may have done that", c.Name, c.ShortID())
+		case c.RestartPolicy == "no":
+		case f.Settings.Supervise == SuperviseOff && f.ofThisBoot(c) && f.Record.Measured(want):
+			v.Excused = append(v.Excused, c)
+		default: // the engine may have started it before any launcher ran
+			v.refuse(WorkloadRestarts, hint, "an image is measured already, but container %s (%s) "+
+				"restarts by itself (%s) and may have done that", c.Name, c.ShortID(), c.RestartPolicy)
+		}
+	}
+}
+
+// holders refuses where somebody else than the workload and our own project has the agent's socket:
+// whoever has it can emit in our name.
+func (f Facts) holders(v *Verdict) {
+	for _, c := range f.Containers {
+		ours := compose.OfWorkload(c.Container) || compose.SameProject(c.Container, f.Self)
+		if ours || !c.Live() || c.Socket == "" {
+			continue
+		}
+		v.refuse(SocketHeld, []string{
+			"stop it if it is yours: docker stop " + c.ShortID(),
+			"otherwise reboot the CVM: whoever holds the socket can measure in the launcher's name",
+		}, "container %s (%s) holds the guest agent's socket through its mount of %s",
+			c.Name, c.ShortID(), c.Socket)
+	}
+}
+
+// Unstopped refuses to go on while an old workload runs that was told to end.
+func Unstopped(c Container) *Refusal {
+	return &Refusal{WorkloadStopped, exit.Measurement,
+		fmt.Errorf("container %s (%s) of the workload can't be stopped: it is %s",
+			c.Name, c.ShortID(), c.Status),
+		[]string{"end it and start the launcher again: docker kill " + c.ShortID()}}
+}
+
+// ofThisBoot reports whether a container may have been created in this boot.
+func (f Facts) ofThisBoot(c Container) bool {
+	return f.Boot != "" && c.Labels[compose.BootLabel] == f.Boot
+}
+
+// Workload is the container that has to run.
+type Workload struct {
+	compose.Workload
+	ID   inspect.ImageID // of its image, proved
+	Base v1.Config       // of its image, proved
+}
+
+// Check returns what a container deviates in.
+func (w Workload) Check(c inspect.Container) error { return w.Workload.Check(c, w.ID, w.Base) }
+
+// HolderPrefix begins the names of the containers that hold volumes and image while the workload's
+// is replaced.
+const HolderPrefix = "mpc-node-holder-"
+
+// Sort says what becomes of the workload's containers. At most one may stay as it is; all others
+// are removed. A container keeps its writable layer, and one that ran before may hold another
+// program than its image: so none stays in a CVM unless its image is measured in this boot and it
+// belongs to it.
+func (f Facts) Sort(w Workload, measured bool) (stays *Container, replaced []Container) {
+	for _, c := range f.Containers {
+		mayStay := !f.Settings.TEE() || measured && f.ofThisBoot(c)
+		switch {
+		case !compose.OfWorkload(c.Container):
+		case strings.HasPrefix(c.Name, HolderPrefix) && c.NeverStarted():
+		case mayStay && w.made(c, measured) && w.Check(c.Container) == nil:
+			stays = &c
+		default:
+			replaced = append(replaced, c)
+		}
+	}
+	return stays, replaced
+}
+
+// made reports whether a container was made from the file that is given to Compose now. From
+// another one, as after a change of the image's name in the user config, Compose would make it anew,
+// and leave half of it where it is killed at that. One that runs measured isn't given to Compose
+// any more.
+func (w Workload) made(c Container, measured bool) bool {
+	return c.Labels[compose.ProjectLabel] == compose.Name &&
+		(c.Labels[compose.ReferenceLabel] == w.Reference || measured && c.Status == "running")
+}
+
+// Running reports whether the container that stays runs, so that nothing is left to do. Outside a
+// CVM a boot does all steps nevertheless.
+func Running(stays *Container, measured bool) bool {
+	return measured && stays != nil && stays.Status == "running"
+}
+
+// Startable refuses a container that the engine can't start.
+func Startable(c inspect.Container) error {
+	if c.Status == "paused" {
+		return &Refusal{WorkloadPaused, exit.Workload, fmt.Errorf("container %s is paused", c.Name),
+			[]string{"docker unpause " + c.Name}}
+	}
+	return nil
+}
+
+// Unused refuses a container that ran before where what is about to be measured is its image: it
+// may hold another program.
+func Unused(c inspect.Container) error {
+	if c.NeverStarted() {
+		return nil
+	}
+	return &compose.DeviationError{
+		Container: c.Name, What: "status", Got: c.Status, Want: "never started",
+	}
+}
+
+// Room refuses an image whose missing layers, so many bytes as the registry has them, don't fit on
+// the engine's disk. An engine holds what it was sent for a time beside what it unpacks to, and
+// nothing tells before how much that is: no less than the compressed bytes, and mostly two to four
+// times as much. A containerd store may keep its images anywhere, so that nothing is known about
+// its room.
+func Room(info inspect.Info, missing, free int64) error {
+	if need := 2 * missing; info.Store == inspect.Classic && need > free {
+		return &Refusal{SpaceShort, exit.Engine,
+			fmt.Errorf("the engine's data root %s has too little room: the image needs at least %d MB, "+
+				"%d MB are free", info.Root, need/1e6, free/1e6),
+			[]string{"free space on the engine's data root: docker system df, docker image prune"}}
+	}
+	return nil
+}
+
+// Engine refuses what answers like a Docker engine and isn't one.
+func Engine(info inspect.Info) error {
+	if info.Podman {
+		return &Refusal{EngineNotDocker, exit.Engine,
+			fmt.Errorf("it is Podman %s that answers at the engine's socket", info.Version),
+			[]string{"the launcher needs a Docker engine: name its socket with --docker-host"}}
+	}
+	return nil
+}
+
+// Select chooses the digest that runs.
+func Select(list *approval.List, override *v1.Hash, def v1.Hash) (approval.Decision, error) {
+	decision, err := approval.Select(list, override, def)
+	if err != nil {
+		return approval.Decision{}, typed(OverrideRefused, err)
+	}
+	return decision, nil
+}
+
+// FilesAt returns the step at which a boot reads user config and approved list: where an image is
+// measured already, the probe has to know which one is wanted.
+func (f Facts) FilesAt() Step {
+	if f.AnImage() {
+		return AtProbe
+	}
+	return AtConfig
+}
+
+// EngineAt returns the step at which a boot first needs the engine, and ContainersAt that at which
+// it needs to know its containers.
+func (f Facts) EngineAt() Step {
+	if !f.Settings.TEE() {
+		return AtPull
+	}
+	return f.ContainersAt()
+}
+
+// ContainersAt: see EngineAt.
+func (f Facts) ContainersAt() Step {
+	switch {
+	case !f.Settings.TEE():
+		return AtCreate
+	case f.AnImage():
+		return AtProbe
+	}
+	return AtGate
+}
+
+// Lock is who holds the shared directory's lock.
+type Lock struct {
+	PID       string     // empty: nobody
+	Container *Container // whose process it is, as far as that can be seen
+}
+
+// Launcher reports whether it is a launcher's: that of whoever isn't the workload, which may take
+// the lock of its volume too.
+func (l Lock) Launcher() bool {
+	return l.PID != "" && (l.Container == nil || !compose.OfWorkload(l.Container.Container))
+}
+
+// NextBoot returns the containers as the next boot finds them, if nothing else happens: only those
+// run that the engine starts by itself.
+func NextBoot(now []Container) (then []Container) {
+	for _, c := range now {
+		if c.startsByItself() {
+			c.Status = "running"
+		} else if c.Live() {
+			c.Status = "exited"
+		}
+		then = append(then, c)
+	}
+	return then
+}
+
+// startsByItself reports whether an engine that comes up after a power loss starts the container.
+// Docker keeps to itself whether somebody stopped it by hand; where it matters, one that doesn't
+// run was.
+func (c Container) startsByItself() bool {
+	if c.StartedAt.IsZero() {
+		return false
+	}
+	switch c.RestartPolicy {
+	case "always":
+		return true
+	case "unless-stopped":
+		return c.Live()
+	case "on-failure":
+		return c.Live() || c.ExitCode != 0
+	}
+	return false
+}

@@ -1,0 +1,170 @@
+package admission_test
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/approval"
+	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/rtmr"
+)
+
+// logs returns an event log before and after the digest was measured.
+func logs(t *testing.T, measured v1.Hash) (before, after *rtmr.Log) {
+	t.Helper()
+	agent, err := launchtest.NewAgent(filepath.Join(t.TempDir(), "a"), launchtest.AgentOptions{})
+	require.NoError(t, err)
+	defer agent.Close()
+	read := func() *rtmr.Log {
+		log, err := rtmr.Parse([]byte(agent.TCBInfo()))
+		require.NoError(t, err)
+		return &log
+	}
+	before = read()
+	payload, err := digest.Bytes(measured)
+	require.NoError(t, err)
+	agent.Emit(rtmr.EventName, payload[:])
+	return before, read()
+}
+
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	want, other := digest.Of([]byte("want")), digest.Of([]byte("other"))
+	nothing, measured := logs(t, want)
+	_, elsewise := logs(t, other)
+	now := time.Now()
+	begun := admission.Record{ID: "boot"}
+	intent := admission.Record{ID: "boot", Digest: want, Intent: now}
+	done := admission.Record{ID: "boot", Digest: want, Intent: now, Done: true}
+	doneOther := admission.Record{ID: "boot", Digest: other, Intent: now, Done: true}
+
+	container := func(name, boot, status, policy, socket string) admission.Container {
+		c := inspect.Container{Name: name, Status: status, RestartPolicy: policy}
+		c.Labels = map[string]string{compose.BootLabel: boot}
+		return admission.Container{Container: c, Socket: socket}
+	}
+	ours := container("mpc-node", "boot", "running", "no", "/run/dstack.sock")
+	restarts := container("mpc-node", "boot", "running", "on-failure", "/run/dstack.sock")
+	old := container("mpc-node", "before", "running", "no", "/run/dstack.sock")
+	ended := container("mpc-node", "before", "exited", "no", "/run/dstack.sock")
+	holder := container("holder", "", "running", "no", "/")
+	idle := container("holder", "", "exited", "no", "/")
+	bystander := container("bystander", "", "running", "always", "")
+
+	for name, c := range map[string]struct {
+		log        *rtmr.Log
+		record     admission.Record
+		supervise  admission.Supervise
+		containers []admission.Container
+		codes      []admission.Code
+		measured   bool
+		old        int
+		excused    int
+	}{
+		"a first boot":                      {log: nothing},
+		"a log that isn't known":            {containers: []admission.Container{old, bystander}, old: 1},
+		"an old workload":                   {log: nothing, containers: []admission.Container{old, ended}, old: 1},
+		"one of this boot, unmeasured":      {log: nothing, containers: []admission.Container{ours}, old: 1},
+		"a holder":                          {log: nothing, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}},
+		"an idle holder":                    {log: nothing, containers: []admission.Container{idle}},
+		"an intent and no event":            {log: nothing, record: intent, codes: []admission.Code{admission.MeasuredByOthers}},
+		"a record of having done it":        {log: nothing, record: done},
+		"measured":                          {log: measured, record: done, containers: []admission.Container{ours}, measured: true},
+		"measured, and killed then":         {log: measured, record: intent, containers: []admission.Container{ours}, measured: true},
+		"measured, without a record":        {log: measured, containers: []admission.Container{ours}, measured: true},
+		"measured before any intent":        {log: measured, record: begun, codes: []admission.Code{admission.MeasuredByOthers}},
+		"measured, another was meant":       {log: measured, record: doneOther, codes: []admission.Code{admission.MeasuredByOthers}},
+		"another is measured":               {log: elsewise, record: doneOther, codes: []admission.Code{admission.OtherMeasured}},
+		"measured, and an old one runs":     {log: measured, record: done, containers: []admission.Container{old}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
+		"measured, and ours restarts":       {log: measured, record: done, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
+		"the same, as it is meant":          {log: measured, record: done, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
+		"the same, without a record":        {log: measured, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
+		"a holder, and a record":            {log: measured, record: done, containers: []admission.Container{holder}, measured: true},
+		"a holder, and nothing explains it": {log: measured, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := admission.Facts{
+				Settings: admission.Settings{Platform: config.TEE, Supervise: c.supervise}, Boot: "boot",
+				Record: c.record, Log: c.log, Wanted: &approval.Decision{Digest: want}, Containers: c.containers,
+			}
+			v := admission.Decide(f)
+			var codes []admission.Code
+			for _, r := range v.Refusals {
+				codes = append(codes, r.Code)
+				assert.Equal(t, exit.Measurement, r.ExitCode())
+				assert.NotEmpty(t, r.Hints())
+			}
+			assert.Equal(t, c.codes, codes)
+			assert.Equal(t, c.measured, v.Measured)
+			assert.Len(t, v.Old, c.old)
+			assert.Len(t, v.Excused, c.excused)
+
+			f.Settings.Platform = config.NONTEE
+			assert.Equal(t, admission.Verdict{}, admission.Decide(f), "outside a CVM nothing is measured")
+		})
+	}
+}
+
+func TestOurOwnProjectMayHoldTheSocket(t *testing.T) {
+	t.Parallel()
+	project := map[string]string{compose.ProjectLabel: "launcher"}
+	sibling := admission.Container{Container: inspect.Container{Status: "running", Labels: project}, Socket: "/"}
+	f := admission.Facts{Settings: admission.Settings{Platform: config.TEE}, Containers: []admission.Container{sibling}}
+	require.Error(t, admission.Decide(f).Err())
+	f.Self = inspect.Container{Labels: project}
+	assert.NoError(t, admission.Decide(f).Err())
+}
+
+func TestWhatTheNextBootFinds(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		policy, now string
+		code        int
+		then        string
+	}{
+		{"no", "running", 0, "exited"}, {"no", "exited", 1, "exited"}, {"no", "created", 0, "created"},
+		{"always", "running", 0, "running"}, {"always", "exited", 0, "running"}, {"always", "created", 0, "created"},
+		{"unless-stopped", "paused", 0, "running"}, {"unless-stopped", "exited", 0, "exited"},
+		{"on-failure", "running", 0, "running"}, {"on-failure", "exited", 0, "exited"}, {"on-failure", "exited", 1, "running"},
+	} {
+		now := inspect.Container{RestartPolicy: c.policy, Status: c.now, ExitCode: c.code}
+		if c.now != "created" {
+			now.StartedAt = time.Now()
+		}
+		then := admission.NextBoot([]admission.Container{{Container: now}})
+		assert.Equal(t, c.then, then[0].Status, "%+v", c)
+	}
+}
+
+func TestWhoseLockItIs(t *testing.T) {
+	t.Parallel()
+	of := func(name string) admission.Lock {
+		return admission.Lock{PID: "7", Container: &admission.Container{Container: inspect.Container{Name: name}}}
+	}
+	assert.False(t, admission.Lock{}.Launcher(), "nobody's")
+	assert.True(t, admission.Lock{PID: "7"}.Launcher())
+	assert.True(t, of("launcher").Launcher())
+	assert.False(t, of("mpc-node").Launcher())
+}
+
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	classic := inspect.Info{Store: inspect.Classic, Root: "/var/lib/docker"}
+	assert.NoError(t, admission.Room(classic, 50, 100))
+	err := admission.Room(classic, 51, 100)
+	assert.Equal(t, exit.Engine, exit.Of(err))
+	assert.NotEmpty(t, exit.Hints(err))
+	assert.NoError(t, admission.Room(inspect.Info{Store: inspect.Containerd}, 51, 0), "it may be anywhere")
+}

@@ -1,0 +1,44 @@
+package admission
+
+import (
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/config"
+)
+
+// Settings is what flags and environment say. In a CVM they are measured with the compose file that
+// holds them.
+type Settings struct {
+	Platform      config.Platform // empty only where somebody asks who doesn't know it
+	DefaultDigest v1.Hash         // runs where there is no approved list
+	ConfigFile    string
+	SharedDir     string   // where the launcher sees the shared volume
+	AgentSocket   string   // of the guest agent; TEE only
+	DockerHost    string   // "unix://" and an absolute path
+	Compose       string   // the command; empty: found
+	Insecure      []string // registries that may be spoken to over plain http; empty: loopback only
+	Supervise     Supervise
+	Report        string // path of the launch report; empty: in our own directory; NoReport: none
+}
+
+// NoReport is the value of Settings.Report that asks for none.
+const NoReport = "none"
+
+// Supervise says who looks after a workload that ends: this process, or the engine by its restart
+// policy. The engine does so at its own start too, before anything was measured.
+type Supervise string
+
+// The values of Supervise; the empty one is SuperviseAuto.
+const (
+	SuperviseAuto Supervise = "auto" // on in TEE mode, off outside
+	SuperviseOn   Supervise = "on"
+	SuperviseOff  Supervise = "off"
+)
+
+// TEE reports whether this is a CVM, in which what runs is measured.
+func (s Settings) TEE() bool { return s.Platform == config.TEE }
+
+// Supervised reports whether the launcher looks after the workload itself.
+func (s Settings) Supervised() bool {
+	return s.Supervise == SuperviseOn || s.Supervise != SuperviseOff && s.TEE()
+}

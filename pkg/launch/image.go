@@ -1,0 +1,121 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/docker"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/registry"
+	"tee-launcher/pkg/state"
+)
+
+// imaged is an image whose manifest and config are proved, and its ID where the engine has it,
+// which is proved as well.
+type imaged struct {
+	image  *image.Verified
+	source *registry.Source // where its layers come from
+	id     docker.ImageID
+}
+
+// pull proves manifest and config: from the copy that an earlier boot kept, if the engine has the
+// image, or from the registry.
+func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
+	return func(ctx context.Context) (imaged, string, error) {
+		client := &registry.Client{
+			Insecure: m.Settings.Insecure, Rounds: retry.Rounds,
+			Interval: max(retry.Interval, 1), MaxDelay: max(retry.MaxDelay, 1), // zero would mean the default
+			ForbiddenHelperDirs: []string{"/tapp", m.Settings.SharedDir}, // unmeasured: a helper there could be anybody's
+			Log:                 m.Log,
+			Tuning:              registry.Tuning{Sleep: m.Sleep},
+		}
+		m.report.Pull = &PullReport{}
+		info, err := m.info(ctx)
+		if err != nil {
+			return imaged{}, "", err
+		}
+		source := client.Source(ref)
+		kept, err := m.own.Restore(ref)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.Log.Warn("the kept manifest is of no use", "error", err)
+		}
+		if err == nil {
+			id, err := m.engine.Prove(ctx, info, kept)
+			m.report.image(kept, id)
+			if err == nil {
+				m.report.Pull.Source, m.report.Pull.BytesReused = "engine", kept.Size()
+				return imaged{kept, source, id}, "the engine has the image", errSkipped
+			}
+			return imaged{image: kept, source: source}, fmt.Sprintf("kept by an earlier run: %d layers, %d bytes", len(kept.Layers()), kept.Size()), nil
+		}
+		resolved, err := source.Resolve(ctx)
+		if err != nil {
+			return imaged{}, "", err
+		}
+		m.report.image(resolved, docker.ImageID{})
+		return imaged{image: resolved, source: source}, fmt.Sprintf("%d layers, %d bytes", len(resolved.Layers()), resolved.Size()), nil
+	}
+}
+
+// load has the engine take the image, unless it has it.
+func (m *machine) load(pulled imaged) step[imaged] {
+	return func(ctx context.Context) (imaged, string, error) {
+		img := pulled
+		if !img.id.IsZero() {
+			m.engine.ForgetPrefixes(ctx, img.image) // of a run that was killed just before it would have
+			return img, img.id.String(), errSkipped
+		}
+		info, err := m.engine.Info(ctx)
+		if err != nil {
+			return imaged{}, "", err
+		}
+		img.id, err = m.engine.Prove(ctx, info, img.image)
+		var unproved *inspect.UnprovedError
+		switch {
+		case err == nil:
+			m.report.Pull.Source, m.report.Pull.BytesReused = "engine", img.image.Size()
+		case errors.Is(err, inspect.ErrNoImage), errors.As(err, &unproved):
+			known := m.own.Known(img.image.Reference().Context())
+			var loaded docker.Loaded
+			loaded, err = m.engine.Load(ctx, img.image, img.source, docker.LoadOptions{
+				Known: known, Space: m.space(ctx), Progress: m.Progress,
+			})
+			m.Progress.Stop()
+			img.id, m.report.Pull.BytesReused, m.report.Pull.Source = loaded.ID, loaded.Reused, "registry"
+		}
+		stats := img.source.Stats()
+		m.report.Pull.BytesFetched, m.report.Pull.Requests, m.report.Pull.Resumes = stats.Fetched, stats.Requests, stats.Resumes
+		m.report.image(img.image, img.id)
+		if err != nil {
+			return imaged{}, "", err
+		}
+		if m.shared != nil { // `launcher pull` may have none
+			if err := m.own.Keep(img.image); err != nil {
+				m.Log.Warn("manifest and config can't be kept; the next boot will need the registry", "error", err)
+			}
+		}
+		return img, img.id.String(), nil
+	}
+}
+
+// space returns the question whether the engine has room for an image. Where that can't be seen it
+// is none: unknown is never a refusal.
+func (m *machine) space(ctx context.Context) func(inspect.Info, int64) error {
+	self, err := m.self(ctx)
+	if err != nil {
+		return nil
+	}
+	return func(info inspect.Info, missing int64) error {
+		if free, known := state.Free(info, self, m.Settings, nil); known {
+			return admission.Room(info, missing, free)
+		}
+		return nil
+	}
+}

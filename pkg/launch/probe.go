@@ -1,0 +1,193 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/approval"
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/docker"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/state"
+)
+
+// machine is what a run acts on once it has the lock.
+type machine struct {
+	*run
+	shared *files.Dir // locked
+	own    state.Dir  // our own directory in it
+	engine *docker.Engine
+	agent  *rtmr.Agent // nil outside a CVM
+}
+
+// settings opens the shared directory and takes the lock. It is the directory's own: it dies with
+// this process, and nothing that the workload does to the entries of its volume can take it away.
+func (r *run) settings(ctx context.Context) (*machine, string, error) {
+	shared, err := state.OpenShared(r.Settings)
+	if err != nil {
+		return nil, "", err
+	}
+	r.opened = shared
+	if err := shared.Lock(ctx, r.Sleep); errors.Is(err, files.ErrLocked) {
+		return nil, "", admission.Locked(err)
+	} else if err != nil {
+		return nil, "", admission.SharedDir(err)
+	}
+	m := &machine{run: r, shared: shared, own: state.In(shared)}
+	if err := m.own.Make(); err != nil {
+		return nil, "", err
+	}
+	r.report.open(r.Settings.Report, m.own, shared)
+	m.engine, err = docker.New(r.Settings.DockerHost)
+	if err != nil {
+		return nil, "", &exit.Error{Code: exit.Usage, Err: err}
+	}
+	m.engine.Sleep = r.Sleep
+	if r.Settings.TEE() {
+		m.agent = &rtmr.Agent{Socket: r.Settings.AgentSocket, Logger: r.Log, Now: r.Now, Sleep: r.Sleep}
+	}
+	return m, "platform " + string(r.Settings.Platform), nil
+}
+
+// choice is the image that this boot runs.
+type choice struct {
+	approval.Decision
+	config *config.Config
+	ref    name.Digest // the digest in the repository that the config names
+	retry  config.Retry
+}
+
+// standing is what this boot's log says before anything was done.
+type standing struct {
+	log      *rtmr.Log // nil outside a CVM
+	measured bool      // an image is
+	choice   choice    // that image; nothing where none is
+}
+
+// probe asks, before anything is touched, whether a measurement could end well.
+func (m *machine) probe(ctx context.Context) (found standing, detail string, err error) {
+	if !m.Settings.TEE() {
+		return found, "no measurement outside a CVM", errSkipped
+	}
+	log, err := m.agent.Log(ctx)
+	if err != nil {
+		return found, "", err
+	}
+	facts := m.facts()
+	facts.Log = &log
+	if facts.Awaited() {
+		m.Log.Warn("an earlier run of this boot may be measuring still, reading the log until that shows", "digest", facts.Record.Digest)
+		if log, err = m.agent.Await(ctx); err != nil {
+			return found, "", err
+		}
+	}
+	if err := admission.Decide(facts).Err(); err != nil {
+		return found, "", err
+	}
+	found.log = &log
+	if !facts.AnImage() {
+		return found, "the agent can measure, no image is measured yet", m.agent.CanEmit(ctx)
+	}
+	if found.choice, err = m.read(); err != nil {
+		return found, "", err
+	}
+	facts.Wanted = &found.choice.Decision
+	if err := admission.Decide(facts).Err(); err != nil { // needs no engine
+		return found, "", err
+	}
+	if _, err := m.info(ctx); err != nil {
+		return found, "", err
+	}
+	if facts, err = m.around(ctx, facts); err != nil {
+		return found, "", err
+	}
+	verdict := admission.Decide(facts)
+	if err := verdict.Err(); err != nil {
+		return found, "", err
+	}
+	for _, c := range verdict.Excused {
+		m.Log.Warn("an image event stands and the engine may restart the workload by itself; our record of this boot says that the event is ours",
+			"container", c.Name, "policy", c.RestartPolicy)
+	}
+	digest := found.choice.Digest
+	m.conclude(digest)
+	m.report.measured(log.Replay(), digest, true)
+	found.measured = verdict.Measured
+	return found, digest.String() + " is measured already", nil
+}
+
+// facts is what is known without asking anybody.
+func (m *machine) facts() admission.Facts {
+	return admission.Facts{Settings: m.Settings, Boot: m.BootID, Record: m.own.Record(m.BootID)}
+}
+
+// info asks the engine what it is.
+func (m *machine) info(ctx context.Context) (inspect.Info, error) {
+	info, err := m.engine.Info(ctx)
+	if err == nil {
+		err = admission.Engine(info)
+	}
+	return info, err
+}
+
+// around adds the containers to what is known.
+func (m *machine) around(ctx context.Context, f admission.Facts) (_ admission.Facts, err error) {
+	if f.Self, err = m.self(ctx); err == nil {
+		f.Containers, err = state.Containers(ctx, m.engine.Engine, m.Settings, f.Self)
+	}
+	return f, err
+}
+
+// self returns the launcher's own container; the zero value where it runs as a plain binary.
+func (m *machine) self(ctx context.Context) (docker.Container, error) {
+	if m.SelfID != "" {
+		return m.engine.Container(ctx, m.SelfID)
+	}
+	return state.Self(ctx, m.engine.Engine, m.Proc)
+}
+
+// choose reads the user config and the approved list and selects the digest to run. Where an image
+// is measured already, the probe did so: the workload can change the list at any time, and what was
+// admitted is what has to run.
+func (m *machine) choose(found alone) step[choice] {
+	return func(context.Context) (choice, string, error) {
+		chosen := found.choice
+		if !found.measured {
+			var err error
+			if chosen, err = m.read(); err != nil {
+				return choice{}, "", err
+			}
+		}
+		reference := chosen.config.Image.String()
+		m.report.Image = &ImageReport{Reference: reference, Digest: chosen.Digest, Reason: string(chosen.Reason)}
+		m.Log.Info("image selected", "reference", reference, "digest", chosen.Digest, "reason", chosen.Reason)
+		return chosen, fmt.Sprintf("%s (%s)", chosen.Digest, chosen.Reason), nil
+	}
+}
+
+// read reads the files that say which image is wanted.
+func (m *machine) read() (choice, error) {
+	cfg, warnings, err := state.UserConfig(m.Settings)
+	if err != nil {
+		return choice{}, err
+	}
+	for _, w := range warnings {
+		m.Log.Warn(w.String())
+	}
+	list, err := state.Approved(m.shared)
+	if err != nil {
+		return choice{}, err
+	}
+	decision, err := admission.Select(list, cfg.Override, m.Settings.DefaultDigest)
+	if err != nil {
+		return choice{}, err
+	}
+	return choice{Decision: decision, config: cfg, ref: cfg.Image.At(decision.Digest), retry: cfg.Retry}, nil
+}

@@ -1,0 +1,5 @@
+package preflight_test
+
+import "testing"
+
+func TestSeedsBoot(t *testing.T) { testSeeds(t, "boot") }

@@ -1,0 +1,175 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/approval"
+	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/internal/files"
+)
+
+// Proc is where the kernel shows processes, locks and the boot's name.
+const Proc = "/proc"
+
+// maxLocks bounds the kernel's list of locks.
+const maxLocks = 1 << 20
+
+// OpenShared opens the shared directory.
+func OpenShared(s admission.Settings) (*files.Dir, error) {
+	dir, err := files.OpenDir(s.SharedDir)
+	if err != nil {
+		return nil, admission.SharedDir(err)
+	}
+	return dir, nil
+}
+
+// UserConfig reads the user config. The warnings are valid beside an error.
+func UserConfig(s admission.Settings) (*config.Config, []config.Warning, error) {
+	data, err := files.ReadFile(s.ConfigFile, config.MaxSize)
+	if err != nil {
+		return nil, nil, admission.UserConfig(err)
+	}
+	return config.Parse(s.ConfigFile, data, s.Platform)
+}
+
+// Approved reads the approved list; nil, there is none.
+func Approved(shared *files.Dir) (*approval.List, error) {
+	data, err := shared.Read(approval.File, approval.MaxSize)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, admission.Unlisted(err)
+	}
+	list, err := approval.Parse(data)
+	if err != nil {
+		return nil, admission.BadList(fmt.Errorf("%s: %w", approval.File, err))
+	}
+	return &list, nil
+}
+
+// CanWriteNodeConfig returns why the node config, of so many bytes, couldn't be written, as far as
+// that can be seen.
+func CanWriteNodeConfig(shared *files.Dir, size int) error {
+	if err := shared.CanWrite(compose.NodeConfig, int64(size)); err != nil {
+		return admission.NodeConfig(err)
+	}
+	return nil
+}
+
+// Self returns our own container; the zero value for a plain binary.
+func Self(ctx context.Context, e *inspect.Engine, proc string) (inspect.Container, error) {
+	mounts, err := files.ReadFile(filepath.Join(proc, "self/mountinfo"), inspect.MaxMountinfo)
+	if err != nil {
+		return inspect.Container{}, fmt.Errorf("finding our own container: %w", err)
+	}
+	return e.Self(ctx, mounts)
+}
+
+// Containers returns all containers but our own. In a CVM each says how it reaches the agent's
+// socket.
+func Containers(
+	ctx context.Context, e *inspect.Engine, s admission.Settings, self inspect.Container,
+) ([]admission.Container, error) {
+	all, err := e.Containers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var others []admission.Container
+	for _, c := range all {
+		if c.ID == self.ID {
+			continue
+		}
+		other := admission.Container{Container: c}
+		if s.TEE() {
+			if other.Socket, err = e.Reaches(ctx, c, self.HostPath(s.AgentSocket)); err != nil {
+				return nil, err
+			}
+		}
+		others = append(others, other)
+	}
+	return others, nil
+}
+
+// Free returns how many bytes are free on the engine's disk, and whether that can be seen: a plain
+// binary sees the data root itself, in a container the shared volume mostly lies under it. Look
+// looks at a path; nil: the file system is asked.
+func Free(
+	info inspect.Info, self inspect.Container, s admission.Settings, look func(string) (int64, error),
+) (int64, bool) {
+	if look == nil {
+		look = available
+	}
+	place := info.Root
+	if self.ID != "" {
+		lies := func(m inspect.Mount) bool {
+			return m.Destination == s.SharedDir && strings.HasPrefix(m.Source, info.Root+"/")
+		}
+		if !slices.ContainsFunc(self.Mounts, lies) {
+			return 0, false
+		}
+		place = s.SharedDir
+	}
+	free, err := look(place)
+	return free, err == nil
+}
+
+func available(path string) (int64, error) {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(path, &disk); err != nil {
+		return 0, err
+	}
+	return int64(disk.Bavail) * disk.Bsize, nil
+}
+
+// LockHolder returns who holds the shared directory's lock, as the kernel tells it to proc, without
+// taking it. Processes of other containers can be seen only from outside of all.
+func LockHolder(
+	ctx context.Context, e *inspect.Engine, shared *files.Dir, proc string,
+) (admission.Lock, error) {
+	data, err := files.ReadFile(filepath.Join(proc, "locks"), maxLocks)
+	if err != nil {
+		return admission.Lock{}, err
+	}
+	info, err := os.Stat(shared.Path())
+	if err != nil {
+		return admission.Lock{}, err
+	}
+	stat, isStat := info.Sys().(*syscall.Stat_t)
+	if !isStat {
+		return admission.Lock{}, errors.New("the shared directory has no inode")
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	for line := range strings.Lines(string(data)) {
+		// "1: FLOCK  ADVISORY  WRITE 1234 08:02:5678 0 EOF"
+		fields := strings.Fields(line)
+		if len(fields) < 6 || fields[1] != "FLOCK" || fields[5] != file {
+			continue
+		}
+		lock := admission.Lock{PID: fields[4]}
+		if e == nil {
+			return lock, nil
+		}
+		mounts, err := files.ReadFile(filepath.Join(proc, lock.PID, "mountinfo"), inspect.MaxMountinfo)
+		if err == nil {
+			if c, err := e.Self(ctx, mounts); err == nil && c.ID != "" {
+				lock.Container = &admission.Container{Container: c}
+			}
+		}
+		return lock, nil
+	}
+	return admission.Lock{}, nil
+}
