@@ -13,6 +13,7 @@ import (
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/sanitize"
 )
 
 type rtmr3Opts struct {
@@ -28,19 +29,29 @@ func (p *program) newRTMR3Cmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rtmr3",
 		Short: "Replay an event log and say whether a verifier would accept it",
-		Long: `Replays RTMR3's events, compares the result with the register, and applies the NEAR verifier's rules
-for the image event. Without --event-log the guest agent is asked, which makes a hardware quote.
-A quote's signature is not checked. Rejected, or --expect not met: exit code 8.`,
+		Long: `Replays RTMR3's events, compares the result with the register, and applies the NEAR
+verifier's rules: to the events, to the app-compose, and to the form of everything that its own
+reader needs. Without --event-log the guest agent is asked, which makes a hardware quote. A quote's
+signature is not checked, nor which digests are approved. Rejected, or --expect not met: exit code
+8; not readable: 3.
+
+Three rules are the launcher's own, because what they refuse has two readings: an event whose
+measured bytes can be read as an image event (AmbiguousEvent), a JSON name that stands twice, and
+one in two letter cases.`,
 		Example: `  launcher rtmr3                                         # of this CVM
   launcher rtmr3 --event-log tcb_info.json --expect sha256:…
-  launcher rtmr3 --event-log tcb_info.json --predict sha256:…`,
+  launcher rtmr3 --event-log tcb_info.json --predict sha256:…
+  curl -s http://node:8080/public_data | launcher rtmr3 --event-log -`,
 		Args: noArguments,
 		RunE: o.runRTMR3,
 	}
 	addOutput(cmd, &o.output)
-	cmd.Flags().StringVar(&o.log, "event-log", "", "a file with tcb_info, an answer of Info or GetQuote, or a bare array of events; - is standard input")
-	cmd.Flags().StringVar(&o.expect, "expect", "", "also require that this digest is the measured one")
-	cmd.Flags().StringVar(&o.predict, "predict", "", "print the value that RTMR3 will have once this digest is emitted; that none is measured yet is no rejection then")
+	flags := cmd.Flags()
+	flags.StringVar(&o.log, "event-log", "", "a file with tcb_info, an answer of Info or "+
+		"GetQuote, a node's /public_data, or a bare array of events; - is standard input")
+	flags.StringVar(&o.expect, "expect", "", "also require that this digest is the measured one")
+	flags.StringVar(&o.predict, "predict", "", "print the value that RTMR3 will have once this "+
+		"digest is emitted; that none is measured yet is no rejection then, that one is, is one")
 	return cmd
 }
 
@@ -87,10 +98,9 @@ func (o *rtmr3Opts) runRTMR3(cmd *cobra.Command, _ []string) error {
 		r.Image = image.String()
 	}
 	if expect != nil && verdict == nil && image != *expect {
-		verdict = &rtmr.Rejection{Reason: rtmr.OtherDigest, Got: image.String(), Want: expect.String()}
-	}
-	if verdict != nil {
-		r.Reason = verdict.Error()
+		verdict = &rtmr.Rejection{
+			Reason: rtmr.OtherDigest, Got: image.String(), Want: expect.String(),
+		}
 	}
 	if predict != nil {
 		predicted, err := log.Predict(*predict)
@@ -98,14 +108,30 @@ func (o *rtmr3Opts) runRTMR3(cmd *cobra.Command, _ []string) error {
 			return err
 		}
 		r.Predicted = predicted.String()
-		// What is to be emitted isn't there yet.
-		var rejected *rtmr.Rejection
-		if expect == nil && errors.As(verdict, &rejected) && rejected.Reason == rtmr.MissingEvent {
-			verdict = nil
-		}
+		verdict = predictedVerdict(log, verdict, expect != nil)
+	}
+	if verdict != nil {
+		r.Reason = verdict.Error()
 	}
 	if err := o.print(r); err != nil {
 		return err
+	}
+	return verdict
+}
+
+// predictedVerdict is the verdict on what is to be emitted: that it isn't there yet is no
+// rejection, unless somebody expects it, and that an image event is there already is one.
+func predictedVerdict(log rtmr.Log, verdict error, expected bool) error {
+	var rejected *rtmr.Rejection
+	switch {
+	case errors.As(verdict, &rejected) && rejected.Reason == rtmr.MissingEvent &&
+		rejected.Entry == rtmr.EventName && !expected:
+		return nil
+	case verdict == nil && len(log.Images()) > 0:
+		return &rtmr.Rejection{
+			Reason: rtmr.DuplicateEvent,
+			Entry:  "an image is measured already, a second event would be refused",
+		}
 	}
 	return verdict
 }
@@ -186,7 +212,7 @@ func (o *rtmr3Opts) print(r replay) error {
 	if r.Accepted {
 		fmt.Fprintf(w, "accepted\t%s\n", r.Image)
 	} else {
-		fmt.Fprintf(w, "rejected\t%s\n", r.Reason)
+		fmt.Fprintf(w, "rejected\t%s\n", sanitize.Line(r.Reason, sanitize.MaxLine))
 	}
 	return w.Flush()
 }

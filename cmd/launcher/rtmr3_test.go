@@ -109,6 +109,12 @@ func TestRTMR3OfTheAgent(t *testing.T) {
 	assert.Equal(t, exit.OK, code)
 	assert.Equal(t, m.Agent.RTMR3(), r.Reported)
 
+	r, stderr, code = replay(t, "", environ, "--predict", image.String())
+	assert.Equal(t, exit.Measurement, code)
+	assert.True(t, r.Accepted)
+	assert.Contains(t, stderr, "a second event would be refused")
+	assert.NotEmpty(t, r.Predicted)
+
 	m.Agent.Emit(rtmr.EventName, payload[:])
 	for _, args := range [][]string{nil, {"--expect", image.String()}, {"--predict", image.String()}} {
 		r, _, code = replay(t, "", environ, args...)
@@ -123,6 +129,55 @@ func TestRTMR3OfTheAgent(t *testing.T) {
 	_, stderr, code = replay(t, "", environ)
 	assert.Equal(t, exit.Measurement, code)
 	assert.Contains(t, stderr, "hint: ")
+}
+
+// TestRTMR3AgreesWithTheVerifier runs the verifier's verdicts through the command.
+func TestRTMR3AgreesWithTheVerifier(t *testing.T) {
+	t.Parallel()
+	const dir = "../../testdata/verdicts/"
+	data, err := os.ReadFile(dir + "verdicts.json")
+	require.NoError(t, err)
+	var verdicts map[string]string
+	require.NoError(t, json.Unmarshal(data, &verdicts))
+	for name, want := range verdicts {
+		if strings.HasPrefix(name, "A") || name == "00-good-app-compose.json" {
+			stdout, _, code := run(t, nonTEE(t), "verify", "--skip",
+				"config,registry,engine,compose,agent,host", "--app-compose", dir+name)
+			assert.Equal(t, want == "accept", code == exit.OK, "%s: %s", name, stdout)
+			assert.NotContains(t, stdout, "would succeed", name)
+			continue
+		}
+		r, stderr, code := replay(t, "", nil, "--event-log", dir+name)
+		assert.Equal(t, want == "accept", r.Accepted, "%s: %s", name, stderr)
+		assert.Equal(t, want == "accept", code == exit.OK, "%s: %s", name, stderr)
+	}
+}
+
+// TestRunGoesOnWhereVerifiersRefuseTheAppCompose: an older attestation may still count.
+func TestRunGoesOnWhereVerifiersRefuseTheAppCompose(t *testing.T) {
+	t.Parallel()
+	compose, err := os.ReadFile("../../testdata/verdicts/A1-app-compose-no-gateway_enabled.json")
+	require.NoError(t, err)
+	m, err := launchtest.NewMachine(launchtest.MachineOptions{
+		Agent: launchtest.AgentOptions{AppCompose: string(compose)},
+	})
+	require.NoError(t, err)
+	defer m.Close()
+
+	stdout, stderr, code := run(t, onMachine(m), "verify")
+	assert.Equal(t, exit.Measurement, code, "%s", stdout)
+	assert.Contains(t, stdout, "APP002 error: gateway_enabled is missing: it must be false")
+	assert.Contains(t, stdout, "run would go on, but verifiers would refuse the node")
+	assert.Equal(t, "error: run would go on, and verify ends with exit code 8\n", stderr)
+
+	_, stderr, code = runUntilSupervised(t, onMachine(m), "run")
+	assert.Equal(t, exit.OK, code, "%s", stderr)
+	assert.Contains(t, stderr, "level=WARN msg=\"verifiers would refuse this node\"")
+	assert.Equal(t, 1, m.Agent.Emits())
+
+	_, stderr, code = replay(t, "", onMachine(m))
+	assert.Equal(t, exit.Measurement, code)
+	assert.Contains(t, stderr, "error: event log: AppCompose: gateway_enabled is missing")
 }
 
 func TestRTMR3OfWhatIsNoLog(t *testing.T) {

@@ -86,9 +86,21 @@ func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
 	case mistakes != nil:
 		return mistakes
 	case report.ExitCode != exit.OK:
-		return &exit.Error{Code: report.ExitCode, Err: fmt.Errorf("run would end with exit code %d", report.ExitCode)}
+		return &exit.Error{Code: report.ExitCode, Err: verdict(report)}
 	}
 	return nil
+}
+
+// verdict says what an error in the report means. What no step of a boot comes across doesn't end
+// one.
+func verdict(r *preflight.Report) error {
+	ends := slices.ContainsFunc(r.Checks, func(c preflight.Result) bool {
+		return c.Status == preflight.Failed && c.Step != ""
+	})
+	if !ends {
+		return fmt.Errorf("run would go on, and verify ends with exit code %d", r.ExitCode)
+	}
+	return fmt.Errorf("run would end with exit code %d", r.ExitCode)
 }
 
 // parts returns the single mistakes of an error that joins them.

@@ -191,7 +191,8 @@ func (l *loading) again(ctx context.Context, why error, breakdowns *int) (bool, 
 	var pull *image.Error
 	switch {
 	case errors.As(why, &pull):
-		// Damage on the way, of which bytes were handed on. Package image says how often that may be.
+		// Damage on the way, of which bytes were handed on. Package image says how often that may
+		// be.
 		return pull.Restart, nil
 	case errors.Is(why, errClaim), l.full(why), !unanswered(why), *breakdowns == maxLoads-1:
 		return false, nil

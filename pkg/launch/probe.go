@@ -88,6 +88,9 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 			return found, "", err
 		}
 	}
+	for _, objection := range log.Objections() {
+		m.Log.Warn("verifiers would refuse this node", "reason", objection)
+	}
 	if err := admission.Decide(facts).Err(); err != nil {
 		return found, "", err
 	}

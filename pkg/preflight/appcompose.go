@@ -4,56 +4,78 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
-	"tee-launcher/pkg/internal/strictjson"
+	"tee-launcher/pkg/rtmr"
 )
 
 // maxAppCompose bounds an app-compose document.
 const maxAppCompose = 4 << 20
 
-// checkAppCompose holds an app-compose against the verifier's rules. A document that was named and breaks them is an error. The agent's
-// is measured already, so that a boot would succeed, and its quote would be refused.
+// checkAppCompose holds an app-compose, and what the agent says beside it, against the verifier's
+// rules. A boot goes on whatever is found: an older attestation may still count. But the next one
+// would be refused, and mending it needs a new CVM.
 func checkAppCompose(_ context.Context, f *facts) outcome {
-	named := f.options.AppCompose != ""
-	var document []byte
+	findings := f.objections()
+	document, err := f.appCompose()
 	switch {
-	case named:
-		data, err := files.ReadFile(f.options.AppCompose, maxAppCompose)
-		if err != nil {
-			return outcome{findings: []Finding{ending(AppComposeBroken, exit.Config, fmt.Errorf("app-compose: %w", err))}}
-		}
-		document = data
-	case f.events == nil:
+	case err != nil:
+		return outcome{findings: append(findings, ending(AppComposeBroken, exit.Config, err))}
+	case document == nil && len(findings) > 0:
+		return outcome{findings: findings}
+	case document == nil:
 		return outcome{unknown: "the agent doesn't tell it; --app-compose names a file"}
-	case f.events.AppCompose == "":
-		return outcome{unknown: "the agent doesn't tell it; --app-compose names a file"}
-	default:
-		document = []byte(f.events.AppCompose)
 	}
 	found, err := judge(document)
 	if err != nil {
 		code := exit.Measurement
-		if named {
+		if f.options.AppCompose != "" {
 			code = exit.Config
 		}
 		found = []Finding{ending(AppComposeBroken, code, fmt.Errorf("app-compose: %w", err))}
 	}
+	findings = append(findings, found...)
 	if measured, ok := f.measuredCompose(); ok && !bytes.Equal(measured, hash(document)) {
-		found = append(found, warning(AppComposeDiffers, fmt.Sprintf("sha256 is %x, measured in this CVM is %x", hash(document), measured),
+		findings = append(findings, warning(AppComposeDiffers,
+			fmt.Sprintf("sha256 is %x, measured in this CVM is %x", hash(document), measured),
 			"nothing, if the document is that of another CVM"))
 	}
-	if !named {
-		for i := range found {
-			found[i].Severity, found[i].ExitCode = Warning, exit.OK
+	held := fmt.Sprintf("held against the verifiers' rules, hash %.6x…", hash(document))
+	return ok(held, findings...)
+}
+
+// appCompose returns the document that was named, or the agent's; nil: there is none.
+func (f *facts) appCompose() ([]byte, error) {
+	if f.options.AppCompose != "" {
+		data, err := files.ReadFile(f.options.AppCompose, maxAppCompose)
+		if err != nil {
+			return nil, fmt.Errorf("app-compose: %w", err)
+		}
+		return data, nil
+	}
+	if f.events == nil || f.events.AppCompose == "" {
+		return nil, nil
+	}
+	return []byte(f.events.AppCompose), nil
+}
+
+// objections returns for what else than app-compose and image a verifier refuses the event log.
+func (f *facts) objections() []Finding {
+	if f.events == nil {
+		return nil
+	}
+	var findings []Finding
+	for _, objection := range f.events.Log.Objections() {
+		var rejected *rtmr.Rejection
+		if errors.As(objection, &rejected) && rejected.Reason != rtmr.AppCompose {
+			findings = append(findings,
+				ending(LogRefused, exit.Measurement, objection, exit.Hints(objection)...))
 		}
 	}
-	return ok(fmt.Sprintf("held against the verifiers' rules, hash %.6x…", hash(document)), found...)
+	return findings
 }
 
 func hash(document []byte) []byte {
@@ -74,68 +96,21 @@ func (f *facts) measuredCompose() ([]byte, bool) {
 	return nil, false
 }
 
-// rule is what the verifier demands of one field.
-type rule struct {
-	field string
-	want  string // JSON; empty: anything
-	// absent is what a missing field counts as; empty: it must be there.
-	absent string
-}
-
-// rules are all fields that the verifier knows. It refuses every other one.
-func rules() []rule {
-	const none = "null"
-	return []rule{
-		{"manifest_version", "2", ""}, {"name", "", ""}, {"runner", `"docker-compose"`, ""}, {"docker_compose_file", "", ""},
-		{"kms_enabled", "false", "false"}, {"gateway_enabled", "false", "false"}, {"tproxy_enabled", "false", "false"},
-		{"public_logs", "true", "false"}, {"public_sysinfo", "true", "false"}, {"local_key_provider_enabled", "true", "false"},
-		{"no_instance_id", "true", "false"}, {"allowed_envs", "[]", "[]"},
-		{"key_provider", "", none}, {"key_provider_id", "", none}, {"secure_time", "", none}, {"features", "", none},
-		{"public_tcbinfo", "", none}, {"storage_fs", "", none}, {"swap_size", "", none}, {"port_policy", "", none}, {"docker_config", "", none},
-	}
-}
-
-func scripts() []string { return []string{"pre_launch_script", "init_script", "bash_script"} }
-
 // judge returns what breaks the verifier's rules.
 func judge(document []byte) ([]Finding, error) {
-	v, err := strictjson.Parse(document)
+	faults, err := rtmr.JudgeAppCompose(document)
 	if err != nil {
 		return nil, err
 	}
-	fields, err := v.Object()
-	if err != nil {
-		return nil, err
-	}
-	refuse := func(code Code, format string, args ...any) Finding {
-		return ending(code, exit.Measurement, fmt.Errorf(format, args...), "correct the app-compose; it needs a new CVM, because its hash is measured")
+	codes := map[rtmr.FaultKind]Code{
+		rtmr.RefusedValue:  AppComposeRefused,
+		rtmr.RefusedField:  AppComposeUnknown,
+		rtmr.RefusedScript: AppComposeScript,
 	}
 	var found []Finding
-	known := scripts()
-	for _, r := range rules() {
-		known = append(known, r.field)
-		var compact bytes.Buffer
-		_ = json.Compact(&compact, fields[r.field].Raw())
-		value := compact.String()
-		if !fields[r.field].Present() || value == "null" && r.absent != "" {
-			value = r.absent
-		}
-		switch {
-		case value == "":
-			found = append(found, refuse(AppComposeRefused, "%s is missing", r.field))
-		case r.want != "" && value != r.want:
-			found = append(found, refuse(AppComposeRefused, "%s is %.60s, must be %s", r.field, value, r.want))
-		}
-	}
-	for _, name := range scripts() {
-		if fields[name].Present() && !fields[name].Null() {
-			found = append(found, refuse(AppComposeScript, "%s is not allowed", name))
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		if !slices.Contains(known, name) {
-			found = append(found, refuse(AppComposeUnknown, "unknown field %.60q", name))
-		}
+	for _, fault := range faults {
+		found = append(found, ending(codes[fault.Kind], exit.Measurement, errors.New(fault.Message),
+			"correct the app-compose; it needs a new CVM, because its hash is measured"))
 	}
 	return found, nil
 }

@@ -39,6 +39,7 @@ const (
 	AgentCannotEmit   Code = "AGT002"
 	LogUnreadable     Code = "AGT003"
 	AlreadyMeasured   Code = "AGT006"
+	LogRefused        Code = "AGT008"
 	AppComposeBroken  Code = "APP001"
 	AppComposeRefused Code = "APP002"
 	AppComposeUnknown Code = "APP003"
@@ -108,6 +109,7 @@ func Codes() []Class {
 		{admission.OtherMeasured, "another image is measured already"},
 		{AlreadyMeasured, "this image is measured already"},
 		{admission.MeasuredByOthers, "an image was, or may still be, measured by somebody whom this launcher's records don't know to have succeeded"},
+		{LogRefused, "verifiers refuse the event log, for something else than the image"},
 		{AppComposeBroken, "the app-compose document can't be read"},
 		{AppComposeRefused, "the app-compose has a value that verifiers refuse"},
 		{AppComposeUnknown, "the app-compose has a field that verifiers don't know, which they refuse"},

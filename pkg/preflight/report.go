@@ -3,7 +3,6 @@ package preflight
 import (
 	"encoding/hex"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -109,7 +108,8 @@ func (f *facts) report(results []Result, started time.Time) *Report {
 		r.For = ForBoot
 	}
 	f.demote(r.Checks)
-	first, count := math.MaxInt, 0
+	last := len(admission.Steps()) // what no step comes across
+	first, count := last+1, 0
 	var code Code
 	for _, c := range r.Checks {
 		rank := slices.Index(append(admission.Steps(), ""), admission.Step(c.Step))
@@ -123,7 +123,7 @@ func (f *facts) report(results []Result, started time.Time) *Report {
 			}
 		}
 	}
-	r.Summary = f.summary(r, code, count)
+	r.Summary = f.summary(r, code, count, first == last)
 	return r
 }
 
@@ -213,8 +213,9 @@ func (f *facts) verified() *image.Verified {
 // AsOfNow is what holds for every answer about the next boot.
 const AsOfNow = "as list, config and sources are at this moment"
 
-// summary says in one sentence of one line what a boot would come to.
-func (f *facts) summary(r *Report, code Code, count int) string {
+// summary says in one sentence of one line what a boot would come to. After says that the first
+// error is none of the boot's own.
+func (f *facts) summary(r *Report, code Code, count int, after bool) string {
 	left := []string{}
 	for _, g := range r.Skipped {
 		left = append(left, string(g))
@@ -232,6 +233,13 @@ func (f *facts) summary(r *Report, code Code, count int) string {
 			}
 		}
 		s := fmt.Sprintf("%s would end with exit code %d, %s: %s", run, r.ExitCode, name, code)
+		if after {
+			what := "verifiers would refuse the node"
+			if r.ExitCode == exit.Config {
+				what = "the document that was named can't be judged"
+			}
+			s = fmt.Sprintf("%s would go on, but %s: exit code %d, %s", run, what, r.ExitCode, code)
+		}
 		switch count {
 		case 1:
 			return s + end

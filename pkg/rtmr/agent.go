@@ -174,9 +174,9 @@ func (a *Agent) readInfo(ctx context.Context) (Info, error) {
 	if err == nil {
 		var members map[string]strictjson.Value
 		if members, err = answer.Object("tcb_info"); err == nil {
-			var info Info
-			if info, err = parseInfo(members); err == nil {
-				return info, nil
+			var log Log
+			if log, err = parseInfo(members); err == nil {
+				return infoOf(log), nil
 			}
 		}
 	}
@@ -185,6 +185,14 @@ func (a *Agent) readInfo(ctx context.Context) (Info, error) {
 		fault = Refused // in the way of the releases up to 0.5.8; later ones say 400
 	}
 	return Info{}, &AgentError{Socket: a.Socket, Method: methodInfo, Fault: fault, Status: http.StatusOK, Err: err}
+}
+
+func infoOf(log Log) Info {
+	info := Info{Log: log}
+	if log.compose != nil {
+		info.AppCompose = log.compose.document
+	}
+	return info
 }
 
 // emit asks the agent, once, to log and measure the event. Neither nil nor an error says whether it did: the log does.

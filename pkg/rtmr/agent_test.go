@@ -150,7 +150,7 @@ func failed(t *testing.T, err error, fault rtmr.Fault, what string) *rtmr.AgentE
 func TestLogOfEveryRelease(t *testing.T) {
 	t.Parallel()
 	for _, release := range []string{"0.5.0", "0.5.8", "0.5.11", "0.6.0"} {
-		double, agent, _ := agents(t, launchtest.AgentOptions{Release: release, AppCompose: `{"name":"ours"}`})
+		double, agent, _ := agents(t, launchtest.AgentOptions{Release: release, AppCompose: goodAppCompose(t)})
 		double.Emit(rtmr.EventName, unhex(t, measuredHex))
 		log, err := agent.Log(t.Context())
 		require.NoError(t, err, release)
@@ -160,7 +160,7 @@ func TestLogOfEveryRelease(t *testing.T) {
 		assert.Equal(t, double.RTMR3(), reported.String(), release)
 		info, err := agent.Info(t.Context())
 		assert.NoError(t, err, release)
-		assert.Equal(t, `{"name":"ours"}`, info.AppCompose, release)
+		assert.Equal(t, goodAppCompose(t), info.AppCompose, release)
 		assert.Equal(t, []string{"Info", "Info"}, double.Requests(), release)
 		assert.Empty(t, double.Unexpected(), release)
 	}

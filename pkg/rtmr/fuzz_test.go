@@ -90,14 +90,22 @@ func written(t *testing.T, log rtmr.Log) []byte {
 
 func TestFuzzSeeds(t *testing.T) {
 	t.Parallel()
-	files, err := os.ReadDir("testdata/fuzz/FuzzParse")
-	require.NoError(t, err)
-	var names []string
-	for _, f := range files {
-		names = append(names, f.Name())
-		assert.Contains(t, string(readFile(t, filepath.Join("testdata/fuzz/FuzzParse", f.Name()))), "go test fuzz v1\n", f.Name())
+	for target, want := range map[string][]string{
+		"FuzzParse": {
+			"array", "array-two-keys", "getquote", "info", "info-empty", "tcb_info", "tcb_info-ambiguous",
+			"tcb_info-twice", "tcb_info-version-2",
+		},
+		"FuzzJudgeAppCompose": {"escaped-name", "letter-case", "null", "twice", "two-documents", "valid"},
+	} {
+		dir := filepath.Join("testdata/fuzz", target)
+		files, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		var names []string
+		for _, f := range files {
+			names = append(names, f.Name())
+			seed := string(readFile(t, filepath.Join(dir, f.Name())))
+			assert.Contains(t, seed, "go test fuzz v1\n", f.Name())
+		}
+		assert.Equal(t, want, names)
 	}
-	assert.Equal(t, []string{
-		"array", "array-two-keys", "getquote", "info", "info-empty", "tcb_info", "tcb_info-ambiguous", "tcb_info-twice", "tcb_info-version-2",
-	}, names)
 }

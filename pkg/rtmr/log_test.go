@@ -34,7 +34,7 @@ func parseFile(t testing.TB, name string) rtmr.Log {
 }
 
 // reparse changes a document and parses it.
-func reparse(t *testing.T, file string, change func(document map[string]any)) (rtmr.Log, error) {
+func reparse(t testing.TB, file string, change func(document map[string]any)) (rtmr.Log, error) {
 	t.Helper()
 	var document map[string]any
 	dec := json.NewDecoder(bytes.NewReader(readFile(t, file)))
@@ -130,13 +130,15 @@ func TestParseForms(t *testing.T) {
 	quote := bytes.Clone(unhex(t, quoteOf(t)))
 	copy(quote[520:], unhex(t, want.Replay().String()))
 
-	info, err := json.Marshal(map[string]string{"app_id": "x", "tcb_info": string(tcbInfo), "compose_hash": "y"})
+	info, err := json.Marshal(map[string]string{
+		"app_id": "x", "instance_id": "", "app_cert": "", "app_name": "", "device_id": "", "key_provider_info": "",
+		"tcb_info": string(tcbInfo), "compose_hash": "y",
+	})
 	require.NoError(t, err)
 	answer, err := json.Marshal(map[string]string{"quote": hex.EncodeToString(quote), "event_log": string(document["event_log"])})
 	require.NoError(t, err)
-	both, err := json.Marshal(map[string]any{
-		"quote": hex.EncodeToString(quote), "event_log": document["event_log"], "rtmr3": document["rtmr3"],
-	})
+	document["quote"] = json.RawMessage(`"` + hex.EncodeToString(quote) + `"`)
+	both, err := json.Marshal(document)
 	require.NoError(t, err)
 
 	for name, b := range map[string][]byte{
@@ -260,9 +262,7 @@ func tcbInfoWith(t testing.TB, lists ...[]rtmr.Event) rtmr.Log {
 			"imr": 3, "event_type": rtmr.EventType, "event": e.Name, "event_payload": hex.EncodeToString(e.Payload), "digest": d.String(),
 		})
 	}
-	b, err := json.Marshal(map[string]any{"event_log": log, "rtmr3": r.String()})
-	require.NoError(t, err)
-	parsed, err := rtmr.Parse(b)
+	parsed, err := reparse(t, tcbInfoFile, func(d map[string]any) { d["event_log"], d["rtmr3"] = log, r.String() })
 	require.NoError(t, err)
 	return parsed
 }
@@ -359,7 +359,7 @@ func TestTamperWithLog(t *testing.T) {
 		"payload longer":           {func(e map[string]any) { e["event_payload"] = e["event_payload"].(string) + "00" }, rtmr.WrongDigest},
 		"payload odd":              {func(e map[string]any) { e["event_payload"] = "0" }, unreadable},
 		"payload not hex":          {func(e map[string]any) { e["event_payload"] = "0g" }, unreadable},
-		"payload capitals":         {func(e map[string]any) { e["event_payload"] = "AB" }, unreadable},
+		"payload capitals":         {func(e map[string]any) { e["event_payload"] = "AB" }, rtmr.WrongDigest},
 		"payload prefixed":         {func(e map[string]any) { e["event_payload"] = "0x00" }, unreadable},
 		"payload an array":         {func(e map[string]any) { e["event_payload"] = []int{1} }, unreadable},
 		"no payload":               {func(e map[string]any) { delete(e, "event_payload") }, unreadable},
@@ -368,15 +368,10 @@ func TestTamperWithLog(t *testing.T) {
 		"digest long":              {func(e map[string]any) { e["digest"] = e["digest"].(string) + "00" }, unreadable},
 		"digest not hex":           {func(e map[string]any) { e["digest"] = strings.Repeat("g", 96) }, unreadable},
 		"digest null":              {func(e map[string]any) { e["digest"] = nil }, unreadable},
-		"digest capitals":          {func(e map[string]any) { e["digest"] = strings.ToUpper(e["digest"].(string)) }, unreadable},
 		"imr gone":                 {func(e map[string]any) { delete(e, "imr") }, unreadable},
 		"imr 2":                    {func(e map[string]any) { e["imr"] = 2 }, rtmr.WrongRegister},
-		"imr 4":                    {func(e map[string]any) { e["imr"] = 4 }, unreadable},
+		"imr 4":                    {func(e map[string]any) { e["imr"] = 4 }, rtmr.WrongRegister},
 		"imr in text":              {func(e map[string]any) { e["imr"] = "3" }, unreadable},
-		"version 0":                {func(e map[string]any) { e["version"] = 0 }, unreadable},
-		"version 2":                {func(e map[string]any) { e["version"] = 2 }, rtmr.WrongVersion},
-		"version 3":                {func(e map[string]any) { e["version"] = 3 }, unreadable},
-		"version null":             {func(e map[string]any) { e["version"] = nil }, unreadable},
 		"stripped of another type": {func(e map[string]any) { e["event_type"], e["digest"] = 4, "" }, unreadable},
 		"second name":              {func(e map[string]any) { e["Event"] = "system-ready" }, unreadable},
 		"second payload":           {func(e map[string]any) { e["EVENT_PAYLOAD"] = "" }, unreadable},
@@ -483,8 +478,8 @@ func TestTamperWithQuote(t *testing.T) {
 		"no body":     original[:48],
 		"no length":   original[:635],
 		"cut":         original[:len(original)-71],
-		"version 3":   changed(func(q []byte) []byte { q[0] = 3; return q }),
-		"version 5":   changed(func(q []byte) []byte { q[0] = 5; return q }),
+		"version 2":   changed(func(q []byte) []byte { q[0] = 2; return q }),
+		"version 6":   changed(func(q []byte) []byte { q[0] = 6; return q }),
 		"version 260": changed(func(q []byte) []byte { q[1] = 1; return q }),
 		"SGX":         changed(func(q []byte) []byte { q[4] = 0; return q }),
 		"signature":   changed(func(q []byte) []byte { binary.LittleEndian.PutUint32(q[632:], 1<<32-1); return q }),
@@ -492,9 +487,31 @@ func TestTamperWithQuote(t *testing.T) {
 		_, err := parse(q)
 		unread(t, err, name)
 	}
-	for name, value := range map[string]any{"not hex": "zz", "null": nil, "capitals": strings.ToUpper(quoteOf(t))} {
+	for name, value := range map[string]any{"not hex": "zz", "null": nil} {
 		_, err := reparse(t, getQuoteFile, func(d map[string]any) { d["quote"] = value })
 		unread(t, err, name)
+	}
+}
+
+// In which version of a quote the register stands where.
+func TestQuoteVersions(t *testing.T) {
+	t.Parallel()
+	original := unhex(t, quoteOf(t))
+	longer := func(kind byte, size uint16, more int) []byte {
+		q := bytes.Clone(original[:48])
+		q[0] = 5
+		q = append(q, kind, 0, byte(size), byte(size>>8), 0, 0)
+		q = append(q, original[48:632]...)
+		q = append(q, make([]byte, more)...)
+		return append(q, original[632:]...)
+	}
+	for name, quote := range map[string][]byte{
+		"3": append([]byte{3}, original[1:]...), "4": original,
+		"5": longer(2, 584, 0), "5, TDX 1.5": longer(3, 648, 64), "5 as 4": append([]byte{5}, original[1:]...),
+	} {
+		log, err := reparse(t, getQuoteFile, func(d map[string]any) { d["quote"] = strings.ToUpper(hex.EncodeToString(quote)) })
+		require.NoError(t, err, name)
+		assert.NoError(t, log.Replays(), name)
 	}
 }
 
@@ -537,13 +554,11 @@ func TestParseRefuses(t *testing.T) {
 		"entry twice":         `[{"imr":3,"imr":0}]`,
 		"escaped twice":       `[{"imr":0,"im\u0072":3}]`,
 		"not UTF-8":           "[{\"imr\":0,\"event\":\"\xff\"}]",
-		"tcb_info an object":  `{"tcb_info":{"event_log":[],"rtmr3":"` + zero + `"}}`,
 		"tcb_info null":       `{"tcb_info":null}`,
 		"tcb_info an array":   `{"tcb_info":"[]"}`,
 		"tcb_info in itself":  `{"tcb_info":"{\"tcb_info\":\"\"}"}`,
 		"two logs":            `{"tcb_info":"","event_log":[]}`,
 		"TCB_INFO":            `{"TCB_INFO":""}`,
-		"app_compose":         `{"tcb_info":"{\"event_log\":[],\"rtmr3\":\"` + zero + `\",\"app_compose\":1}"}`,
 		"too many entries":    "[" + strings.Repeat(`{"imr":0},`, rtmr.MaxEvents) + `{"imr":0}]`,
 		"too large":           "[" + strings.Repeat(" ", rtmr.MaxSize-1) + "]",
 	} {

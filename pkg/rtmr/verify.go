@@ -1,6 +1,8 @@
 package rtmr
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"strings"
 
@@ -24,6 +26,9 @@ const (
 	WrongDigest    Reason = "WrongDigest"    // a logged digest isn't the digest of its entry
 	WrongRegister  Reason = "WrongRegister"  // the entries don't replay to the reported or quoted register
 	WrongQuote     Reason = "WrongQuote"     // the reported register isn't the quoted one
+	WrongForm      Reason = "WrongForm"      // the verifier's own reader refuses the document
+	WrongCompose   Reason = "WrongCompose"   // the measured app-compose isn't the document's
+	AppCompose     Reason = "AppCompose"     // the app-compose says something that isn't allowed
 	NoEvents       Reason = "NoEvents"       // an empty log; every boot writes some
 	NoRegister     Reason = "NoRegister"     // no register to hold the log against
 )
@@ -53,13 +58,28 @@ func (e *Rejection) Error() string {
 // ExitCode is Measurement.
 func (e *Rejection) ExitCode() exit.Code { return exit.Measurement }
 
+const (
+	rebootClears = "reboot the CVM: what is in RTMR3 stays there until then"
+	ourRule      = "this rule is the launcher's own: the NEAR verifier sees one of two meanings"
+)
+
+// The events of dstack's own that the verifier asks for.
+const (
+	composeHashEvent = "compose-hash"
+	keyProviderEvent = "key-provider"
+)
+
 // Hints says what helps where something does.
 func (e *Rejection) Hints() []string {
 	switch e.Reason {
 	case MissingEvent:
 		return []string{"no launcher has measured an image in this boot"}
-	case DuplicateEvent, AmbiguousEvent, OtherDigest, WrongPayload:
-		return []string{"reboot the CVM: what is in RTMR3 stays there until then"}
+	case AmbiguousEvent:
+		return []string{rebootClears, ourRule}
+	case DuplicateEvent, OtherDigest, WrongPayload:
+		return []string{rebootClears}
+	case AppCompose:
+		return []string{"correct the app-compose; it needs a new CVM, because its hash is measured"}
 	case WrongRegister:
 		return []string{"reboot the CVM: an event was logged but not measured, and no quote of this boot can be verified"}
 	case WrongVersion:
@@ -77,23 +97,26 @@ func (l Log) Replays() error {
 		return &Rejection{Reason: NoEvents}
 	}
 	if l.reported != nil && l.quoted != nil && *l.reported != *l.quoted {
-		return &Rejection{Reason: WrongQuote, Got: l.quoted.String(), Want: l.reported.String()}
+		return &Rejection{WrongQuote, "", l.quoted.String(), l.reported.String()}
 	}
 	for i, e := range l.events {
 		entry := fmt.Sprintf("RTMR3 event %d %.100q", i, e.Name)
 		if e.Type != EventType {
-			return &Rejection{WrongType, entry, fmt.Sprintf("%#x", e.Type), fmt.Sprintf("%#x", EventType)}
+			got := fmt.Sprintf("%#x", e.Type)
+			return &Rejection{WrongType, entry, got, fmt.Sprintf("%#x", EventType)}
 		}
-		if e.Version != 1 {
-			return &Rejection{WrongVersion, entry, fmt.Sprint(e.Version), "1"}
-		}
-		if got, want := e.Measured(), DigestV1(e.Name, e.Payload); got != want {
+		got, want := e.Measured(), DigestV1(e.Name, e.Payload)
+		switch {
+		case got == want:
+		case got == DigestV2(e.Name, e.Payload):
+			return &Rejection{WrongVersion, entry, "2", "1"}
+		default:
 			return &Rejection{WrongDigest, entry, got.String(), want.String()}
 		}
 	}
 	for _, r := range []*Register{l.reported, l.quoted} {
 		if replayed := l.Replay(); r != nil && *r != replayed {
-			return &Rejection{Reason: WrongRegister, Got: r.String(), Want: replayed.String()}
+			return &Rejection{WrongRegister, "", r.String(), replayed.String()}
 		}
 	}
 	return nil
@@ -104,25 +127,15 @@ func (l Log) Accepted() (v1.Hash, error) {
 	if err := l.Replays(); err != nil {
 		return v1.Hash{}, err
 	}
-	images := l.Images()
-	for _, e := range images {
-		if ambiguous(e) {
-			return v1.Hash{}, &Rejection{Reason: AmbiguousEvent, Entry: fmt.Sprintf("%.100q", e.Name)}
-		}
+	image, err := l.image()
+	if len(l.Images()) > 0 && err != nil {
+		return v1.Hash{}, err
 	}
-	switch len(images) {
-	case 0:
-		return v1.Hash{}, &Rejection{Reason: MissingEvent, Entry: EventName}
-	case 1:
-	default:
-		return v1.Hash{}, &Rejection{DuplicateEvent, EventName, fmt.Sprint(len(images)), "1"}
+	// That there is no image yet is told last: everything else is worse.
+	if objections := l.Objections(); len(objections) > 0 {
+		return v1.Hash{}, objections[0]
 	}
-	image, ok := images[0].Image()
-	if !ok {
-		got := fmt.Sprintf("%d bytes", len(images[0].Payload))
-		return v1.Hash{}, &Rejection{WrongPayload, EventName, got, "32"}
-	}
-	return image, nil
+	return image, err
 }
 
 // Measured reports whether image is measured already. It is an error if it could not be, or not be
@@ -141,16 +154,95 @@ func (l Log) Measured(image v1.Hash) (bool, error) {
 	if len(l.Images()) == 0 {
 		return false, nil
 	}
-	got, err := l.Accepted()
+	got, err := l.image()
 	if err == nil && got != image {
-		err = &Rejection{Reason: OtherDigest, Got: got.String(), Want: image.String()}
+		err = &Rejection{OtherDigest, "", got.String(), image.String()}
 	}
 	return err == nil, err
 }
 
-// Images returns the image events. An event counts if its measured bytes begin as an image event's do: with version 1 of
-// the digest, "mpc-image-digest:x" with payload y is in the register what "mpc-image-digest" with payload x:y is, and
-// whoever presents the log chooses.
+// Objections returns for what else a NEAR verifier refuses the log: what doesn't concern the image
+// or the replay of RTMR3, such as the app-compose.
+func (l Log) Objections() []error {
+	var objections []error
+	object := func(reason Reason, entry string) {
+		objections = append(objections, &Rejection{Reason: reason, Entry: entry})
+	}
+	for _, fault := range l.faults {
+		object(WrongForm, fault)
+	}
+	for _, name := range []string{composeHashEvent, keyProviderEvent} {
+		if _, err := l.single(name); err != nil {
+			objections = append(objections, err)
+		}
+	}
+	if l.compose == nil {
+		return objections // the document doesn't hold it
+	}
+	sum := sha256.Sum256([]byte(l.compose.document))
+	compare := func(what string, got []byte) {
+		if !bytes.Equal(got, sum[:]) {
+			objections = append(objections, &Rejection{
+				WrongCompose, what, fmt.Sprintf("%.80x", got), fmt.Sprintf("%x", sum),
+			})
+		}
+	}
+	if measured, err := l.single(composeHashEvent); err == nil {
+		compare(composeHashEvent, measured.Payload)
+	}
+	if l.compose.hash != nil {
+		compare("compose_hash", l.compose.hash)
+	}
+	faults, err := JudgeAppCompose([]byte(l.compose.document))
+	if err != nil {
+		object(AppCompose, err.Error())
+	}
+	for _, fault := range faults {
+		object(AppCompose, fault.Message)
+	}
+	return objections
+}
+
+// single returns the one event of that name.
+func (l Log) single(name string) (Event, error) {
+	var found []Event
+	for _, e := range l.events {
+		if e.Name == name {
+			found = append(found, e)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return Event{}, &Rejection{Reason: MissingEvent, Entry: name}
+	case 1:
+		return found[0], nil
+	}
+	return Event{}, &Rejection{DuplicateEvent, name, fmt.Sprint(len(found)), "1"}
+}
+
+// image returns what the one image event says.
+func (l Log) image() (v1.Hash, error) {
+	for _, e := range l.Images() {
+		if ambiguous(e) {
+			entry := fmt.Sprintf("%.100q", e.Name)
+			return v1.Hash{}, &Rejection{Reason: AmbiguousEvent, Entry: entry}
+		}
+	}
+	e, err := l.single(EventName)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	image, ok := e.Image()
+	if !ok {
+		got := fmt.Sprintf("%d bytes", len(e.Payload))
+		return v1.Hash{}, &Rejection{WrongPayload, EventName, got, "32"}
+	}
+	return image, nil
+}
+
+// Images returns the image events. An event counts if its measured bytes begin as an image event's
+// do: with version 1 of the digest, "mpc-image-digest:x" with payload y is in the register what
+// "mpc-image-digest" with payload x:y is, and whoever presents the log chooses.
 func (l Log) Images() []Event {
 	var images []Event
 	for _, e := range l.events {

@@ -25,6 +25,19 @@ import (
 // goes.
 const MaxDepth = 127
 
+// AmbiguousNameError is a name that stands twice in an object, in one letter case or in two.
+type AmbiguousNameError struct{ message string }
+
+func (e *AmbiguousNameError) Error() string { return e.message }
+
+func twice(name string) error {
+	return &AmbiguousNameError{fmt.Sprintf("%.40q occurs twice", name)}
+}
+
+func otherCase(name, as string) error {
+	return &AmbiguousNameError{fmt.Sprintf("%.40q is %.40q in another letter case", name, as)}
+}
+
 // Value is one value of a document that Parse took. The zero Value is a member that isn't there.
 type Value struct{ raw []byte }
 
@@ -82,7 +95,7 @@ func (v Value) Object(known ...string) (map[string]Value, error) {
 	for more := s.open(); more; more = s.next() {
 		name := s.text()
 		if k, ok := folded[fold(name)]; ok && k != name {
-			return nil, fmt.Errorf("%.40q is %q in another letter case", name, k)
+			return nil, otherCase(name, k)
 		}
 		s.colon()
 		start := s.at
@@ -182,10 +195,10 @@ func (s *scanner) check(depth int, free bool) error {
 				if !free {
 					key = fold(name)
 				}
-				if before, twice := names[key]; twice && before == name {
-					return fmt.Errorf("%.40q occurs twice", name)
-				} else if twice {
-					return fmt.Errorf("%.40q is %.40q in another letter case", name, before)
+				if before, there := names[key]; there && before == name {
+					return twice(name)
+				} else if there {
+					return otherCase(name, before)
 				}
 				if names == nil {
 					names = map[string]string{}
