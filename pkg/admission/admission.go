@@ -115,6 +115,12 @@ func Decide(f Facts) (v Verdict) {
 	case believed && f.Wanted != nil:
 		f.measured(&v, f.Wanted.Digest)
 	}
+	for _, c := range f.Containers {
+		if f.AnImage() && f.evidence(c) {
+			v.refuse(ImpostorEnded, []string{"reboot the CVM: whoever measured it may have passed for that image"},
+				"an image is measured already, and container %s, which nobody had measured, ran before in this boot and may have done that", c.Name)
+		}
+	}
 	return v
 }
 
@@ -304,21 +310,20 @@ func (f Facts) FilesAt() Step {
 	return AtConfig
 }
 
-// EngineAt returns the step at which a boot first needs the engine, and ContainersAt that at which
-// it needs to know its containers.
-func (f Facts) EngineAt() Step {
-	if !f.Settings.TEE() {
-		return AtPull
-	}
-	return f.ContainersAt()
-}
-
-// ContainersAt: see EngineAt.
+// ContainersAt returns the step at which a boot first needs to know the engine's containers.
 func (f Facts) ContainersAt() Step {
 	switch {
 	case !f.Settings.TEE():
 		return AtCreate
-	case f.AnImage():
+	case f.Settings.Supervised():
+		return AtSettings
+	}
+	return f.GateAt()
+}
+
+// GateAt returns the step at which it judges them.
+func (f Facts) GateAt() Step {
+	if f.AnImage() {
 		return AtProbe
 	}
 	return AtGate

@@ -53,6 +53,7 @@ const (
 	WorkloadRestarts Code = "ENG009"
 	WorkloadPaused   Code = "ENG012"
 	EngineNotDocker  Code = "ENG013"
+	ImpostorEnded    Code = "ENG016"
 	LogWrong         Code = "AGT004"
 	OtherMeasured    Code = "AGT005"
 	MeasuredByOthers Code = "AGT007"

@@ -32,6 +32,10 @@ const (
 	NodeConfig = "mpc-config.toml"
 	// ProjectLabel is the label by which Compose knows its project's containers.
 	ProjectLabel = "com.docker.compose.project"
+	// ServiceLabel says of which service of the project a container is.
+	ServiceLabel = "com.docker.compose.service"
+	// ImpostorPrefix begins the names of containers that ran as the workload without having been measured, and were ended.
+	ImpostorPrefix = "mpc-node-impostor-"
 	// BootLabel says in which boot a container was created. A boot's ID is random, so neither a container of an earlier boot nor an image
 	// can carry it: without the label a container is not of this boot; with it, it isn't proved to be.
 	BootLabel = "tee-launcher.boot-id"
@@ -41,7 +45,7 @@ const (
 
 // OfWorkload tells whether a container is the workload, of whichever launcher and boot.
 func OfWorkload(c inspect.Container) bool {
-	return c.Name == Name || c.Labels[ProjectLabel] == Name
+	return c.Name == Name || c.Labels[ProjectLabel] == Name || strings.HasPrefix(c.Name, ImpostorPrefix)
 }
 
 // SameProject tells whether Compose knows both containers as of one project.

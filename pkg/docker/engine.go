@@ -93,6 +93,11 @@ func (e *Engine) ForbidRestart(ctx context.Context, id string) error {
 		struct{ RestartPolicy policy }{policy{"no"}}, 0)
 }
 
+// Rename gives a container another name.
+func (e *Engine) Rename(ctx context.Context, id, name string) error {
+	return e.post(ctx, "renaming container "+id, containerPath(id, "rename"), url.Values{"name": {name}}, nil, 0)
+}
+
 // Stop asks a container to end and kills it after grace. That it doesn't run is no error.
 func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error {
 	seconds := strconv.Itoa(int(grace.Seconds()))

@@ -171,7 +171,7 @@ func (m *machine) clear(ctx context.Context, found alone, want admission.Workloa
 				return err
 			}
 		}
-		if c.Name == compose.Name {
+		if c.Name == compose.Name || strings.HasPrefix(c.Name, compose.ImpostorPrefix) {
 			m.saveLog(ctx, c.Container)
 		}
 		m.Log.Info("replacing a container; its volumes stay", "container", c.Name, "id", c.ShortID())

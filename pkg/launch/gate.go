@@ -2,6 +2,7 @@ package launch
 
 import (
 	"context"
+	"errors"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/docker"
@@ -11,6 +12,61 @@ import (
 // alone is what the probe found, once no old workload runs any more.
 type alone struct {
 	standing
+}
+
+// endImpostors ends what the engine started as the workload before anybody measured it. Its new name
+// comes first: a launcher that is killed after it leaves the evidence, and one that is killed before
+// it leaves the container as it was.
+func (m *machine) endImpostors(ctx context.Context) error {
+	if !m.Settings.TEE() {
+		return nil
+	}
+	if _, err := m.info(ctx); err != nil || !m.Settings.Supervised() {
+		return err
+	}
+	for again := false; ; again = true {
+		facts, err := m.around(ctx, m.facts())
+		if err != nil {
+			return err
+		}
+		impostors := facts.Impostors()
+		if len(impostors) == 0 {
+			return nil
+		}
+		if again {
+			return admission.Unended(impostors[0])
+		}
+		var errs []error
+		ctx := context.WithoutCancel(ctx) // half ended is running
+		for _, c := range impostors {
+			m.Log.Warn("ending a workload that nobody has measured in this boot",
+				"container", c.Name, "id", c.ShortID(), "status", c.Status, "policy", c.RestartPolicy)
+			err := m.rename(ctx, c.Container, facts.ImpostorName(c))
+			if err == nil {
+				err = m.end(ctx, c.Container)
+			}
+			errs = append(errs, err)
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+	}
+}
+
+// rename gives a container a name, unless it has it or is gone.
+func (m *machine) rename(ctx context.Context, c docker.Container, name string) error {
+	if c.Name == name {
+		return nil
+	}
+	err := m.engine.Rename(ctx, c.ID, name)
+	if err == nil || inspect.NotFound(err) {
+		return nil
+	}
+	// Another launcher may be doing the same.
+	if now, again := m.engine.Container(ctx, c.ID); again == nil && now.Name == name {
+		return nil
+	}
+	return err
 }
 
 // gate sees to it, early, that no old workload runs beside what is measured later.
@@ -26,9 +82,6 @@ func (m *machine) gate(found standing) step[alone] {
 		// later run too. Once more when the old workload has ended: until then it can remove what we
 		// write. It must end even if we can't write.
 		begun := m.record().begun()
-		if _, err := m.info(ctx); err != nil {
-			return alone{}, "", err
-		}
 		if err := m.quiet(ctx, found); err != nil {
 			return alone{}, "", err
 		}

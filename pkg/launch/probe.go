@@ -27,32 +27,38 @@ type machine struct {
 	agent  *rtmr.Agent // nil outside a CVM
 }
 
-// settings opens the shared directory and takes the lock. It is the directory's own: it dies with
-// this process, and nothing that the workload does to the entries of its volume can take it away.
+// settings ends what runs as the workload and isn't, so that no refusal leaves it running, and takes
+// the lock of the shared directory. It is the directory's own: it dies with this process, and
+// nothing that the workload does to the entries of its volume can take it away.
 func (r *run) settings(ctx context.Context) (*machine, string, error) {
-	shared, err := state.OpenShared(r.Settings)
-	if err != nil {
-		return nil, "", err
-	}
-	r.opened = shared
-	if err := shared.Lock(ctx, r.Sleep); errors.Is(err, files.ErrLocked) {
-		return nil, "", admission.Locked(err)
-	} else if err != nil {
-		return nil, "", admission.SharedDir(err)
-	}
-	m := &machine{run: r, shared: shared, own: state.In(shared)}
-	if err := m.own.Make(); err != nil {
-		return nil, "", err
-	}
-	r.report.open(r.Settings.Report, m.own, shared)
-	m.engine, err = docker.New(r.Settings.DockerHost)
-	if err != nil {
+	m := &machine{run: r}
+	var err error
+	if m.engine, err = docker.New(r.Settings.DockerHost); err != nil {
 		return nil, "", &exit.Error{Code: exit.Usage, Err: err}
 	}
 	m.engine.Sleep = r.Sleep
 	if r.Settings.TEE() {
 		m.agent = &rtmr.Agent{Socket: r.Settings.AgentSocket, Logger: r.Log, Now: r.Now, Sleep: r.Sleep}
 	}
+	// First of all, and even where there is nothing to go on with.
+	ended := m.endImpostors(ctx)
+	shared, err := state.OpenShared(r.Settings)
+	if err == nil {
+		r.opened = shared
+	}
+	if err := errors.Join(err, ended); err != nil {
+		return nil, "", err
+	}
+	if err := shared.Lock(ctx, r.Sleep); errors.Is(err, files.ErrLocked) {
+		return nil, "", admission.Locked(err)
+	} else if err != nil {
+		return nil, "", admission.SharedDir(err)
+	}
+	m.shared, m.own = shared, state.In(shared)
+	if err := m.own.Make(); err != nil {
+		return nil, "", err
+	}
+	r.report.open(r.Settings.Report, m.own, shared)
 	return m, "platform " + string(r.Settings.Platform), nil
 }
 
@@ -98,19 +104,16 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 	if !facts.AnImage() {
 		return found, "the agent can measure, no image is measured yet", m.agent.CanEmit(ctx)
 	}
+	if facts, err = m.around(ctx, facts); err != nil {
+		return found, "", err
+	}
+	if err := admission.Decide(facts).Err(); err != nil { // whatever config and list say
+		return found, "", err
+	}
 	if found.choice, err = m.read(); err != nil {
 		return found, "", err
 	}
 	facts.Wanted = &found.choice.Decision
-	if err := admission.Decide(facts).Err(); err != nil { // needs no engine
-		return found, "", err
-	}
-	if _, err := m.info(ctx); err != nil {
-		return found, "", err
-	}
-	if facts, err = m.around(ctx, facts); err != nil {
-		return found, "", err
-	}
 	verdict := admission.Decide(facts)
 	if err := verdict.Err(); err != nil {
 		return found, "", err

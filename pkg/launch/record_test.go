@@ -175,13 +175,10 @@ func TestAnEmitThatMayHaveHappenedIsNotTriedAgain(t *testing.T) {
 // it passes for that.
 func TestAnEventOfSomebodyElsesDuringTheRun(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, options{})
-	w.mustBoot()
-	w.does("POST", "/containers/mpc-node/stop")
-	_, err := w.Engine.Call("POST", "/containers/mpc-node/update", map[string]any{"RestartPolicy": map[string]any{"Name": "always"}})
-	require.NoError(t, err)
+	w := loaded(t)
+	w.make(stranger{name: "left", project: "mpc-node", policy: "always"})
 	w.reboot()
-	assert.Equal(t, "running", w.status(), "as the engine starts it at a boot")
+	assert.Equal(t, "running", w.statusOf("left"), "as the engine starts it at a boot")
 	w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/stop", Edit: func(body []byte) []byte {
 		w.emitAsSomebody(0)
 		assert.NoError(t, os.RemoveAll(w.Shared("launcher"))) // and removes what was written until then

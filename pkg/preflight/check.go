@@ -81,6 +81,15 @@ func newFacts(o Options) *facts {
 	return f
 }
 
+// boots is what is known of the boot that is asked about without any log.
+func (f *facts) boots() admission.Facts {
+	known := admission.Facts{Settings: f.options.Settings, Self: f.self}
+	if !f.next {
+		known.Boot = f.boot
+	}
+	return known
+}
+
 // measuring is what decides whether the boot may measure, without the containers. In the next boot
 // nothing is measured yet.
 func (f *facts) measuring() admission.Facts {

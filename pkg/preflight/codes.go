@@ -101,6 +101,7 @@ func Codes() []Class {
 		{admission.EngineNotDocker, "it isn't a Docker engine that answers"},
 		{StartsByItself, "the engine will start a container by itself at the next boot"},
 		{ImageUnheld, "the engine has the image, and may have lost it by the next boot"},
+		{admission.ImpostorEnded, "an image is measured, and a container that nobody had measured ran before in this boot and may have done that"},
 		{ComposeMissing, "no Compose of version 2 or later"},
 		{AgentDown, "the guest agent doesn't answer"},
 		{AgentCannotEmit, "the guest agent can't measure an event"},

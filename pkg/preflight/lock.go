@@ -19,6 +19,9 @@ func checkLock(ctx context.Context, f *facts) outcome {
 	case lock.PID == "":
 		return ok("free")
 	}
+	if lock.Container != nil && f.boots().Impostor(*lock.Container) {
+		return ok("held by container " + lock.Container.Name + ", which would be ended")
+	}
 	if f.options.For == ForAuto {
 		f.next = lock.Launcher()
 	}

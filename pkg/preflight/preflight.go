@@ -74,23 +74,25 @@ func checks() []check {
 	at := func(s admission.Step) func(admission.Facts) admission.Step {
 		return func(admission.Facts) admission.Step { return s }
 	}
-	files, engine, containers := admission.Facts.FilesAt, admission.Facts.EngineAt, admission.Facts.ContainersAt
+	files, containers, judged := admission.Facts.FilesAt, admission.Facts.ContainersAt, admission.Facts.GateAt
 	settings, probe, gate, pull, load := at(admission.AtSettings), at(admission.AtProbe), at(admission.AtGate), at(admission.AtPull), at(admission.AtLoad)
 	create, start, never := at(admission.AtCreate), at(admission.AtStart), at("")
 	return []check{
 		{name: "settings", group: GroupSettings, step: settings, do: checkSettings},
 		{name: "boot", group: GroupHost, step: settings, do: checkBoot},
+		{name: "engine", group: GroupEngine, step: settings, do: checkEngine},
+		{name: "containers", group: GroupEngine, step: containers, needs: []string{"engine"}, after: []string{"boot", "lock"}, do: checkContainers},
 		{name: "shared directory", group: GroupConfig, step: settings, do: checkSharedDir},
-		{name: "lock", group: GroupHost, step: settings, needs: []string{"shared directory"}, after: []string{"engine"}, do: checkLock},
+		{name: "lock", group: GroupHost, step: settings, needs: []string{"shared directory"}, after: []string{"boot", "engine"}, do: checkLock},
 		{name: "own directory", group: GroupConfig, step: settings, needs: []string{"shared directory"}, do: checkOwnDir},
 		{name: "event log", group: GroupAgent, step: probe, after: []string{"lock"}, do: checkEventLog},
 		{name: "emit", group: GroupAgent, step: probe, needs: []string{"event log"}, do: checkEmit},
+		{name: "impostor", group: GroupEngine, step: probe, needs: []string{"event log", "containers"}, do: checkImpostor},
 		{name: "user config", group: GroupConfig, step: files, do: checkUserConfig},
 		{name: "approved list", group: GroupConfig, step: files, needs: []string{"shared directory"}, do: checkApproved},
 		{name: "selection", group: GroupConfig, step: files, needs: []string{"user config", "approved list"}, do: checkSelection},
 		{name: "measured", group: GroupAgent, step: probe, needs: []string{"event log"}, after: []string{"boot", "own directory", "selection"}, do: checkMeasured},
-		{name: "engine", group: GroupEngine, step: engine, do: checkEngine},
-		{name: "containers", group: GroupEngine, step: containers, needs: []string{"engine"}, after: []string{"measured"}, do: checkContainers},
+		{name: "holders", group: GroupEngine, step: judged, needs: []string{"containers"}, after: []string{"measured"}, do: checkHolders},
 		{name: "record", group: GroupConfig, step: gate, needs: []string{"own directory"}, after: []string{"measured"}, do: checkRecord},
 		{name: "kept copy", group: GroupConfig, step: pull, needs: []string{"selection", "own directory"}, do: checkKept},
 		{name: "manifest", group: GroupRegistry, step: pull, needs: []string{"selection"}, do: checkManifest},
@@ -103,7 +105,7 @@ func checks() []check {
 		{name: "node config", group: GroupConfig, step: create, needs: []string{"shared directory", "selection"}, do: checkNodeConfig},
 		{name: "data volume", group: GroupEngine, step: create, needs: []string{"engine"}, do: checkVolume},
 		{name: "compose", group: GroupCompose, step: create, do: checkCompose},
-		{name: "workload", group: GroupEngine, step: create, needs: []string{"containers", "image"}, do: checkWorkload},
+		{name: "workload", group: GroupEngine, step: create, needs: []string{"containers", "image"}, after: []string{"measured"}, do: checkWorkload},
 		{name: "state", group: GroupEngine, step: start, needs: []string{"workload"}, do: checkState},
 		{name: "ports", group: GroupHost, step: start, needs: []string{"user config"}, after: []string{"containers"}, do: checkPorts},
 		{name: "app-compose", group: GroupAgent, step: never, after: []string{"event log"}, do: checkAppCompose},

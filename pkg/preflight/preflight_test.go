@@ -9,6 +9,7 @@ import (
 	"go/parser"
 	"go/token"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,19 +90,29 @@ func TestTheExitCodeIsThatOfTheFirstStep(t *testing.T) {
 	noAgent := func(w *world) { w.settings.AgentSocket += ".none" }
 	noRegistry := func(w *world) { require.NoError(w.t, w.Registry.Stop()) }
 	noCompose := func(w *world) { w.settings.Compose = "/nonexistent" }
+	noShared := func(w *world) { w.settings.SharedDir += "/none" }
+	impostor := func(w *world) {
+		w.load()
+		w.engine(http.MethodPost, "/containers/create?name=mpc-node", map[string]any{
+			"Image": w.names["@config0@"], "Cmd": []string{"sleep"}, "HostConfig": map[string]any{"RestartPolicy": map[string]any{"Name": "always"}},
+		})
+		w.engine(http.MethodPost, "/containers/mpc-node/start", nil)
+	}
 	outside := func(w *world) { w.settings.Platform = config.NONTEE }
 	for name, c := range map[string]struct {
 		arrange []func(*world)
 		want    exit.Code
 	}{
-		"agent before engine":                                {[]func(*world){noAgent, noEngine, noConfig}, exit.Measurement},
-		"the gate's engine before the config":                {[]func(*world){noEngine, noConfig}, exit.Engine},
-		"the config before the gate, where it is measured":   {[]func(*world){digest, noEngine, noConfig}, exit.Config},
-		"outside a CVM the config before the engine":         {[]func(*world){outside, noEngine, noConfig}, exit.Config},
-		"outside a CVM the engine before the registry":       {[]func(*world){outside, noEngine, noRegistry}, exit.Engine},
-		"registry before compose":                            {[]func(*world){noCompose, noRegistry}, exit.Unavailable},
-		"shared directory before all":                        {[]func(*world){noAgent, noEngine, func(w *world) { w.settings.SharedDir += "/none" }}, exit.Config},
-		"what is measured before the engine, where it isn't": {[]func(*world){digest, noEngine}, exit.Measurement},
+		"the engine before all":                 {[]func(*world){noEngine, noAgent, noConfig, noShared}, exit.Engine},
+		"shared directory before the agent":     {[]func(*world){noAgent, noConfig, noShared}, exit.Config},
+		"agent before config":                   {[]func(*world){noAgent, noConfig}, exit.Measurement},
+		"where it is measured the config":       {[]func(*world){digest, noConfig}, exit.Config},
+		"an impostor's event before the config": {[]func(*world){impostor, digest, noConfig}, exit.Measurement},
+		"an impostor without an event":          {[]func(*world){impostor, noConfig}, exit.Config},
+		"an impostor, and nothing else":         {[]func(*world){impostor}, exit.OK},
+		"outside a CVM the engine":              {[]func(*world){outside, noEngine, noConfig}, exit.Engine},
+		"outside a CVM config before registry":  {[]func(*world){outside, noConfig, noRegistry}, exit.Config},
+		"registry before compose":               {[]func(*world){noCompose, noRegistry}, exit.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -114,7 +125,17 @@ func TestTheExitCodeIsThatOfTheFirstStep(t *testing.T) {
 			// And so does the boot itself.
 			l := launch.Launcher{Settings: w.settings.Settings, BootID: bootID}
 			clock(&l)
-			assert.Equal(t, c.want, exit.Of(l.Run(t.Context())))
+			ctx, cancel := context.WithCancelCause(t.Context())
+			supervises := make(chan struct{})
+			l.Log = slog.New(slog.NewTextHandler(watch{"supervising", supervises}, nil))
+			go func() {
+				select {
+				case <-supervises:
+				case <-t.Context().Done():
+				}
+				cancel(&exit.Error{Code: exit.Terminated, Err: context.Canceled})
+			}()
+			assert.Equal(t, c.want, exit.Of(l.Run(ctx)))
 		})
 	}
 }
@@ -282,7 +303,7 @@ func TestEveryCodeHasASeed(t *testing.T) {
 // TestGolden holds the report's schema, and the wording, to files: what scripts read doesn't change by accident.
 func TestGolden(t *testing.T) {
 	t.Parallel()
-	for name, path := range map[string]string{"healthy": "", "failing": "testdata/containers/socket-held.toml"} {
+	for name, path := range map[string]string{"healthy": "", "failing": "testdata/holders/socket-held.toml"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var s seed

@@ -295,10 +295,15 @@ func (w *world) plantEngine(s seed) {
 		for _, b := range c.Binds {
 			binds = append(binds, w.fill(b))
 		}
-		_, err := w.Engine.Call(http.MethodPost, "/containers/create?name="+c.Name, map[string]any{
+		name := strings.ReplaceAll(w.fill(c.Name), "@id@", "unnamed")
+		_, err := w.Engine.Call(http.MethodPost, "/containers/create?name="+name, map[string]any{
 			"Image": "old:1", "Labels": c.Labels, "HostConfig": map[string]any{"Binds": binds, "RestartPolicy": map[string]string{"Name": c.Restart}},
 		})
 		require.NoError(w.t, err)
+		if strings.Contains(c.Name, "@id@") {
+			all := w.Engine.Containers()
+			w.engine(http.MethodPost, "/containers/"+name+"/rename?name="+strings.ReplaceAll(w.fill(c.Name), "@id@", all[len(all)-1].ID[:12]), nil)
+		}
 		if c.Start {
 			_, err := w.Engine.Call(http.MethodPost, "/containers/"+c.Name+"/start", nil)
 			require.NoError(w.t, err)

@@ -3,6 +3,7 @@ package preflight
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
@@ -57,7 +58,7 @@ func checkState(_ context.Context, f *facts) outcome {
 
 func (f *facts) replaced(c admission.Container) Finding {
 	text := fmt.Sprintf("container %s (%s), which is %s, would be replaced; its volumes stay", c.Name, c.ShortID(), c.Status)
-	if c.Labels[compose.ProjectLabel] != compose.Name {
+	if c.Labels[compose.ProjectLabel] != compose.Name && !strings.HasPrefix(c.Name, compose.ImpostorPrefix) {
 		return warning(WorkloadReplaced, text+"; it isn't of Compose project "+compose.Name, "rename it if it is something else: docker rename "+c.ShortID()+" <name>")
 	}
 	if f.options.TEE() {

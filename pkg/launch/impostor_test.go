@@ -1,0 +1,291 @@
+package launch_test
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launchtest"
+)
+
+// impostor is an old workload that the engine starts by itself. It wants to pass for the image that is chosen now: it emits its digest, takes the lock
+// of the shared directory until it ends, and puts a file where ours belong.
+type impostor struct {
+	*world
+	judge *judge
+	mu    sync.Mutex
+	lock  *os.File
+}
+
+func impostorWorld(t *testing.T) *impostor {
+	t.Helper()
+	i := &impostor{judge: &judge{}}
+	i.world = newWorld(t, options{machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+		OnStart: i.judge.start,
+		OnStop:  func(c launchtest.ContainerInfo) int { i.release(); return 137 },
+	}}})
+	i.judge.agent = i.Agent
+	t.Cleanup(i.release)
+	require.NoError(t, i.watch().terminate())
+	i.workloadImage = i.workload().Image
+	i.approve(i.Digests[1], i.Digests[0])
+	return i
+}
+
+// release is what the kernel does with the lock of a process that ends.
+func (i *impostor) release() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.lock != nil {
+		i.lock.Close()
+		i.lock = nil
+	}
+}
+
+// strikes is a new boot in which the engine has started the old workload already.
+func (i *impostor) strikes(s stranger) {
+	i.t.Helper()
+	i.judge.look(false)
+	if slices.ContainsFunc(i.Engine.Containers(), func(c launchtest.ContainerInfo) bool { return c.Name == "mpc-node" }) {
+		i.does("DELETE", "/containers/mpc-node?force=1")
+	}
+	s.mounts = []string{"/var/run/dstack.sock:/var/run/dstack.sock", "mpc-data:/data"}
+	i.make(s)
+	i.reboot()
+	require.Equal(i.t, "running", i.statusOf(s.name), "as the engine starts it")
+	i.judge.look(true)
+	i.emitAsSomebody(1)
+	dir, err := os.Open(i.SharedDir)
+	require.NoError(i.t, err)
+	require.NoError(i.t, unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+	i.mu.Lock()
+	i.lock = dir
+	i.mu.Unlock()
+	i.litter()
+}
+
+func (i *impostor) litter() {
+	i.t.Helper()
+	require.NoError(i.t, os.RemoveAll(i.Shared("launcher")))
+}
+
+// refused boots once more, which has to end because of the impostor, and leave nothing that runs or could.
+func (i *impostor) refused() {
+	i.t.Helper()
+	emits := i.Agent.Emits()
+	assert.Equal(i.t, exit.Measurement, i.boot(), "%s", i.stderr)
+	assert.Contains(i.t, i.stderr, "ran before in this boot and may have done that")
+	assert.Contains(i.t, i.stderr, "hint: reboot the CVM")
+	assert.Equal(i.t, emits, i.Agent.Emits())
+	i.nothingRuns()
+}
+
+func (i *impostor) nothingRuns() {
+	i.t.Helper()
+	assert.Empty(i.t, i.judge.verdict())
+	for _, c := range i.Engine.Containers() {
+		assert.Contains(i.t, []string{"exited", "created"}, c.Status, c.Name)
+		assert.Contains(i.t, []string{"", "no"}, c.RestartPolicy, c.Name)
+	}
+}
+
+// TestAnImpostorIsEnded, whatever the run ends with, and the runs after it know that it ran.
+func TestAnImpostorIsEnded(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]stranger{
+		"of no project":      {name: "mpc-node", policy: "on-failure"},
+		"of another project": {name: "mpc-node", project: "tee-launcher", policy: "always"},
+		"of another name":    {name: "mpc-node-mpc-node-1", project: "mpc-node", service: "mpc-node", policy: "unless-stopped"},
+		"of an earlier end":  {name: "mpc-node-impostor-boot-0-0123456789ab", policy: "always"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			i := impostorWorld(t)
+			for range 2 {
+				i.strikes(s)
+				i.refused()
+				i.litter()
+				i.refused()
+				require.NoError(t, os.WriteFile(i.settings.ConfigFile, []byte("x"), 0o600), "nor does another refusal come first")
+				i.refused()
+				i.configure("")
+				i.settings.Supervise = admission.SuperviseOff
+				i.refused()
+				i.settings.Supervise = admission.SuperviseAuto
+			}
+			i.rebootJudged(i.judge)
+			i.nothingRuns()
+			i.mustBoot()
+			i.accepted(i.Digests[1])
+			assert.Empty(t, i.judge.verdict())
+			for _, c := range i.Engine.Containers() {
+				assert.NotContains(t, c.Name, "impostor", "gone before the emit")
+			}
+			i.mustBoot()
+		})
+	}
+}
+
+// TestAnImpostorIsEndedBeforeEveryOtherRefusal: whichever it is.
+func TestAnImpostorIsEndedBeforeEveryOtherRefusal(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		arrange func(i *impostor)
+		code    exit.Code
+	}{
+		"no shared directory": {func(i *impostor) { i.settings.SharedDir += "-missing" }, exit.Config},
+		"no agent":            {func(i *impostor) { require.NoError(i.t, i.Agent.Stop()) }, exit.Measurement},
+		"another launcher": {func(i *impostor) {
+			i.release()
+			dir, err := os.Open(i.SharedDir)
+			require.NoError(i.t, err)
+			i.t.Cleanup(func() { dir.Close() })
+			require.NoError(i.t, unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+		}, exit.Busy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			i := impostorWorld(t)
+			i.strikes(stranger{name: "mpc-node", policy: "on-failure"})
+			c.arrange(i)
+			assert.Equal(t, c.code, i.boot(), "%s", i.stderr)
+			i.nothingRuns()
+		})
+	}
+}
+
+// TestAnImpostorThatMeasuredNothingIsAnOldContainer like any.
+func TestAnImpostorThatMeasuredNothingIsAnOldContainer(t *testing.T) {
+	t.Parallel()
+	w := loaded(t)
+	w.make(stranger{name: "mpc-node", policy: "on-failure"})
+	before := len(w.seen())
+	w.mustBoot()
+	w.accepted(w.Digests[0])
+	assert.Equal(t, []string{
+		"rename mpc-node mpc-node-impostor", "update mpc-node-impostor restart=no", "stop mpc-node-impostor",
+		"create mpc-node-holder", "remove mpc-node-impostor", "create mpc-node", "remove mpc-node-holder", "emit mpc-image-digest", "start mpc-node",
+	}, w.seen()[before:])
+	w.mustBoot()
+	assert.Equal(t, "start mpc-node", w.seen()[len(w.seen())-1])
+}
+
+// TestAnImpostorThatCannotBeEnded is exit code 7, and nothing else is done.
+func TestAnImpostorThatCannotBeEnded(t *testing.T) {
+	t.Parallel()
+	for _, f := range []launchtest.EngineFault{
+		{Match: "POST /containers/*/rename", Message: "no"}, {Match: "POST /containers/*/update", Message: "no"}, {Match: "POST /containers/*/stop", Message: "no"},
+		{Match: "POST /containers/*/stop", Status: 304}, {Match: "GET /containers/json", Message: "no"},
+	} {
+		t.Run(f.Match+fmt.Sprint(f.Status), func(t *testing.T) {
+			t.Parallel()
+			i := impostorWorld(t)
+			i.strikes(stranger{name: "mpc-node", policy: "on-failure"})
+			f.Times = -1
+			i.Engine.Fail(f)
+			assert.Equal(t, exit.Engine, i.boot(), "%s", i.stderr)
+			i.Engine.Heal()
+			i.refused()
+		})
+	}
+}
+
+// TestKilledWhileAnImpostorEnds kills the launcher between any two of its requests to the engine and the agent, when nothing of one was done and when
+// all of it was. The impostor removes what was written.
+func TestKilledWhileAnImpostorEnds(t *testing.T) {
+	t.Parallel()
+	s := stranger{name: "mpc-node", policy: "on-failure"}
+	reference := impostorWorld(t)
+	reference.strikes(s)
+	before := len(reference.Engine.Requests())
+	reference.refused()
+	requests := reference.Engine.Requests()[before:]
+	for _, effect := range []string{"/rename", "/update", "/stop"} {
+		assert.True(t, slices.ContainsFunc(requests, func(r string) bool { return strings.Contains(r, effect) }), "%s", effect)
+	}
+	for n := 0; n < len(requests); n += stride {
+		for _, done := range []bool{false, true} {
+			if done && strings.HasPrefix(requests[n], "GET ") {
+				continue
+			}
+			t.Run(fmt.Sprintf("%d %.60s, done %v", n+1, requests[n], done), func(t *testing.T) {
+				t.Parallel()
+				i := impostorWorld(t)
+				i.strikes(s)
+				before := len(i.Engine.Requests())
+				fault := launchtest.EngineFault{Match: "*", Skip: n, Times: -1, After: done, Hang: true}
+				var did atomic.Bool
+				if done {
+					fault.Edit = func(body []byte) []byte { did.Store(true); return body }
+				}
+				i.Engine.Fail(fault)
+				p := i.start(0)
+				require.True(t, p.until(func() bool { return len(i.Engine.Requests()) > before+n && did.Load() == done }), "%s", &p.stderr)
+				p.kill()
+				i.Engine.Heal()
+				i.litter()
+				i.refused()
+				i.litter()
+				i.refused()
+				i.rebootJudged(i.judge)
+				i.nothingRuns()
+				i.mustBoot()
+				i.accepted(i.Digests[1])
+			})
+		}
+	}
+}
+
+// TestASecondLauncherLeavesTheFirstAlone, and its workload, whatever it is told.
+func TestASecondLauncherLeavesTheFirstAlone(t *testing.T) {
+	t.Parallel()
+	for _, first := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOff} {
+		w := newWorld(t, options{})
+		w.selfID = w.launcherAs("launcher", "launcher")
+		w.settings.Supervise = first
+		w.mustBoot()
+		before := w.seen()
+		lock, err := os.Open(w.SharedDir) // the first holds it still
+		require.NoError(t, err)
+		t.Cleanup(func() { lock.Close() })
+		require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+		for _, project := range []string{"", "launcher", "elsewhere", "mpc-node"} {
+			w.selfID = w.launcherAs("launcher-of-"+project, project)
+			before = append(before, w.seen()[len(before):]...)
+			for _, second := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOn, admission.SuperviseOff} {
+				for _, platform := range []config.Platform{config.TEE, config.NONTEE} {
+					w.settings.Supervise, w.settings.Platform = second, platform
+					assert.Equal(t, exit.Busy, exit.Of(w.second()))
+				}
+			}
+		}
+		assert.Equal(t, before, w.seen())
+		assert.Equal(t, "running", w.statusOf("launcher"))
+		assert.Equal(t, "running", w.status())
+	}
+}
+
+// launcherAs makes a container that is a launcher.
+func (w *world) launcherAs(name, project string) string {
+	w.t.Helper()
+	if w.workloadImage == "" {
+		layers, err := launchtest.RandomLayers(99, 100)
+		require.NoError(w.t, err)
+		img, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
+		require.NoError(w.t, err)
+		w.workloadImage, err = w.Engine.AddImage(img, "launcher:1")
+		require.NoError(w.t, err)
+	}
+	return w.make(stranger{name: name, project: project, service: "launcher", policy: "always", mounts: []string{"shared-volume:" + w.SharedDir}})
+}
