@@ -292,13 +292,23 @@ func Engine(info inspect.Info) error {
 	return nil
 }
 
-// Select chooses the digest that runs.
-func Select(list *approval.List, override *v1.Hash, def v1.Hash) (approval.Decision, error) {
-	decision, err := approval.Select(list, override, def)
-	if err != nil {
-		return approval.Decision{}, typed(OverrideRefused, err)
+// Select chooses the digest that runs. Where an image is measured, no file can make it another one in this boot.
+func (f Facts) Select(list *approval.List, override *v1.Hash) (approval.Decision, error) {
+	if f.AnImage() && f.Log.Check() == nil {
+		image, _ := f.Log.Images()[0].Image()
+		if decision, stays := approval.Stay(image, list, override, f.Settings.DefaultDigest); stays {
+			return decision, nil
+		}
 	}
-	return decision, nil
+	decision, err := approval.Select(list, override, f.Settings.DefaultDigest)
+	switch {
+	case err == nil:
+		return decision, nil
+	case f.AnImage():
+		return approval.Decision{}, &Refusal{OtherMeasured, exit.Measurement, fmt.Errorf("another image is measured than any that may be chosen: %w", err),
+			[]string{"reboot the CVM: what is in RTMR3 stays there until then"}}
+	}
+	return approval.Decision{}, typed(OverrideRefused, err)
 }
 
 // FilesAt returns the step at which a boot reads user config and approved list: where an image is

@@ -43,6 +43,7 @@ const (
 	Newest   Reason = "newest approved"
 	Override Reason = "override"
 	Default  Reason = "default: no approved list"
+	Measured Reason = "measured"
 )
 
 // Decision is the digest that runs.
@@ -132,6 +133,15 @@ func Select(list *List, override *v1.Hash, def v1.Hash) (Decision, error) {
 		}
 	}
 	return decide(*override, Override)
+}
+
+// Stay chooses what is measured already, for the rest of the boot, and reports whether it could have been chosen: the list, which changes at any
+// time, may have a newer one by now.
+func Stay(measured v1.Hash, list *List, override *v1.Hash, def v1.Hash) (Decision, bool) {
+	if list == nil {
+		return Decision{measured, Measured}, measured == def
+	}
+	return Decision{measured, Measured}, slices.Contains(list.digests, measured) || override != nil && measured == *override
 }
 
 // decide lets nothing through that isn't a digest, such as the zero value of a caller who forgot something.

@@ -208,10 +208,33 @@ func TestSelectSaysWhatIsNotApproved(t *testing.T) {
 	assert.NotEmpty(t, exit.Hints(err))
 }
 
+// TestStay: what is measured stays if it is the default without a list, the override, or in the list, and for no other reason.
+func TestStay(t *testing.T) {
+	t.Parallel()
+	a, b, c := hash("a"), hash("b"), hash("c")
+	list := parse(t, document(a.String(), b.String()))
+	for _, s := range []struct {
+		measured, def v1.Hash
+		list          *approval.List
+		override      *v1.Hash
+		stays         bool
+	}{
+		{a, a, nil, nil, true}, {b, a, nil, nil, false}, {b, a, nil, &b, false},
+		{a, c, &list, nil, true}, {b, c, &list, nil, true}, {b, c, &list, &a, true}, {a, c, &list, &c, true},
+		{c, c, &list, nil, false}, {c, c, &list, &a, false}, {c, a, &list, &c, true},
+	} {
+		got, stays := approval.Stay(s.measured, s.list, s.override, s.def)
+		assert.Equal(t, s.stays, stays, "%+v", s)
+		if stays {
+			assert.Equal(t, approval.Decision{Digest: s.measured, Reason: approval.Measured}, got)
+		}
+	}
+}
+
 func TestReasonsAreTheContracts(t *testing.T) {
 	t.Parallel()
-	assert.Equal(t, "newest approved, override, default: no approved list",
-		fmt.Sprintf("%s, %s, %s", approval.Newest, approval.Override, approval.Default))
+	assert.Equal(t, "newest approved, override, default: no approved list, measured",
+		fmt.Sprintf("%s, %s, %s, %s", approval.Newest, approval.Override, approval.Default, approval.Measured))
 }
 
 // FuzzParse holds the parser against encoding/json: what is accepted says under the exact name just what is returned.

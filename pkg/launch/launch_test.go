@@ -285,6 +285,35 @@ func TestAgainInTheSameBoot(t *testing.T) {
 	w.accepted(w.Digests[0])
 }
 
+// TestWhatIsMeasuredStaysChosen for the rest of the boot, whatever the list says is newest, as long as it names it.
+func TestWhatIsMeasuredStaysChosen(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.approve(w.Digests[0])
+	w.mustBoot()
+	before, unknown := w.seen(), v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)}
+	for what, change := range map[string]func(){
+		"a newer one":                    func() { w.approve(w.Digests[1], w.Digests[0]) },
+		"an override to another":         func() { w.configure(fmt.Sprintf("mpc_hash_override = %q", w.Digests[1])) },
+		"an override that isn't allowed": func() { w.configure(fmt.Sprintf("mpc_hash_override = %q", unknown)) },
+	} {
+		change()
+		w.mustBoot()
+		assert.Equal(t, before, w.seen(), what)
+		assert.Equal(t, "measured", w.report().Image.Reason)
+		assert.Equal(t, w.Digests[0], w.report().Image.Digest)
+	}
+	w.configure("")
+	w.approve(w.Digests[1])
+	assert.Equal(t, exit.Measurement, w.boot(), "revoked")
+	w.configure(fmt.Sprintf("mpc_hash_override = %q", unknown))
+	assert.Equal(t, exit.Measurement, w.boot(), "revoked, whatever the override is")
+	assert.Equal(t, before, w.seen())
+	require.NoError(t, os.Remove(w.Shared(approval.File)))
+	w.mustBoot()
+	assert.Equal(t, before, w.seen(), "it is the default")
+}
+
 func TestANewBootAndAnUpgrade(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})

@@ -110,7 +110,7 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 	if err := admission.Decide(facts).Err(); err != nil { // whatever config and list say
 		return found, "", err
 	}
-	if found.choice, err = m.read(); err != nil {
+	if found.choice, err = m.read(facts); err != nil {
 		return found, "", err
 	}
 	facts.Wanted = &found.choice.Decision
@@ -167,7 +167,7 @@ func (m *machine) choose(found alone) step[choice] {
 		chosen := found.choice
 		if !found.measured {
 			var err error
-			if chosen, err = m.read(); err != nil {
+			if chosen, err = m.read(m.facts()); err != nil {
 				return choice{}, "", err
 			}
 		}
@@ -179,7 +179,7 @@ func (m *machine) choose(found alone) step[choice] {
 }
 
 // read reads the files that say which image is wanted.
-func (m *machine) read() (choice, error) {
+func (m *machine) read(known admission.Facts) (choice, error) {
 	cfg, warnings, err := state.UserConfig(m.Settings)
 	if err != nil {
 		return choice{}, err
@@ -191,7 +191,7 @@ func (m *machine) read() (choice, error) {
 	if err != nil {
 		return choice{}, err
 	}
-	decision, err := admission.Select(list, cfg.Override, m.Settings.DefaultDigest)
+	decision, err := known.Select(list, cfg.Override)
 	if err != nil {
 		return choice{}, err
 	}

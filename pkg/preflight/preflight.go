@@ -90,7 +90,7 @@ func checks() []check {
 		{name: "impostor", group: GroupEngine, step: probe, needs: []string{"event log", "containers"}, do: checkImpostor},
 		{name: "user config", group: GroupConfig, step: files, do: checkUserConfig},
 		{name: "approved list", group: GroupConfig, step: files, needs: []string{"shared directory"}, do: checkApproved},
-		{name: "selection", group: GroupConfig, step: files, needs: []string{"user config", "approved list"}, do: checkSelection},
+		{name: "selection", group: GroupConfig, step: files, needs: []string{"user config", "approved list"}, after: []string{"event log"}, do: checkSelection},
 		{name: "measured", group: GroupAgent, step: probe, needs: []string{"event log"}, after: []string{"boot", "own directory", "selection"}, do: checkMeasured},
 		{name: "holders", group: GroupEngine, step: judged, needs: []string{"containers"}, after: []string{"measured"}, do: checkHolders},
 		{name: "record", group: GroupConfig, step: gate, needs: []string{"own directory"}, after: []string{"measured"}, do: checkRecord},

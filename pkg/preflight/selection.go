@@ -4,8 +4,6 @@ import (
 	"context"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-
-	"tee-launcher/pkg/admission"
 )
 
 // checkSelection decides which digest would run, and why.
@@ -17,7 +15,11 @@ func checkSelection(_ context.Context, f *facts) outcome {
 	if f.list == nil && f.config.Override != nil {
 		found = append(found, warning(OverrideIgnored, "mpc_hash_override says nothing while there is no approved list: the default digest runs"))
 	}
-	decision, err := admission.Select(f.list, f.config.Override, f.options.DefaultDigest)
+	known := f.boots()
+	if !f.next && f.events != nil {
+		known.Log = &f.events.Log
+	}
+	decision, err := known.Select(f.list, f.config.Override)
 	if err != nil {
 		return refuse("", err)
 	}
