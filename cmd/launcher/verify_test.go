@@ -70,7 +70,7 @@ func TestVerifyLeavesOut(t *testing.T) {
 	m := newDoubles(t)
 	environ := append(onMachine(m), "LAUNCHER_DSTACK_SOCKET=/nonexistent", "DOCKER_HOST=unix:///nonexistent", "LAUNCHER_COMPOSE=/nonexistent")
 	_, _, code := run(t, environ, "verify")
-	assert.Equal(t, exit.Measurement, code)
+	assert.Equal(t, exit.Engine, code)
 	stdout, stderr, code := run(t, environ, "verify", "--skip", "agent,engine", "--skip", "compose")
 	assert.Equal(t, exit.OK, code, "%s", stderr)
 	assert.Contains(t, stdout, "\nNo error was found; not checked: engine, compose, agent.\n")

@@ -294,10 +294,12 @@ func Engine(info inspect.Info) error {
 
 // Select chooses the digest that runs. Where an image is measured, no file can make it another one in this boot.
 func (f Facts) Select(list *approval.List, override *v1.Hash) (approval.Decision, error) {
-	if f.AnImage() && f.Log.Check() == nil {
+	if f.AnImage() {
 		image, _ := f.Log.Images()[0].Image()
-		if decision, stays := approval.Stay(image, list, override, f.Settings.DefaultDigest); stays {
-			return decision, nil
+		if measured, err := f.Log.Measured(image); err == nil && measured {
+			if decision, stays := approval.Stay(image, list, override, f.Settings.DefaultDigest); stays {
+				return decision, nil
+			}
 		}
 	}
 	decision, err := approval.Select(list, override, f.Settings.DefaultDigest)
@@ -318,6 +320,14 @@ func (f Facts) FilesAt() Step {
 		return AtProbe
 	}
 	return AtConfig
+}
+
+// EngineAt returns the step at which a boot ends if the engine can't be asked.
+func (f Facts) EngineAt() Step {
+	if f.Settings.TEE() {
+		return AtSettings
+	}
+	return AtPull
 }
 
 // ContainersAt returns the step at which a boot first needs to know the engine's containers.

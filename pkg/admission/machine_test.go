@@ -126,7 +126,8 @@ type machine struct {
 	settings admission.Settings
 	proc     string
 	boots    int
-	lock     *os.File // somebody else's
+	lock     *os.File     // somebody else's
+	locker   atomic.Value // the ID of the container whose it is, if it is one's
 	digests  []v1.Hash
 	dies     atomic.Bool // a workload ends when it is started
 	moved    atomic.Int64
@@ -145,8 +146,14 @@ func (l *lab) machine(w world) *machine {
 	dir, err := os.MkdirTemp(l.dir, "m")
 	check(err)
 	m := &machine{lab: l, proc: filepath.Join(dir, "proc"), boots: 1}
-	o := launchtest.EngineOptions{Containerd: w.Containerd, Root: "/"}
+	o := launchtest.EngineOptions{Containerd: w.Containerd, Root: "/", Shared: filepath.Join(dir, "shared")}
 	o.OnStart = func(launchtest.ContainerInfo) (int, bool) { return 3, !m.dies.Load() }
+	o.OnStop = func(c launchtest.ContainerInfo) int {
+		if m.locker.Load() == c.ID {
+			m.unlock()
+		}
+		return 0
+	}
 	if w.Containerd {
 		o.APIVersion = "1.51"
 	}
@@ -286,6 +293,7 @@ func (m *machine) unlock() {
 	check(unix.Flock(int(m.lock.Fd()), unix.LOCK_UN))
 	check(m.lock.Close())
 	m.lock = nil
+	m.locker.Store("")
 	m.write(filepath.Join(m.proc, "locks"), "")
 }
 
@@ -293,6 +301,9 @@ func (m *machine) make(c container) {
 	labels := map[string]string{}
 	if c.Project != "" {
 		labels["com.docker.compose.project"] = c.Project
+		if c.Service {
+			labels["com.docker.compose.service"] = "mpc-node"
+		}
 	}
 	switch c.Boot {
 	case "this":

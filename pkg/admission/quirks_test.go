@@ -81,9 +81,10 @@ func quirks() []quirk {
 	gone("proc/sys/kernel/random/boot_id")
 	add("a launcher holds the lock", func(m *machine) { m.lockBy("1") })
 	add("the workload holds the lock", func(m *machine) {
-		m.lockBy("77")
 		for _, c := range m.engine.Containers() {
-			if c.Name == "mpc-node" {
+			if c.Name == "mpc-node" && c.Status != "created" && c.Status != "exited" {
+				m.lockBy("77")
+				m.locker.Store(c.ID)
 				mount := "1 1 8:1 /containers/" + c.ID + "/hostname /etc/hostname rw - ext4 /dev/sda1 rw\n"
 				m.write(filepath.Join(m.proc, "77/mountinfo"), mount)
 			}
@@ -134,10 +135,14 @@ func quirks() []quirk {
 	}
 
 	// The engine, its images and its disk.
+	add("another shared directory", func(m *machine) {
+		m.settings.SharedDir += "-too"
+		check(os.MkdirAll(m.settings.SharedDir, 0o755))
+	})
 	add("no engine", func(m *machine) { m.settings.DockerHost += ".none" })
 	add("the engine's disk is full", func(*machine) {})
 	for _, request := range []string{
-		"GET /_ping", "GET /info", "GET /containers/json", "GET /images/json", "GET /images/*/json",
+		"GET /_ping", "GET /info", "GET /volumes/shared-volume", "GET /containers/json", "GET /images/json", "GET /images/*/json",
 	} {
 		add("the engine fails at "+request, func(m *machine) { m.engineFails(request) })
 	}
@@ -227,6 +232,16 @@ func quirks() []quirk {
 			m.engineDoes(http.MethodPost, "/containers/mpc-node/"+request, nil)
 		})
 	}
+	add("an impostor was ended", func(m *machine) {
+		_, err := m.engine.AddImage(m.old, "old:1")
+		check(err)
+		m.make(container{Name: "gone", State: "stopped", Policy: "no"})
+		for _, c := range m.engine.Containers() {
+			if c.Name == "gone" {
+				m.engineDoes(http.MethodPost, "/containers/gone/rename?name=mpc-node-impostor-"+m.boot()+"-"+c.ID[:12], nil)
+			}
+		}
+	})
 	add("the workload was removed", func(m *machine) {
 		m.engineDoes(http.MethodDelete, "/containers/mpc-node?force=1", nil)
 	})

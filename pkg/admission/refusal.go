@@ -47,6 +47,7 @@ const (
 	OverrideRefused  Code = "CFG008"
 	NodeConfigFails  Code = "CFG010"
 	RecordBlocked    Code = "CFG012"
+	SharedElsewhere  Code = "CFG013"
 	SpaceShort       Code = "ENG005"
 	WorkloadStopped  Code = "ENG007"
 	SocketHeld       Code = "ENG008"
@@ -85,6 +86,14 @@ func typed(code Code, err error) *Refusal {
 func SharedDir(err error) *Refusal {
 	return &Refusal{SharedMissing, exit.Config, fmt.Errorf("shared directory: %w", err),
 		[]string{"mount the shared volume there, or name its place with --shared-dir"}}
+}
+
+// NotTheVolume refuses a shared directory that is another place than the one that the workload will see.
+func NotTheVolume(err error) *Refusal {
+	return &Refusal{SharedElsewhere, exit.Config, fmt.Errorf("shared directory: %w", err), []string{
+		"in a container, mount the volume there: volumes: [\"" + compose.SharedVolume + ":" + compose.SharedDir + "\"], and {name: " + compose.SharedVolume + "} below the file's own volumes",
+		"outside of one, name its place with --shared-dir: docker volume inspect " + compose.SharedVolume,
+	}}
 }
 
 // Locked refuses where somebody else holds the shared directory's lock.

@@ -104,7 +104,7 @@ func unknowable() []row {
 			quirk: "engine refuses to ",
 			why:   "an engine says only when it is asked for a change whether it does it",
 			steps: []admission.Step{
-				admission.AtGate, admission.AtLoad, admission.AtCreate, admission.AtMeasure, admission.AtStart,
+				admission.AtSettings, admission.AtGate, admission.AtLoad, admission.AtCreate, admission.AtMeasure, admission.AtStart,
 			},
 			codes: []exit.Code{exit.Engine, exit.Measurement, exit.Workload},
 		},
@@ -154,7 +154,7 @@ func (w world) String() string {
 // container is one that somebody else made.
 type container struct {
 	Name, Project, Boot, Policy, State, Mount string
-	Port                                      bool
+	Port, Service                             bool
 }
 
 func generate(seed uint64) world {
@@ -173,10 +173,10 @@ func generate(seed uint64) world {
 	}
 	for range r.IntN(3) * r.IntN(2) {
 		w.Containers = append(w.Containers, container{
-			Name: pick("mpc-node", "left", "stranger"), Project: pick("", "mpc-node", "other"),
+			Name: pick("mpc-node", "left", "stranger", "mpc-node-impostor-boot-0-0123456789ab"), Project: pick("", "mpc-node", "other"),
 			Boot: pick("", "this", "other"), Policy: pick("no", "no", "always", "unless-stopped", "on-failure"),
 			State: pick("created", "running", "paused", "stopped", "failed"),
-			Mount: pick("", "", "socket", "parent", "/", "volume"), Port: r.IntN(6) == 0,
+			Mount: pick("", "", "socket", "parent", "/", "volume"), Port: r.IntN(6) == 0, Service: r.IntN(2) == 0,
 		})
 	}
 	names := make([]string, 0, len(quirks()))
@@ -218,6 +218,7 @@ func (w world) smaller() (all []world) {
 			func(c *container) { c.Project = "" }, func(c *container) { c.Boot = "" },
 			func(c *container) { c.Policy = "no" }, func(c *container) { c.State = "created" },
 			func(c *container) { c.Mount = "" }, func(c *container) { c.Port = false },
+			func(c *container) { c.Service = false },
 		} {
 			simple := c
 			if simplify(&simple); simple != c {

@@ -185,8 +185,8 @@ func TestAnImpostorThatMeasuredNothingIsAnOldContainer(t *testing.T) {
 func TestAnImpostorThatCannotBeEnded(t *testing.T) {
 	t.Parallel()
 	for _, f := range []launchtest.EngineFault{
-		{Match: "POST /containers/*/rename", Message: "no"}, {Match: "POST /containers/*/update", Message: "no"}, {Match: "POST /containers/*/stop", Message: "no"},
-		{Match: "POST /containers/*/stop", Status: 304}, {Match: "GET /containers/json", Message: "no"},
+		{Match: "POST /containers/*/rename", Status: 500, Message: "no"}, {Match: "POST /containers/*/update", Status: 500, Message: "no"}, {Match: "POST /containers/*/stop", Status: 500, Message: "no"},
+		{Match: "POST /containers/*/stop", Status: 304}, {Match: "GET /containers/json", Status: 500, Message: "no"},
 	} {
 		t.Run(f.Match+fmt.Sprint(f.Status), func(t *testing.T) {
 			t.Parallel()

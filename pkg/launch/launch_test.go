@@ -125,7 +125,7 @@ func TestEffectsInOrder(t *testing.T) {
 	w.accepted(w.Digests[0])
 	assert.Equal(t, []string{
 		"load",
-		"volume-create shared-volume", "volume-create mpc-data", "create mpc-node-holder",
+		"volume-create mpc-data", "create mpc-node-holder",
 		"network-create mpc-node_default", "create mpc-node",
 		"remove mpc-node-holder",
 		"emit mpc-image-digest",
@@ -137,7 +137,7 @@ func TestEffectsInOrder(t *testing.T) {
 func TestAFailureEndsTheSequence(t *testing.T) {
 	t.Parallel()
 	created := []string{
-		"load", "volume-create shared-volume", "volume-create mpc-data", "create mpc-node-holder",
+		"load", "volume-create mpc-data", "create mpc-node-holder",
 		"network-create mpc-node_default", "create mpc-node", "remove mpc-node-holder",
 	}
 	for _, c := range []struct {
@@ -197,19 +197,19 @@ func TestAFailureEndsTheSequence(t *testing.T) {
 		},
 		{
 			// The holder stays: without it nothing would keep the data volume, and its keys, from being pruned.
-			name: "a compose that fails", step: "create", code: exit.Workload, effects: created[:4],
+			name: "a compose that fails", step: "create", code: exit.Workload, effects: created[:3],
 			arrange: func(w *world) { w.settings.Compose = os.Args[0] + " compose-double --fail=create" },
 		},
 		{
-			name: "a compose that does nothing and says it did", step: "create", code: exit.Workload, effects: created[:4],
+			name: "a compose that does nothing and says it did", step: "create", code: exit.Workload, effects: created[:3],
 			arrange: func(w *world) { w.settings.Compose = os.Args[0] + " compose-double --fail=silent" },
 		},
 		{
-			name: "a compose that creates something else", step: "create", code: exit.Workload, effects: created[:6],
+			name: "a compose that creates something else", step: "create", code: exit.Workload, effects: created[:5],
 			arrange: func(w *world) { w.settings.Compose = os.Args[0] + " compose-double --fail=tamper" },
 		},
 		{
-			name: "a compose of version 1", step: "create", code: exit.Workload, effects: created[:4],
+			name: "a compose of version 1", step: "create", code: exit.Workload, effects: created[:3],
 			arrange: func(w *world) { w.settings.Compose = os.Args[0] + " compose-double --fail=old" },
 		},
 		{
@@ -340,7 +340,7 @@ func TestOutsideACVM(t *testing.T) {
 	w.mustBoot()
 	assert.Empty(t, w.Agent.Requests())
 	assert.Equal(t, []string{
-		"load", "volume-create shared-volume", "volume-create mpc-data", "create mpc-node-holder",
+		"load", "volume-create mpc-data", "create mpc-node-holder",
 		"network-create mpc-node_default", "create mpc-node", "remove mpc-node-holder", "start mpc-node",
 		"create mpc-node-holder", "remove mpc-node-holder",
 	}, w.seen())

@@ -49,6 +49,9 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 	if err := errors.Join(err, ended); err != nil {
 		return nil, "", err
 	}
+	if err := m.isVolume(ctx); err != nil {
+		return nil, "", err
+	}
 	if err := shared.Lock(ctx, r.Sleep); errors.Is(err, files.ErrLocked) {
 		return nil, "", admission.Locked(err)
 	} else if err != nil {
@@ -60,6 +63,20 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 	}
 	r.report.open(r.Settings.Report, m.own, shared)
 	return m, "platform " + string(r.Settings.Platform), nil
+}
+
+// isVolume refuses a shared directory that isn't the volume. Outside a CVM it is the pull that first
+// needs the engine, and that ends without one.
+func (m *machine) isVolume(ctx context.Context) error {
+	self, err := m.self(ctx)
+	if err == nil {
+		err = state.IsVolume(ctx, m.engine.Engine, self, m.opened)
+	}
+	var failed *docker.Error
+	if !m.Settings.TEE() && errors.As(err, &failed) && failed.Status == 0 {
+		return nil
+	}
+	return err
 }
 
 // choice is the image that this boot runs.

@@ -28,7 +28,8 @@ func (l *Launcher) Run(ctx context.Context) error {
 // Everything that can fail comes before the one thing that can't be undone, the measurement.
 func (r *run) boot(ctx context.Context) {
 	r.report.plan(admission.Steps()...)
-	// An impostor is ended. The lock: from here on no other launcher acts.
+	// An impostor is ended, and the shared directory is the volume. The lock: from here on no other
+	// launcher acts.
 	m := do(ctx, r, admission.AtSettings, r.settings)
 	// Could a measurement end well? Nothing has been touched yet.
 	found := do(ctx, r, admission.AtProbe, m.probe)

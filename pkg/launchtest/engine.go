@@ -32,6 +32,10 @@ type EngineOptions struct {
 	// Root is the engine's data root as it tells it; /var/lib/docker if empty. Nothing is written
 	// there.
 	Root string
+	// Shared is a directory that is the volume "shared-volume" from the beginning. A container that
+	// isn't shown, the launcher's own, has it, so that nothing can remove it. Empty: there is no such
+	// volume.
+	Shared string
 	// OnStart says what a container that is started does: run on, or end at once with an exit code.
 	// Nil: it runs. It is called without locks held and may use the Engine.
 	OnStart func(ContainerInfo) (exitCode int, running bool)
@@ -92,6 +96,9 @@ func NewEngine(socket string, o EngineOptions) (*Engine, error) {
 		recorder: o.Recorder,
 		changed:  make(chan struct{}), volumes: map[string]*volume{},
 		networks: map[string]map[string]any{},
+	}
+	if o.Shared != "" {
+		e.volumes[sharedVolume] = &volume{}
 	}
 	if o.Containerd {
 		e.images = newContainerdStore(e)
@@ -660,6 +667,9 @@ func (e *Engine) newID() string {
 }
 
 func (e *Engine) volumePath(name string) string {
+	if e.shared(name) {
+		return e.o.Shared
+	}
 	return filepath.Join(e.o.Root, "volumes", name, "_data")
 }
 

@@ -7,6 +7,9 @@ import (
 	"strings"
 )
 
+// sharedVolume is the name of the volume that launcher and workload share.
+const sharedVolume = "shared-volume"
+
 type volume struct {
 	labels map[string]string
 }
@@ -17,6 +20,9 @@ func (e *Engine) Volumes() []string {
 	defer e.mu.Unlock()
 	return slices.Sorted(maps.Keys(e.volumes))
 }
+
+// shared reports whether a volume is the one that is there from the beginning.
+func (e *Engine) shared(name string) bool { return e.o.Shared != "" && name == sharedVolume }
 
 // addVolume makes sure that a volume exists. The lock is held.
 func (e *Engine) addVolume(r *engineRequest, name string, labels map[string]string) {
@@ -36,6 +42,9 @@ func (e *Engine) volumeDoc(name string) map[string]any {
 // volumeUsers returns the IDs of the containers that mount a volume, whatever their state.
 func (e *Engine) volumeUsers(name string) []string {
 	var users []string
+	if e.shared(name) {
+		users = append(users, "launcher")
+	}
 	for _, c := range e.containers {
 		if slices.ContainsFunc(c.mounts,
 			func(m ContainerMount) bool { return m.Type == "volume" && m.Name == name }) {

@@ -54,6 +54,7 @@ func NewMachine(o MachineOptions) (_ *Machine, err error) {
 	if err := os.Mkdir(m.SharedDir, 0o755); err != nil {
 		return nil, err
 	}
+	o.Engine.Shared = m.SharedDir
 	o.Engine.Recorder, o.Agent.Recorder = m.Effects, m.Effects
 	if m.Engine, err = NewEngine(filepath.Join(dir, "docker.sock"), o.Engine); err != nil {
 		return nil, err

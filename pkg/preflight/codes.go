@@ -77,6 +77,7 @@ func Codes() []Class {
 		{admission.NodeConfigFails, "the node config can't be made or written"},
 		{KeptUseless, "the manifest that an earlier boot kept doesn't prove itself"},
 		{admission.RecordBlocked, "the record of a measurement couldn't be written, so that nothing would be measured"},
+		{admission.SharedElsewhere, "the shared directory isn't the volume that the workload mounts"},
 		{RegistryDown, "the registry doesn't answer well"},
 		{RegistryRefuses, "the registry refuses access"},
 		{ManifestMissing, "the registry doesn't have the image"},

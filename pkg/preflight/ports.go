@@ -10,6 +10,7 @@ import (
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
 )
@@ -72,7 +73,8 @@ func (f *facts) published(ctx context.Context) (map[uint16]string, error) {
 	for _, p := range published {
 		ports[p.Port] = p.Container
 		ended := slices.ContainsFunc(f.containers, func(c admission.Container) bool { return c.Name == p.Container && !c.Live() })
-		if p.Container == compose.Name || p.Labels[compose.ProjectLabel] == compose.Name || f.next && ended {
+		ours := compose.OfWorkload(inspect.Container{Name: p.Container, Labels: p.Labels})
+		if ours || f.next && ended {
 			ports[p.Port] = ""
 		}
 	}

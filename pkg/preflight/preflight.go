@@ -74,15 +74,17 @@ func checks() []check {
 	at := func(s admission.Step) func(admission.Facts) admission.Step {
 		return func(admission.Facts) admission.Step { return s }
 	}
-	files, containers, judged := admission.Facts.FilesAt, admission.Facts.ContainersAt, admission.Facts.GateAt
+	files, engine := admission.Facts.FilesAt, admission.Facts.EngineAt
+	containers, judged := admission.Facts.ContainersAt, admission.Facts.GateAt
 	settings, probe, gate, pull, load := at(admission.AtSettings), at(admission.AtProbe), at(admission.AtGate), at(admission.AtPull), at(admission.AtLoad)
 	create, start, never := at(admission.AtCreate), at(admission.AtStart), at("")
 	return []check{
 		{name: "settings", group: GroupSettings, step: settings, do: checkSettings},
 		{name: "boot", group: GroupHost, step: settings, do: checkBoot},
-		{name: "engine", group: GroupEngine, step: settings, do: checkEngine},
-		{name: "containers", group: GroupEngine, step: containers, needs: []string{"engine"}, after: []string{"boot", "lock"}, do: checkContainers},
 		{name: "shared directory", group: GroupConfig, step: settings, do: checkSharedDir},
+		{name: "engine", group: GroupEngine, step: engine, do: checkEngine},
+		{name: "containers", group: GroupEngine, step: containers, needs: []string{"engine"}, after: []string{"boot", "lock"}, do: checkContainers},
+		{name: "shared volume", group: GroupEngine, step: settings, needs: []string{"shared directory", "engine"}, do: checkSharedVolume},
 		{name: "lock", group: GroupHost, step: settings, needs: []string{"shared directory"}, after: []string{"boot", "engine"}, do: checkLock},
 		{name: "own directory", group: GroupConfig, step: settings, needs: []string{"shared directory"}, do: checkOwnDir},
 		{name: "event log", group: GroupAgent, step: probe, after: []string{"lock"}, do: checkEventLog},

@@ -103,15 +103,15 @@ func TestTheExitCodeIsThatOfTheFirstStep(t *testing.T) {
 		arrange []func(*world)
 		want    exit.Code
 	}{
-		"the engine before all":                 {[]func(*world){noEngine, noAgent, noConfig, noShared}, exit.Engine},
-		"shared directory before the agent":     {[]func(*world){noAgent, noConfig, noShared}, exit.Config},
+		"shared directory before all":           {[]func(*world){noAgent, noEngine, noShared}, exit.Config},
+		"the engine before agent and config":    {[]func(*world){noEngine, noAgent, noConfig}, exit.Engine},
 		"agent before config":                   {[]func(*world){noAgent, noConfig}, exit.Measurement},
 		"where it is measured the config":       {[]func(*world){digest, noConfig}, exit.Config},
 		"an impostor's event before the config": {[]func(*world){impostor, digest, noConfig}, exit.Measurement},
 		"an impostor without an event":          {[]func(*world){impostor, noConfig}, exit.Config},
 		"an impostor, and nothing else":         {[]func(*world){impostor}, exit.OK},
-		"outside a CVM the engine":              {[]func(*world){outside, noEngine, noConfig}, exit.Engine},
-		"outside a CVM config before registry":  {[]func(*world){outside, noConfig, noRegistry}, exit.Config},
+		"outside a CVM config before engine":    {[]func(*world){outside, noEngine, noConfig}, exit.Config},
+		"outside a CVM engine before registry":  {[]func(*world){outside, noEngine, noRegistry}, exit.Engine},
 		"registry before compose":               {[]func(*world){noCompose, noRegistry}, exit.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {

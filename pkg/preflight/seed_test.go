@@ -134,7 +134,7 @@ func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 	foreignConfig, err := foreign.ConfigName()
 	require.NoError(t, err)
 	w.names = map[string]string{
-		"@registry@": m.Registry.Host(), "@shared@": m.SharedDir, "@user_config@": m.ConfigFile, "@socket@": m.AgentSocket, "@boot@": bootID,
+		"@registry@": m.Registry.Host(), "@shared@": m.SharedDir, "@user_config@": m.ConfigFile, "@socket@": m.AgentSocket, "@boot@": bootID, "@proc@": w.proc,
 		"@foreign@": ref.DigestStr(), "@config-foreign@": foreignConfig.String(), "@hex0@": m.Digests[0].Hex, "@repository@": m.Registry.Host() + "/" + launchtest.Repository, "@unknown@": "sha256:" + strings.Repeat("ab", 32),
 	}
 	for i, h := range m.Digests {

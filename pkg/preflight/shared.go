@@ -2,7 +2,6 @@ package preflight
 
 import (
 	"context"
-
 	"tee-launcher/pkg/state"
 )
 
@@ -17,6 +16,14 @@ func checkSharedDir(_ context.Context, f *facts) outcome {
 	}
 	f.shared, f.own = dir, state.In(dir)
 	return ok(f.options.SharedDir)
+}
+
+// checkSharedVolume looks whether it is what the workload will see.
+func checkSharedVolume(ctx context.Context, f *facts) outcome {
+	if err := state.IsVolume(ctx, f.engine, f.self, f.shared); err != nil {
+		return refuse(EngineContradicts, err)
+	}
+	return ok("the workload will see this very directory")
 }
 
 // checkOwnDir looks whether the launcher's own directory is there, or could be made.

@@ -36,6 +36,27 @@ func OpenShared(s admission.Settings) (*files.Dir, error) {
 	return dir, nil
 }
 
+// IsVolume refuses a shared directory that isn't the volume which the workload mounts: then it wouldn't find its config, nor the launcher the list that it
+// writes. Of a container its mounts tell, a plain binary sees the volume's place.
+func IsVolume(ctx context.Context, e *inspect.Engine, self inspect.Container, shared *files.Dir) error {
+	volume, err := e.Volume(ctx, compose.SharedVolume)
+	if inspect.NotFound(err) {
+		return admission.NotTheVolume(fmt.Errorf("there is no volume %s", compose.SharedVolume))
+	}
+	if err != nil {
+		return err
+	}
+	for _, place := range []string{volume.Mountpoint, volume.Device} {
+		if place == "" {
+			continue
+		}
+		if self.ID != "" && filepath.Clean(place) == filepath.Clean(self.HostPath(shared.Path())) || self.ID == "" && shared.Is(place) {
+			return nil
+		}
+	}
+	return admission.NotTheVolume(fmt.Errorf("%s isn't the volume %s, which is at %s", shared.Path(), compose.SharedVolume, volume.Mountpoint))
+}
+
 // UserConfig reads the user config. The warnings are valid beside an error.
 func UserConfig(s admission.Settings) (*config.Config, []config.Warning, error) {
 	data, err := files.ReadFile(s.ConfigFile, config.MaxSize)

@@ -48,6 +48,16 @@ func OpenDir(path string) (*Dir, error) {
 // Path returns the name the directory was opened by, for messages.
 func (d *Dir) Path() string { return d.f.Name() }
 
+// Is reports whether path, on this machine, leads to this very directory.
+func (d *Dir) Is(path string) bool {
+	there, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	here, err := d.f.Stat()
+	return err == nil && os.SameFile(here, there)
+}
+
 // Close closes the directory and gives up a lock held through it.
 func (d *Dir) Close() error {
 	if !d.locked {
