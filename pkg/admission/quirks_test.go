@@ -69,6 +69,19 @@ func quirks() []quirk {
 	} {
 		dir(path)
 	}
+	for _, path := range []string{
+		"shared/launcher", "shared/mpc-config.toml", "shared/.mpc-config.toml.tmp",
+		"shared/launcher/measurement.json", "shared/launcher/.measurement.json.tmp",
+	} {
+		dir(path + ".aside")
+		add("full at "+path+" and set aside", func(m *machine) {
+			if path != "shared/launcher" {
+				_ = os.RemoveAll(m.path(path))
+				_ = os.MkdirAll(m.path(path+"/x"), 0o755)
+			}
+			_ = os.MkdirAll(m.path(path+".aside/x"), 0o755)
+		})
+	}
 	file("a file in the place of our directory", "shared/launcher", "x")
 	add("a damaged record", func(m *machine) { m.record(`{"boot_id":`) })
 	gone("user_config")

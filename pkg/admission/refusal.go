@@ -106,13 +106,6 @@ func Locked(err error) *Refusal {
 		}}
 }
 
-// OwnDir refuses where the launcher's own directory can't be made or opened.
-func OwnDir(err error) *Refusal {
-	return &Refusal{OwnDirBlocked, exit.Config, fmt.Errorf("our own directory: %w", err),
-		[]string{"mount the shared volume writable, with room in it, and remove what stands in the " +
-			"directory's place; nothing of value is kept there"}}
-}
-
 // NoBoot refuses where the kernel doesn't say which boot this is: then nobody can say what belongs
 // to it.
 func NoBoot(err error) *Refusal {

@@ -50,7 +50,7 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 		if err != nil {
 			return proved{}, "", err
 		}
-		if err := m.shared.Write(compose.NodeConfig, nodeConfig, 0o644); err != nil {
+		if err := m.shared.Write(compose.NodeConfig, nodeConfig, 0o600); err != nil {
 			return proved{}, "", admission.NodeConfig(err)
 		}
 		held, err := m.hold(ctx, loaded)

@@ -78,6 +78,7 @@ func (i *impostor) strikes(s stranger) {
 func (i *impostor) litter() {
 	i.t.Helper()
 	require.NoError(i.t, os.RemoveAll(i.Shared("launcher")))
+	require.NoError(i.t, os.WriteFile(i.Shared("launcher"), nil, 0o600))
 }
 
 // refused boots once more, which has to end because of the impostor, and leave nothing that runs or could.

@@ -214,7 +214,10 @@ func TestAFailureEndsTheSequence(t *testing.T) {
 		},
 		{
 			name: "a node config that can't be written", step: "create", code: exit.Config, effects: []string{"load"},
-			arrange: func(w *world) { require.NoError(w.t, os.MkdirAll(w.Shared("mpc-config.toml/x"), 0o755)) },
+			arrange: func(w *world) {
+				require.NoError(w.t, os.MkdirAll(w.Shared("mpc-config.toml/x"), 0o755))
+				require.NoError(w.t, os.MkdirAll(w.Shared("mpc-config.toml.aside"), 0o755))
+			},
 		},
 		{
 			name: "an agent that refuses to emit", step: "measure", code: exit.Measurement, effects: created,

@@ -59,7 +59,7 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 	}
 	m.shared, m.own = shared, state.In(shared)
 	if err := m.own.Make(); err != nil {
-		return nil, "", err
+		m.Log.Warn("going on without our own directory, so that nothing can be measured", "error", err)
 	}
 	r.report.open(r.Settings.Report, m.own, shared)
 	return m, "platform " + string(r.Settings.Platform), nil

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
 )
 
@@ -42,19 +43,16 @@ func TestATamperedSharedDirectory(t *testing.T) {
 	}
 	// What becomes of each kind at each place; OK where nothing is said.
 	places := map[string]map[string]exit.Code{
-		"launcher": { // somebody else's directory must not become ours
-			"a link": exit.Config, "a hanging link": exit.Config, "a pipe": exit.Config, "a socket": exit.Config, "a huge file": exit.Config,
-			"a file": exit.Config, "a hard link": exit.Config,
-		},
-		"launcher/measurement.json":      {"a directory": exit.Config}, // whoever can't record must not act
-		"launcher/.measurement.json.tmp": {"a directory": exit.Config},
+		"launcher":                       {},
+		"launcher/measurement.json":      {},
+		"launcher/.measurement.json.tmp": {},
 		"launcher/report.json":           {},
 		"launcher/.report.json.tmp":      {},
 		"launcher/previous.log":          {},
 		"launcher/image-KEPT.json":       {},
 		"launcher/image-zzz.json":        {},
-		"mpc-config.toml":                {"a directory": exit.Config},
-		".mpc-config.toml.tmp":           {"a directory": exit.Config},
+		"mpc-config.toml":                {},
+		".mpc-config.toml.tmp":           {},
 		"image-digest.bin": { // there and unreadable is never the default
 			"a link": exit.Config, "a hanging link": exit.Config, "a pipe": exit.Config, "a socket": exit.Config, "a huge file": exit.Config,
 			"a directory": exit.Config, "a file": exit.Config, "a hard link": exit.Config,
@@ -102,6 +100,48 @@ func TestATamperedSharedDirectory(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestWhatWasSetAsideIsNotReplaced: the run goes on without the file, unless it can't do without.
+func TestWhatWasSetAsideIsNotReplaced(t *testing.T) {
+	t.Parallel()
+	for name, code := range map[string]exit.Code{
+		"launcher": exit.Config, "launcher/measurement.json": exit.Config, "launcher/.measurement.json.tmp": exit.Config,
+		"mpc-config.toml": exit.Config, ".mpc-config.toml.tmp": exit.Config, // before anything is measured
+		"launcher/report.json": exit.OK, "launcher/.report.json.tmp": exit.OK, "launcher/image-KEPT.json": exit.OK,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, j := judgedWorld(t)
+			path := w.Shared(strings.Replace(name, "KEPT", w.Digests[0].Hex, 1))
+			if name == "launcher" {
+				require.NoError(t, os.WriteFile(path, nil, 0o600))
+			} else {
+				require.NoError(t, os.MkdirAll(path+"/full", 0o755))
+			}
+			require.NoError(t, os.MkdirAll(path+".aside/full", 0o755))
+			assert.Equal(t, code, w.boot(), "%s", w.stderr)
+			w.sound(j)
+			assert.DirExists(t, path+".aside/full")
+			if code != exit.OK {
+				assert.Contains(t, w.stderr, "hint: ")
+				assert.Zero(t, w.Agent.Emits())
+				return
+			}
+			w.accepted(w.Digests[0])
+			w.mustBoot()
+		})
+	}
+
+	// Where nothing is measured, nothing depends on our directory.
+	w := newWorld(t, options{platform: config.NONTEE})
+	require.NoError(t, os.WriteFile(w.Shared("launcher"), nil, 0o600))
+	require.NoError(t, os.Mkdir(w.Shared("launcher.aside"), 0o700))
+	w.mustBoot()
+	assert.Equal(t, "running", w.status())
+	info, err := os.Stat(w.Shared("mpc-config.toml"))
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o600), info.Mode(), "it holds the node's keys")
 }
 
 // TestForgedManifestsProveThemselvesOrAreOfNoUse: what is kept for a boot without network comes from where the workload can write.

@@ -2,6 +2,9 @@ package preflight
 
 import (
 	"context"
+	"fmt"
+
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/state"
 )
 
@@ -29,7 +32,8 @@ func checkSharedVolume(ctx context.Context, f *facts) outcome {
 // checkOwnDir looks whether the launcher's own directory is there, or could be made.
 func checkOwnDir(_ context.Context, f *facts) outcome {
 	if err := f.own.CanMake(); err != nil {
-		return refuse("", err)
+		return ok("", warning(admission.OwnDirBlocked, fmt.Sprintf("our own directory can't be used: %v", err),
+			"mount the shared volume writable, with room in it, and remove what stands in the directory's place; nothing of value is kept there"))
 	}
 	return ok("is there, or could be made")
 }

@@ -2,9 +2,7 @@ package state
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"strings"
 
@@ -48,12 +46,11 @@ func (d Dir) WriteRecord(r admission.Record) error {
 // CanRecord returns what WriteRecord would fail with, as far as that can be seen without writing.
 func (d Dir) CanRecord() error {
 	dir, err := d.open()
-	if errors.Is(err, fs.ErrNotExist) && d.shared != nil {
-		return nil // CanMake says whether it could be made
-	}
 	if err == nil {
 		defer dir.Close()
 		err = dir.CanWrite(recordName, recordSize)
+	} else {
+		err = d.CanMake() // and then the record in it
 	}
 	if err != nil {
 		return admission.Unrecorded(err)

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"io/fs"
 
-	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/internal/strictjson"
 )
@@ -35,15 +34,15 @@ func In(shared *files.Dir) Dir { return Dir{shared} }
 // CanMake returns what Make would fail with, as far as that can be seen without making anything.
 func (d Dir) CanMake() error {
 	dir, err := d.open()
-	if errors.Is(err, fs.ErrNotExist) && d.shared != nil {
-		err = d.shared.CanAdd(1)
-	} else if err == nil {
-		err = dir.Close()
+	switch {
+	case err == nil:
+		return dir.Close()
+	case errors.Is(err, fs.ErrNotExist) && d.shared != nil:
+		return d.shared.CanAdd(0)
+	case errors.Is(err, files.ErrNotRegular):
+		return errors.Join(d.shared.CanSetAside(Name), d.shared.CanAdd(0))
 	}
-	if err != nil {
-		return admission.OwnDir(err)
-	}
-	return nil
+	return err
 }
 
 // Make makes the directory where it is missing.
@@ -52,10 +51,7 @@ func (d Dir) Make() error {
 	if err == nil {
 		err = dir.Close()
 	}
-	if err != nil {
-		return admission.OwnDir(err)
-	}
-	return nil
+	return err
 }
 
 // Write replaces a file atomically and durably, and makes the directory where it is missing.

@@ -70,7 +70,16 @@ func TestWhatIsNoDirectoryIsRefused(t *testing.T) {
 	} {
 		d, shared := in(t)
 		require.NoError(t, plant(filepath.Join(shared, state.Name)))
+		assert.NoError(t, d.CanMake(), what)
+		assert.NoError(t, d.CanRecord(), what)
+		assert.NoError(t, d.WriteRecord(admission.Record{ID: boot}), "%s is set aside", what)
+
+		require.NoError(t, os.RemoveAll(filepath.Join(shared, state.Name)))
+		require.NoError(t, os.RemoveAll(filepath.Join(shared, state.Name+".aside")))
+		require.NoError(t, plant(filepath.Join(shared, state.Name)))
+		require.NoError(t, os.Mkdir(filepath.Join(shared, state.Name+".aside"), 0o755))
 		assert.Error(t, d.CanMake(), what)
+		assert.Error(t, d.CanRecord(), what)
 		assert.Error(t, d.Make(), what)
 		assert.Error(t, d.WriteRecord(admission.Record{ID: boot}), what)
 	}

@@ -73,16 +73,24 @@ func (d *Dir) Close() error {
 	return errors.Join(err, d.f.Close())
 }
 
-// Sub opens the directory name below d, made with mode 0755 if it is missing. A link there, even to
-// a directory, is ErrNotRegular.
+// Sub opens the directory name below d, made with mode 0755 if it is missing. Whatever else stands
+// there, even a link to a directory, is set aside.
 func (d *Dir) Sub(name string) (*Dir, error) {
 	if err := single(name); err != nil {
 		return nil, err
 	}
-	if err := unix.Mkdirat(d.fd(), name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, d.wrap("mkdir", name, err)
+	for cleared := false; ; cleared = true {
+		if err := unix.Mkdirat(d.fd(), name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, d.wrap("mkdir", name, err)
+		}
+		dir, err := d.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
+		if cleared || !errors.Is(err, ErrNotRegular) {
+			return dir, err
+		}
+		if err := d.setAside(name); err != nil {
+			return nil, err
+		}
 	}
-	return d.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
 }
 
 // Open opens the directory name below d as Sub does, but does not make it.
@@ -107,8 +115,7 @@ func (d *Dir) Read(name string, limit int64) ([]byte, error) {
 	if err := single(name); err != nil {
 		return nil, err
 	}
-	// O_NONBLOCK: opening a pipe that somebody planted must not wait for its writer.
-	f, err := d.openat(name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := d.openat(name, unix.O_PATH, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -159,14 +166,18 @@ func (d *Dir) Remove(name string) error {
 	return nil
 }
 
-// Write replaces the file name by one that holds data: a reader, and whoever looks after a power
-// cut, finds the old file or the new one, whole. One writer at a time.
+// Write replaces the file name by one that holds data: a reader, and whoever looks after a power cut, finds the old
+// file or the new one, whole. A directory in its place is set aside. One writer at a time.
 func (d *Dir) Write(name string, data []byte, mode fs.FileMode) (err error) {
 	if err := single(name); err != nil {
 		return err
 	}
 	temporary := temporary(name)
-	if err := d.Remove(temporary); err != nil {
+	err = d.Remove(temporary)
+	if errors.Is(err, unix.EISDIR) {
+		err = d.setAside(temporary)
+	}
+	if err != nil {
 		return err
 	}
 	f, err := d.openat(temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, uint32(mode.Perm()))
@@ -181,7 +192,14 @@ func (d *Dir) Write(name string, data []byte, mode fs.FileMode) (err error) {
 	if err := writeSynced(f, data, mode); err != nil {
 		return fmt.Errorf("writing %s: %w", f.Name(), err)
 	}
-	if err := unix.Renameat(d.fd(), temporary, d.fd(), name); err != nil {
+	err = unix.Renameat(d.fd(), temporary, d.fd(), name)
+	if errors.Is(err, unix.EISDIR) {
+		if err := d.setAside(name); err != nil {
+			return err
+		}
+		err = unix.Renameat(d.fd(), temporary, d.fd(), name)
+	}
+	if err != nil {
 		return d.wrap("rename", name, err)
 	}
 	if err := d.f.Sync(); err != nil {
@@ -238,7 +256,7 @@ func (d *Dir) Lock(ctx context.Context, sleep func(context.Context, time.Duratio
 // ReadFile returns the bytes of the regular file at a trusted path, at most limit of them; a larger
 // file is ErrTooLarge.
 func ReadFile(path string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(path, unix.O_PATH, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -246,20 +264,27 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 	return readRegular(f, limit)
 }
 
-func readRegular(f *os.File, limit int64) ([]byte, error) {
-	info, err := f.Stat()
+// readRegular reads the file that place, which was opened as a mere place, stands for. What somebody planted is looked at before it
+// is opened: to open a device or a pipe can be enough to do something.
+func readRegular(place *os.File, limit int64) ([]byte, error) {
+	info, err := place.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: %w", f.Name(), ErrNotRegular)
+		return nil, fmt.Errorf("%s: %w", place.Name(), ErrNotRegular)
 	}
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", place.Fd()))
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: place.Name(), Err: errors.Unwrap(err)}
+	}
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s: more than %d bytes: %w", f.Name(), limit, ErrTooLarge)
+		return nil, fmt.Errorf("%s: more than %d bytes: %w", place.Name(), limit, ErrTooLarge)
 	}
 	return data, nil
 }

@@ -55,9 +55,9 @@ func TestReadRefusesWhatAHostileNeighbourPlants(t *testing.T) {
 		_, err := d.Read(name, 10)
 		assert.ErrorIs(t, err, want, "reading %q", name)
 	}
-	_, err = d.Sub("dirlink")
+	_, err = d.Open("dirlink")
 	assert.ErrorIs(t, err, files.ErrNotRegular, "a linked directory")
-	_, err = d.Sub("plain")
+	_, err = d.Open("plain")
 	assert.ErrorIs(t, err, files.ErrNotRegular, "a file where a directory should be")
 	_, err = d.Open("none")
 	assert.ErrorIs(t, err, os.ErrNotExist)

@@ -12,7 +12,9 @@ import (
 func (d *Dir) CanWrite(name string, size int64) error {
 	for _, n := range []string{name, temporary(name)} {
 		if info, err := d.Stat(n); err == nil && info.IsDir() {
-			return d.wrap("write", n, unix.EISDIR)
+			if err := d.CanSetAside(n); err != nil {
+				return err
+			}
 		}
 	}
 	return d.CanAdd(size)
