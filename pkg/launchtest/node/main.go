@@ -7,8 +7,9 @@
 // exit_after_ms = N make it end by itself (N milliseconds after the start, 0 if only the code is
 // given), ignore_term = true makes it survive SIGTERM, and listen = PORT makes it answer TCP
 // connections there: it says which start of it this is, having read its config, and whoever answers
-// "exit N" ends it with that code. It reads just enough of TOML for that and does nothing else that
-// a node does.
+// "exit N" ends it with that code. With emit = "HEX" it measures that in the launcher's name, takes
+// the lock of the shared volume and has a file and folders stand in the way of the launcher's, as
+// long as it runs. It reads just enough of TOML for that and does nothing else that a node does.
 package main
 
 import (
@@ -26,7 +27,11 @@ import (
 	"time"
 )
 
-const dataDir = "/data"
+const (
+	dataDir     = "/data"
+	sharedDir   = "/mnt/shared"
+	agentSocket = "/var/run/dstack.sock"
+)
 
 func main() {
 	terminated := make(chan os.Signal, 1)
@@ -64,6 +69,17 @@ func run(args []string, data string, terminated <-chan os.Signal, stdout, stderr
 		fmt.Fprintf(stdout, "mpc-node: listening on port %d\n", listener.Addr().(*net.TCPAddr).Port)
 	}
 
+	if config.emit != "" {
+		lock, err := impersonate(config.emit, agentSocket, sharedDir)
+		if err != nil {
+			fmt.Fprintln(stderr, "mpc-node:", err)
+			return 1
+		}
+		defer lock.Close()
+		fmt.Fprintln(stdout, "mpc-node: measured")
+		go obstruct(sharedDir)
+	}
+
 	var ended <-chan time.Time
 	if config.ends {
 		ended = time.After(config.exitAfter)
@@ -93,6 +109,7 @@ type config struct {
 	ignoreTerm bool
 	listens    bool
 	listen     uint16 // 0: any
+	emit       string
 }
 
 func readConfig(path string) (config, error) {
@@ -133,6 +150,8 @@ func (c *config) set(key, value string) error {
 		c.exitAfter = time.Duration(ms) * time.Millisecond
 	case "ignore_term":
 		c.ignoreTerm, err = strconv.ParseBool(value)
+	case "emit":
+		c.emit = strings.Trim(value, `"'`)
 	case "listen":
 		var port uint64
 		port, err = strconv.ParseUint(value, 10, 16)
@@ -181,5 +200,34 @@ func answer(listener net.Listener, starts int, ordered chan<- int) {
 				ordered <- code
 			}
 		}()
+	}
+}
+
+// impersonate does what only a launcher should, and returns the lock that it took.
+func impersonate(payload, socket, shared string) (*os.File, error) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	body := fmt.Sprintf(`{"event":"mpc-image-digest","payload":%q}`, payload)
+	fmt.Fprintf(conn, "POST /EmitEvent HTTP/1.1\r\nHost: agent\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	answer, err := io.ReadAll(io.LimitReader(conn, 1<<10))
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 ") {
+		return nil, fmt.Errorf("emitting: %q, %w", answer, err)
+	}
+	dir, err := os.Open(shared)
+	if err != nil {
+		return nil, err
+	}
+	return dir, syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+}
+
+// obstruct puts something else in the place of all that a launcher writes.
+func obstruct(shared string) {
+	for ; ; time.Sleep(10 * time.Millisecond) {
+		_ = os.RemoveAll(filepath.Join(shared, "launcher"))
+		_ = os.WriteFile(filepath.Join(shared, "launcher"), nil, 0o600)
+		_ = os.MkdirAll(filepath.Join(shared, ".mpc-config.toml.tmp", "x"), 0o755)
 	}
 }
