@@ -161,7 +161,7 @@ func (f Facts) measured(v *Verdict, want v1.Hash) {
 			v.refuse(WorkloadRestarts, hint, "an image is measured already, but container %s (%s) runs "+
 				"that no launcher of this boot created, and may have done that", c.Name, c.ShortID())
 		case c.RestartPolicy == "no":
-		case f.Settings.Supervise == SuperviseOff && f.ofThisBoot(c) && f.Record.Measured(want):
+		case f.Settings.Supervise == SuperviseOff && f.ofThisBoot(c) && f.Record.Explains(want):
 			v.Excused = append(v.Excused, c)
 		default: // the engine may have started it before any launcher ran
 			v.refuse(WorkloadRestarts, hint, "an image is measured already, but container %s (%s) "+

@@ -89,6 +89,7 @@ func TestDecide(t *testing.T) {
 		"measured, and an old one runs":     {log: measured, record: done, containers: []admission.Container{old}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
 		"measured, and ours restarts":       {log: measured, record: done, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
 		"the same, as it is meant":          {log: measured, record: done, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
+		"the same, killed before it knew":   {log: measured, record: intent, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
 		"the same, without a record":        {log: measured, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
 		"a holder, and a record":            {log: measured, record: done, containers: []admission.Container{holder}, measured: true},
 		"a holder, and nothing explains it": {log: measured, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}, measured: true},

@@ -80,7 +80,6 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 		if err := want.Check(c); err != nil {
 			return proved{}, "", err
 		}
-		m.release(ctx, "")
 		return proved{Container: c, want: want, unused: m.Settings.TEE() && !found.measured}, c.ShortID(), nil
 	}
 }
@@ -103,8 +102,9 @@ func (m *machine) workload(chosen choice, loaded imaged, self docker.Container) 
 const holdTries = 5
 
 // hold sees to it that the volumes and the image are in use while the workload's container is
-// replaced: dstack prunes both at boot, and the data volume holds keys. What holds them stays until
-// release, and so beyond a run that fails in between. An image that is gone is loaded once more.
+// replaced, and after it too, whoever removes that container: dstack prunes both at boot, and the
+// data volume holds keys. What holds them stays until the next create has another. An image that is
+// gone is loaded once more.
 func (m *machine) hold(ctx context.Context, img imaged) (imaged, error) {
 	for try := 1; ; try++ {
 		id, err := holder(ctx, m.engine, img.id)

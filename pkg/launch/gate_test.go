@@ -336,7 +336,7 @@ func TestWhatStartsNeverRanBefore(t *testing.T) {
 	require.NoError(t, w.watch().terminate())
 	w.reboot()
 	// Started between creation and the emit, by whomever.
-	w.Engine.Fail(launchtest.EngineFault{Match: "DELETE /containers/*", Skip: 1, Edit: func(body []byte) []byte {
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/create", Skip: 1, Edit: func(body []byte) []byte {
 		w.does("POST", "/containers/mpc-node/start")
 		w.does("POST", "/containers/mpc-node/kill")
 		return body

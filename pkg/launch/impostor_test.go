@@ -176,7 +176,7 @@ func TestAnImpostorThatMeasuredNothingIsAnOldContainer(t *testing.T) {
 	w.accepted(w.Digests[0])
 	assert.Equal(t, []string{
 		"rename mpc-node mpc-node-impostor", "update mpc-node-impostor restart=no", "stop mpc-node-impostor",
-		"create mpc-node-holder", "remove mpc-node-impostor", "create mpc-node", "remove mpc-node-holder", "emit mpc-image-digest", "start mpc-node",
+		"create mpc-node-holder", "remove mpc-node-holder", "remove mpc-node-impostor", "create mpc-node", "emit mpc-image-digest", "start mpc-node",
 	}, w.seen()[before:])
 	w.mustBoot()
 	assert.Equal(t, "start mpc-node", w.seen()[len(w.seen())-1])

@@ -229,6 +229,35 @@ func TestKilledAtEveryRequestToTheEngine(t *testing.T) {
 	}
 }
 
+// TestKilledUnsupervisedBeforeReadingBack: the log shows what the record says was meant, so the next run goes on.
+func TestKilledUnsupervisedBeforeReadingBack(t *testing.T) {
+	t.Parallel()
+	for name, f := range map[string]launchtest.AgentFault{
+		"before the answer":        {Kind: launchtest.AgentHangsDone, Match: "EmitEvent mpc-image-digest"},
+		"before it was read back":  {Kind: launchtest.AgentHangs, Match: "Info", Skip: 2},
+		"before it could be there": {Kind: launchtest.EmitSettles, Match: "EmitEvent mpc-image-digest"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{})
+			w.settings.Supervise = admission.SuperviseOff
+			w.Agent.Fail(f)
+			p := w.start(0)
+			require.True(t, p.until(func() bool { return w.Agent.Hits(f.Kind) == 1 }), "%s", &p.stderr)
+			p.kill()
+			w.Agent.Heal()
+			w.onNap = w.Agent.Release
+			l := w.begin("")
+			require.NoError(t, l.end())
+			assert.Equal(t, 1, l.said("our record of this boot says that the event is ours"), "%q", l.messages())
+			w.accepted(w.Digests[0])
+			assert.Equal(t, "running", w.status())
+			w.mustBoot()
+			assert.Equal(t, 1, w.workload().Starts)
+		})
+	}
+}
+
 // TestKilledAtEveryRequestToTheAgent does the same there.
 func TestKilledAtEveryRequestToTheAgent(t *testing.T) {
 	t.Parallel()

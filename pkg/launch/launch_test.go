@@ -127,7 +127,6 @@ func TestEffectsInOrder(t *testing.T) {
 		"load",
 		"volume-create mpc-data", "create mpc-node-holder",
 		"network-create mpc-node_default", "create mpc-node",
-		"remove mpc-node-holder",
 		"emit mpc-image-digest",
 		"start mpc-node",
 	}, w.seen())
@@ -138,7 +137,7 @@ func TestAFailureEndsTheSequence(t *testing.T) {
 	t.Parallel()
 	created := []string{
 		"load", "volume-create mpc-data", "create mpc-node-holder",
-		"network-create mpc-node_default", "create mpc-node", "remove mpc-node-holder",
+		"network-create mpc-node_default", "create mpc-node",
 	}
 	for _, c := range []struct {
 		name    string
@@ -326,7 +325,7 @@ func TestANewBootAndAnUpgrade(t *testing.T) {
 	w.mustBoot()
 	w.accepted(w.Digests[0])
 	assert.Equal(t, []string{
-		"create mpc-node-holder", "remove mpc-node", "create mpc-node", "remove mpc-node-holder", "emit mpc-image-digest", "start mpc-node",
+		"create mpc-node-holder", "remove mpc-node-holder", "remove mpc-node", "create mpc-node", "emit mpc-image-digest", "start mpc-node",
 	}, w.seen()[before:])
 
 	w.reboot()
@@ -344,7 +343,7 @@ func TestOutsideACVM(t *testing.T) {
 	assert.Empty(t, w.Agent.Requests())
 	assert.Equal(t, []string{
 		"load", "volume-create mpc-data", "create mpc-node-holder",
-		"network-create mpc-node_default", "create mpc-node", "remove mpc-node-holder", "start mpc-node",
+		"network-create mpc-node_default", "create mpc-node", "start mpc-node",
 		"create mpc-node-holder", "remove mpc-node-holder",
 	}, w.seen())
 }

@@ -66,6 +66,7 @@ type supervisor struct {
 	delay    time.Duration // before the latest restart
 	forgiven time.Time     // when the run began for which the delay was last forgotten
 	stopped  bool          // somebody stopped the workload on purpose, so it stays so until somebody starts it
+	lost     *time.Time    // when the run began before a start whose answer was lost; nil: none was
 	away     bool          // the engine was away since the workload was last seen to run, so the engine ended it
 }
 
@@ -166,7 +167,8 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 		s.delay, s.forgiven = 0, c.StartedAt
 	}
 	s.delay = min(max(2*s.delay, firstDelay), lastDelay)
-	s.log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "in", s.delay.String(), "restarts", s.report.restarts())
+	s.log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "in", s.delay.String(), "restarts", s.report.restarts(),
+		"hint", "until then docker stop does nothing, and tells nobody: to keep it stopped, stop the launcher")
 	if err := s.sleep(ctx, s.delay); err != nil {
 		return err
 	}
@@ -197,11 +199,13 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 	err = engine.Start(starting, c.ID)
 	switch {
 	case err == nil:
+		s.lost = nil
 		s.report.restarted()
 	case refused(err):
 		s.log.Warn("the workload can't be started", "error", err) // and so it has ended again
 		return nil
 	default:
+		s.lost = &c.StartedAt // inspect finds out whether it happened
 		return &awayError{err}
 	}
 	return nil
@@ -226,6 +230,10 @@ func (s *supervisor) inspect(ctx context.Context) (docker.Container, error) {
 		return c, &awayError{err}
 	}
 	s.proved.Container = c
+	if s.lost != nil && !c.StartedAt.Equal(*s.lost) {
+		s.lost = nil
+		s.report.restarted()
+	}
 	s.report.observe(c)
 	return c, nil
 }

@@ -247,6 +247,47 @@ func TestAnEngineThatEndsIsWaitedFor(t *testing.T) {
 	}
 }
 
+// TestAStartWhoseAnswerIsLostCounts, if it happened.
+func TestAStartWhoseAnswerIsLostCounts(t *testing.T) {
+	t.Parallel()
+	for _, happened := range []bool{true, false} {
+		w := newWorld(t, options{})
+		l := w.watch()
+		w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/start", After: happened, Close: true})
+		require.NoError(t, w.Engine.Exit("mpc-node", 3))
+		l.nap(time.Second)
+		l.nap(time.Second) // for the engine
+		if !happened {
+			l.nap(2 * time.Second)
+		}
+		w.eventually("it runs", func() bool { return w.report().Workload.Status == "running" && w.workload().Starts == 2 })
+		require.NoError(t, w.Engine.Exit("mpc-node", 3))
+		w.eventually("the next end is seen", func() bool { return l.said("started again") >= 2 })
+		assert.Equal(t, 1, w.report().Workload.Restarts, "happened: %v", happened)
+	}
+}
+
+// TestTheDataVolumeIsHeldWithoutTheWorkload, and without a launcher.
+func TestTheDataVolumeIsHeldWithoutTheWorkload(t *testing.T) {
+	t.Parallel()
+	for _, platform := range []config.Platform{config.TEE, config.NONTEE} {
+		w := newWorld(t, options{platform: platform})
+		w.mustBoot()
+		w.does("DELETE", "/containers/mpc-node?force=1")
+		w.does("POST", "/volumes/prune")
+		assert.Contains(t, w.Engine.Volumes(), "mpc-data")
+		w.mustBoot()
+		assert.Equal(t, "running", w.status())
+		holders := 0
+		for _, c := range w.Engine.Containers() {
+			if c.Name != "mpc-node" {
+				holders++
+			}
+		}
+		assert.Equal(t, 1, holders, "they don't pile up")
+	}
+}
+
 func TestWhatChangedIsNotStartedAgain(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

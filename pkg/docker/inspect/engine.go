@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"tee-launcher/pkg/docker/internal/api"
 )
@@ -23,6 +24,9 @@ func NotFound(err error) bool { return api.NotFound(err) }
 
 // Engine is a reader of one engine.
 type Engine struct {
+	// Patience is how long a stream of events may take to begin; 0: 30 s.
+	Patience time.Duration
+
 	client *api.Client
 }
 

@@ -32,12 +32,21 @@ func (e *Engine) Watch(ctx context.Context, id string) (<-chan struct{}, error) 
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	patience := e.Patience
+	if patience == 0 {
+		patience = 30 * time.Second
+	}
+	late := time.AfterFunc(patience, func() { cancel(fmt.Errorf("no answer within %s", patience)) })
 	body, err := e.client.Stream(ctx, api.Request{Op: "watching container " + id, Method: http.MethodGet, Path: "/events", Query: query}, nil, "")
+	late.Stop()
 	if err != nil {
+		cancel(nil)
 		return nil, err
 	}
 	seen := make(chan struct{}, 1)
 	go func() {
+		defer cancel(nil)
 		defer close(seen)
 		defer body.Close()
 		for lines := eventLines(body); lines.Scan(); {
