@@ -76,6 +76,18 @@ func TestImportsFlowOneWay(t *testing.T) {
 	}
 }
 
+// TestTheCoreParsesNothingForeign: what chooses, names and measures a digest depends on no client
+// of a registry.
+func TestTheCoreParsesNothingForeign(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"pkg/digest", "pkg/approval", "pkg/rtmr"} {
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", module+name).Output()
+		require.NoError(t, err)
+		assert.Contains(t, string(out), module+"pkg/digest\n")
+		assert.NotContains(t, string(out), "go-containerregistry", name)
+	}
+}
+
 // TestOnlyMainTouchesTheProcess: who ends the process or writes to its streams anywhere else can't be tested or composed.
 func TestOnlyMainTouchesTheProcess(t *testing.T) {
 	t.Parallel()

@@ -25,25 +25,25 @@ type digestOpts struct {
 
 // described is what a reference names.
 type described struct {
-	Reference   string  `json:"reference"`
-	Digest      v1.Hash `json:"digest"` // what to vote for
-	MediaType   string  `json:"media_type"`
-	EventDigest string  `json:"event_digest"` // hex; what RTMR3 is extended with when it is measured
+	Reference   string        `json:"reference"`
+	Digest      digest.Digest `json:"digest"` // what to vote for
+	MediaType   string        `json:"media_type"`
+	EventDigest string        `json:"event_digest"` // hex; what RTMR3 is extended with when it is measured
 	// Of the image for this machine; null where an index has none or more than one.
-	Platform     *string  `json:"platform"`
-	ConfigDigest *v1.Hash `json:"config_digest"`
-	SizeBytes    *int64   `json:"size_bytes"`
-	Layers       *int     `json:"layers"`
+	Platform     *string        `json:"platform"`
+	ConfigDigest *digest.Digest `json:"config_digest"`
+	SizeBytes    *int64         `json:"size_bytes"`
+	Layers       *int           `json:"layers"`
 
 	Platforms []platformImage `json:"platforms"` // every image that can run somewhere
 }
 
 type platformImage struct {
-	Platform       string  `json:"platform"`
-	ManifestDigest v1.Hash `json:"manifest_digest"`
-	ConfigDigest   v1.Hash `json:"config_digest"`
-	SizeBytes      int64   `json:"size_bytes"`
-	Layers         int     `json:"layers"`
+	Platform       string        `json:"platform"`
+	ManifestDigest digest.Digest `json:"manifest_digest"`
+	ConfigDigest   digest.Digest `json:"config_digest"`
+	SizeBytes      int64         `json:"size_bytes"`
+	Layers         int           `json:"layers"`
 }
 
 func (p *program) newDigestCmd() *cobra.Command {
@@ -97,10 +97,7 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 		if err != nil {
 			return err
 		}
-		d, err := describe(args[i], got)
-		if err != nil {
-			return err
-		}
+		d := describe(args[i], got)
 		d.warn(log, got.IsIndex())
 		all = append(all, d)
 	}
@@ -134,14 +131,10 @@ func parseReference(s string) (name.Reference, error) {
 	return image.Repository.Tag(tag), nil
 }
 
-func describe(reference string, got *image.Described) (described, error) {
-	payload, err := digest.Bytes(got.Digest)
-	if err != nil {
-		return described{}, err
-	}
+func describe(reference string, got *image.Described) described {
 	d := described{
 		Reference: reference, Digest: got.Digest, MediaType: string(got.MediaType),
-		EventDigest: rtmr.DigestV1(rtmr.EventName, payload[:]).String(), Platforms: []platformImage{},
+		EventDigest: rtmr.DigestV1(rtmr.EventName, got.Digest[:]).String(), Platforms: []platformImage{},
 	}
 	var here []platformImage
 	for _, v := range got.Images {
@@ -158,7 +151,7 @@ func describe(reference string, got *image.Described) (described, error) {
 	if len(here) == 1 {
 		d.Platform, d.ConfigDigest, d.SizeBytes, d.Layers = &here[0].Platform, &here[0].ConfigDigest, &here[0].SizeBytes, &here[0].Layers
 	}
-	return d, nil
+	return d
 }
 
 // warn says what whoever votes should know.

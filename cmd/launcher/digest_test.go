@@ -79,27 +79,26 @@ func TestDigest(t *testing.T) {
 	require.Equal(t, exit.OK, code)
 	var got []struct {
 		Reference    string
-		Digest       v1.Hash
-		MediaType    string   `json:"media_type"`
-		EventDigest  string   `json:"event_digest"`
-		ConfigDigest *v1.Hash `json:"config_digest"`
+		Digest       digest.Digest
+		MediaType    string         `json:"media_type"`
+		EventDigest  string         `json:"event_digest"`
+		ConfigDigest *digest.Digest `json:"config_digest"`
 		Platform     *string
 		SizeBytes    *int64 `json:"size_bytes"`
 		Layers       *int
 		Platforms    []struct {
 			Platform       string
-			ManifestDigest v1.Hash `json:"manifest_digest"`
+			ManifestDigest digest.Digest `json:"manifest_digest"`
 		}
 	}
 	require.NoError(t, json.Unmarshal([]byte(stdout), &got))
 	require.Len(t, got, 3)
+	assert.Equal(t, want.String(), got[0].Digest.String())
 	config, err := here.ConfigName()
 	require.NoError(t, err)
-	raw, err := digest.Bytes(want)
-	require.NoError(t, err)
-	assert.Equal(t, rtmr.DigestV1("mpc-image-digest", raw[:]).String(), got[0].EventDigest, "of the index: that is what is measured")
+	assert.Equal(t, rtmr.DigestV1("mpc-image-digest", got[0].Digest[:]).String(), got[0].EventDigest, "of the index: that is what is measured")
 	for _, d := range got[:2] {
-		assert.Equal(t, config, *d.ConfigDigest)
+		assert.Equal(t, config.String(), d.ConfigDigest.String())
 		assert.Equal(t, "linux/"+runtime.GOARCH, *d.Platform)
 		assert.Equal(t, 2, *d.Layers)
 		assert.Positive(t, *d.SizeBytes)

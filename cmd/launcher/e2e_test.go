@@ -363,7 +363,7 @@ func (m *machine) measured(digest v1.Hash) {
 	require.NoError(m.t, err)
 	image, err := log.Accepted()
 	assert.NoError(m.t, err)
-	assert.Equal(m.t, digest, image)
+	assert.Equal(m.t, digest.String(), image.String())
 }
 
 func (m *machine) unmeasured() {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -62,12 +61,11 @@ func TestNewestMeasurements(t *testing.T) {
 func measurements(t *testing.T) string {
 	var b strings.Builder
 	section := func(name, content string) { fmt.Fprintf(&b, "=== %s\n%s\n", name, strings.TrimRight(content, "\n")) }
-	approved := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0123456789abcdef", 4)}
-	payload, err := digest.Bytes(approved)
+	approved, err := digest.Parse("sha256:" + strings.Repeat("0123456789abcdef", 4))
 	require.NoError(t, err)
-	event := rtmr.DigestV1(rtmr.EventName, payload[:])
+	event := rtmr.DigestV1(rtmr.EventName, approved[:])
 	section("event", fmt.Sprintf("approved manifest digest %s\nregister 3\ntype     %d\nname     %s\npayload  %x\ndigest   %s",
-		approved, rtmr.EventType, rtmr.EventName, payload, event))
+		approved, rtmr.EventType, rtmr.EventName, approved[:], event))
 
 	for _, p := range []config.Platform{config.TEE, config.NONTEE} {
 		c, warnings, err := config.Parse("user_config", []byte(userConfig), p)

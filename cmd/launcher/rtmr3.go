@@ -7,7 +7,6 @@ import (
 	"os"
 	"text/tabwriter"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
 	"tee-launcher/pkg/digest"
@@ -105,7 +104,7 @@ func (o *rtmr3Opts) runRTMR3(cmd *cobra.Command, _ []string) error {
 	if predict != nil {
 		predicted, err := log.Predict(*predict)
 		if err != nil {
-			return err
+			return usageError(cmd, fmt.Errorf("--predict: %w", err))
 		}
 		r.Predicted = predicted.String()
 		verdict = predictedVerdict(log, verdict, expect != nil)
@@ -137,7 +136,7 @@ func predictedVerdict(log rtmr.Log, verdict error, expected bool) error {
 }
 
 // digestFlag reads the value of a flag that is a digest; nil: it isn't set.
-func digestFlag(cmd *cobra.Command, flag, value string) (*v1.Hash, error) {
+func digestFlag(cmd *cobra.Command, flag, value string) (*digest.Digest, error) {
 	if !cmd.Flag(flag).Changed {
 		return nil, nil
 	}

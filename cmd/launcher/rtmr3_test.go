@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	main "tee-launcher/cmd/launcher"
-	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
@@ -100,9 +99,7 @@ func TestRTMR3OfTheAgent(t *testing.T) {
 	r, stderr, code = replay(t, "", environ, "--predict", image.String())
 	assert.Equal(t, exit.OK, code, "%s", stderr)
 	assert.False(t, r.Accepted)
-	payload, err := digest.Bytes(image)
-	require.NoError(t, err)
-	m.Agent.Emit(rtmr.EventName, payload[:])
+	m.Agent.Emit(rtmr.EventName, image[:])
 	assert.Equal(t, m.Agent.RTMR3(), r.Predicted)
 
 	r, _, code = replay(t, "", environ, "--expect", image.String())
@@ -115,7 +112,7 @@ func TestRTMR3OfTheAgent(t *testing.T) {
 	assert.Contains(t, stderr, "a second event would be refused")
 	assert.NotEmpty(t, r.Predicted)
 
-	m.Agent.Emit(rtmr.EventName, payload[:])
+	m.Agent.Emit(rtmr.EventName, image[:])
 	for _, args := range [][]string{nil, {"--expect", image.String()}, {"--predict", image.String()}} {
 		r, _, code = replay(t, "", environ, args...)
 		assert.Equal(t, exit.Measurement, code, "%v", args)

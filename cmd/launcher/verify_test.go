@@ -13,7 +13,6 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -116,7 +115,7 @@ func TestVerifyCompletion(t *testing.T) {
 func TestTheTextFits(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 300)
-	hash := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0123456789abcdef", 4)}
+	hash := digest.Of([]byte("an image"))
 	text := hash.String()
 	reference := "registry.example:5000/" + strings.Repeat("deep/", 8) + "mpc-node@" + text
 	report := preflight.Report{
@@ -130,7 +129,7 @@ func TestTheTextFits(t *testing.T) {
 			{Check: "fifth", Status: preflight.Skipped, Detail: long}, {Check: "sixth", Status: preflight.Unchecked},
 		},
 		WouldRun: &preflight.WouldRun{Reference: reference, Digest: hash, ConfigDigest: &hash, ImageID: &hash, Reason: long,
-			Event: &preflight.Event{Name: "mpc-image-digest", Payload: hash.Hex, Digest: strings.Repeat("ab", 48)}},
+			Event: &preflight.Event{Name: "mpc-image-digest", Payload: hash.Hex(), Digest: strings.Repeat("ab", 48)}},
 	}
 	plain := main.ReportText(&report, false)
 	for line := range strings.Lines(plain) {
@@ -164,7 +163,8 @@ func TestColourIsForTerminals(t *testing.T) {
 func sessions(t *testing.T) map[string]string {
 	t.Helper()
 	healthy, failing := newDoubles(t), newDoubles(t)
-	unknown := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("c0ffee00", 8)}
+	unknown, err := digest.Parse("sha256:" + strings.Repeat("c0ffee00", 8))
+	require.NoError(t, err)
 	for _, m := range []*launchtest.Machine{healthy, failing} {
 		_, err := m.Engine.Call(http.MethodPost, "/volumes/create", map[string]string{"Name": "mpc-data"})
 		require.NoError(t, err)
@@ -192,12 +192,10 @@ func session(t *testing.T, m *launchtest.Machine, environ []string) string {
 	w := report.WouldRun
 	shown, err := digest.Parse("sha256:b70298cd0ef1766fef6ae5248bf14b5d1ef21d07ee47cf0d7c98d5a6dbd43625")
 	require.NoError(t, err)
-	replace(m.Digests[0].Hex, shown.Hex)
+	replace(m.Digests[0].Hex(), shown.Hex())
 	if w.Digest == m.Digests[0] {
-		replace(w.ConfigDigest.Hex, "6c57480baf1467b87ecbad47f02502fb843a20e51a08fa0155f76f4893185d85")
-		payload, err := digest.Bytes(shown)
-		require.NoError(t, err)
-		event := rtmr.DigestV1(rtmr.EventName, payload[:])
+		replace(w.ConfigDigest.Hex(), "6c57480baf1467b87ecbad47f02502fb843a20e51a08fa0155f76f4893185d85")
+		event := rtmr.DigestV1(rtmr.EventName, shown[:])
 		before, err := hex.DecodeString(m.Agent.RTMR3())
 		require.NoError(t, err)
 		replace(w.Event.Digest, event.String())

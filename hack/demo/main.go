@@ -25,8 +25,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
@@ -87,7 +86,7 @@ func run(ctx context.Context, launcher string, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	digest, err := v1.NewHash(image.DigestStr())
+	approved, err := digest.Parse(image.DigestStr())
 	if err != nil {
 		return err
 	}
@@ -112,7 +111,7 @@ listen = 8080
 		return err
 	}
 	settings := []string{
-		"PLATFORM=TEE", "DOCKER_CONTENT_TRUST=1", "DEFAULT_IMAGE_DIGEST=" + digest.String(), "LAUNCHER_CONFIG=" + config,
+		"PLATFORM=TEE", "DOCKER_CONTENT_TRUST=1", "DEFAULT_IMAGE_DIGEST=" + approved.String(), "LAUNCHER_CONFIG=" + config,
 		"LAUNCHER_SHARED_DIR=" + shared, "LAUNCHER_DSTACK_SOCKET=" + socket, "DOCKER_HOST=" + host, "LAUNCHER_COMPOSE=" + compose,
 	}
 	if launcher, err = filepath.Abs(launcher); err != nil {
@@ -159,8 +158,8 @@ listen = 8080
 	if err != nil {
 		return err
 	}
-	if measured != digest {
-		return fmt.Errorf("the log is about %s, not %s", measured, digest)
+	if measured != approved {
+		return fmt.Errorf("the log is about %s, not %s", measured, approved)
 	}
 	fmt.Fprintln(stdout, "a verifier accepts it: the log replays to the register and holds one image event, for the image that runs")
 

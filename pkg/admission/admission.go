@@ -18,6 +18,7 @@ import (
 
 	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/rtmr"
@@ -27,21 +28,23 @@ import (
 // digest, or to having measured it. The workload can write it too, so that it may refuse and never
 // allows anything by itself.
 type Record struct {
-	ID     string    `json:"boot_id"` // the kernel's name of the boot; empty: there is no record
-	Digest v1.Hash   `json:"digest,omitzero"`
-	Intent time.Time `json:"intent,omitzero"` // zero: none yet
-	Done   bool      `json:"done"`
+	ID     string        `json:"boot_id"` // the kernel's name of the boot; empty: there is no record
+	Digest digest.Digest `json:"digest,omitzero"`
+	Intent time.Time     `json:"intent,omitzero"` // zero: none yet
+	Done   bool          `json:"done"`
 }
 
 // Measured reports whether the record says that a launcher measured the digest.
-func (r Record) Measured(digest v1.Hash) bool { return r.Done && r.Digest == digest }
+func (r Record) Measured(digest digest.Digest) bool { return r.Done && r.Digest == digest }
 
 // Unfinished reports whether a launcher came to its end between its intent and having measured.
 func (r Record) Unfinished() bool { return !r.Done && !r.Intent.IsZero() }
 
 // Explains reports whether a launcher was at least about to measure the digest. If not, somebody
 // else measured it.
-func (r Record) Explains(digest v1.Hash) bool { return r.Digest == digest && !r.Intent.IsZero() }
+func (r Record) Explains(digest digest.Digest) bool {
+	return r.Digest == digest && !r.Intent.IsZero()
+}
 
 // Container is a container with what only the engine's host knows about it.
 type Container struct {
@@ -139,7 +142,7 @@ func (f Facts) unmeasured(v *Verdict) {
 
 // measured judges a boot in which an image is measured: is it the wanted one, and can only a
 // launcher have done it?
-func (f Facts) measured(v *Verdict, want v1.Hash) {
+func (f Facts) measured(v *Verdict, want digest.Digest) {
 	if _, err := f.Log.Measured(want); err != nil {
 		v.Refusals = append(v.Refusals, typed(OtherMeasured, err))
 		return
@@ -293,7 +296,7 @@ func Engine(info inspect.Info) error {
 }
 
 // Select chooses the digest that runs. Where an image is measured, no file can make it another one in this boot.
-func (f Facts) Select(list *approval.List, override *v1.Hash) (approval.Decision, error) {
+func (f Facts) Select(list *approval.List, override *digest.Digest) (approval.Decision, error) {
 	if f.AnImage() {
 		image, _ := f.Log.Images()[0].Image()
 		if measured, err := f.Log.Measured(image); err == nil && measured {

@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -21,7 +20,7 @@ import (
 )
 
 // logs returns an event log before and after the digest was measured.
-func logs(t *testing.T, measured v1.Hash) (before, after *rtmr.Log) {
+func logs(t *testing.T, measured digest.Digest) (before, after *rtmr.Log) {
 	t.Helper()
 	agent, err := launchtest.NewAgent(filepath.Join(t.TempDir(), "a"), launchtest.AgentOptions{})
 	require.NoError(t, err)
@@ -32,9 +31,7 @@ func logs(t *testing.T, measured v1.Hash) (before, after *rtmr.Log) {
 		return &log
 	}
 	before = read()
-	payload, err := digest.Bytes(measured)
-	require.NoError(t, err)
-	agent.Emit(rtmr.EventName, payload[:])
+	agent.Emit(rtmr.EventName, measured[:])
 	return before, read()
 }
 

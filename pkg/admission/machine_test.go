@@ -128,7 +128,7 @@ type machine struct {
 	boots    int
 	lock     *os.File     // somebody else's
 	locker   atomic.Value // the ID of the container whose it is, if it is one's
-	digests  []v1.Hash
+	digests  []digest.Digest
 	dies     atomic.Bool // a workload ends when it is started
 	moved    atomic.Int64
 }
@@ -172,7 +172,9 @@ func (l *lab) machine(w world) *machine {
 	for _, img := range l.images {
 		h, err := img.Digest()
 		check(err)
-		m.digests = append(m.digests, h)
+		approved, err := digest.Parse(h.String())
+		check(err)
+		m.digests = append(m.digests, approved)
 	}
 	m.settings = admission.Settings{
 		Platform: w.Platform, DefaultDigest: m.digests[0], ConfigFile: filepath.Join(dir, "user_config"),
@@ -229,7 +231,7 @@ home_dir = "/data"
 `, m.registry.Host(), launchtest.Repository, lines))
 }
 
-func (m *machine) approve(digests ...v1.Hash) {
+func (m *machine) approve(digests ...digest.Digest) {
 	data, err := json.Marshal(map[string]any{"approved_hashes": digests})
 	check(err)
 	m.write(m.shared("image-digest.bin"), string(data))
@@ -253,9 +255,7 @@ func (m *machine) engineDoes(method, target string, body any) {
 }
 
 func (m *machine) emit(i int) {
-	payload, err := digest.Bytes(m.digests[i])
-	check(err)
-	m.agent.Emit(rtmr.EventName, payload[:])
+	m.agent.Emit(rtmr.EventName, m.digests[i][:])
 }
 
 // reboot is a power loss, and what dstack does then.

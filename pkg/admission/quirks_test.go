@@ -10,6 +10,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
 )
@@ -35,7 +36,7 @@ func quirks() []quirk {
 	gone := func(path string) {
 		add("no "+path, func(m *machine) { check(os.RemoveAll(m.path(path))) })
 	}
-	unknown := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)}
+	unknown := digest.Of([]byte("unknown"))
 
 	// The list, the config, and which image they choose.
 	add("approved 0", func(m *machine) { m.approve(m.digests[0]) })
@@ -180,7 +181,7 @@ func quirks() []quirk {
 			check(err)
 		})
 		add(fmt.Sprintf("image %d is kept", i), func(m *machine) {
-			m.own("image-"+m.digests[i].Hex+".json", string(m.kept[i]))
+			m.own("image-"+m.digests[i].Hex()+".json", string(m.kept[i]))
 		})
 		add(fmt.Sprintf("image %d is held", i), func(m *machine) {
 			id, err := m.engine.AddImage(m.images[i], "")
@@ -190,7 +191,7 @@ func quirks() []quirk {
 		})
 	}
 	add("the kept image is garbage", func(m *machine) {
-		m.own("image-"+m.digests[0].Hex+".json", "{}")
+		m.own("image-"+m.digests[0].Hex()+".json", "{}")
 	})
 
 	// The registry.

@@ -3,9 +3,8 @@ package admission
 import (
 	"fmt"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 )
 
@@ -143,14 +142,14 @@ func NodeConfig(err error) *Refusal {
 }
 
 // NotOurs refuses an image event that no launcher of this boot can have made.
-func NotOurs(digest v1.Hash) *Refusal {
+func NotOurs(digest digest.Digest) *Refusal {
 	return &Refusal{MeasuredByOthers, exit.Measurement,
 		fmt.Errorf("%s was measured in this boot, but not by a launcher", digest),
 		[]string{"reboot the CVM: whoever measured it may have passed for that image"}}
 }
 
 // UnderWay refuses to emit where another emit may still be under way.
-func UnderWay(digest v1.Hash) *Refusal {
+func UnderWay(digest digest.Digest) *Refusal {
 	return &Refusal{MeasuredByOthers, exit.Measurement,
 		fmt.Errorf("an earlier run of this boot was about to measure %s, and the log doesn't show it",
 			digest),

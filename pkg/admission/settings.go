@@ -1,16 +1,15 @@
 package admission
 
 import (
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
 )
 
 // Settings is what flags and environment say. In a CVM they are measured with the compose file that
 // holds them.
 type Settings struct {
 	Platform      config.Platform // empty only where somebody asks who doesn't know it
-	DefaultDigest v1.Hash         // runs where there is no approved list
+	DefaultDigest digest.Digest   // runs where there is no approved list
 	ConfigFile    string
 	SharedDir     string   // where the launcher sees the shared volume
 	AgentSocket   string   // of the guest agent; TEE only

@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"slices"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/strictjson"
@@ -29,11 +27,11 @@ const (
 
 // List is a list of approved digests, newest first. Only Parse makes one; its zero value selects nothing.
 type List struct {
-	digests []v1.Hash
+	digests []digest.Digest
 }
 
 // Digests returns the digests, newest first, each once.
-func (l List) Digests() []v1.Hash { return slices.Clone(l.digests) }
+func (l List) Digests() []digest.Digest { return slices.Clone(l.digests) }
 
 // Reason says why a digest was chosen.
 type Reason string
@@ -48,7 +46,7 @@ const (
 
 // Decision is the digest that runs.
 type Decision struct {
-	Digest v1.Hash
+	Digest digest.Digest
 	Reason Reason
 }
 
@@ -78,7 +76,7 @@ func Parse(data []byte) (List, error) {
 	return List{digests: digests}, nil
 }
 
-func parse(data []byte) ([]v1.Hash, error) {
+func parse(data []byte) ([]digest.Digest, error) {
 	if len(data) > MaxSize {
 		return nil, fmt.Errorf("larger than %d bytes", MaxSize)
 	}
@@ -100,7 +98,7 @@ func parse(data []byte) ([]v1.Hash, error) {
 	if len(entries) == 0 {
 		return nil, fmt.Errorf("%s has no entry", key)
 	}
-	var digests []v1.Hash
+	var digests []digest.Digest
 	for i, entry := range entries {
 		text, err := entry.Text()
 		if err != nil {
@@ -118,7 +116,7 @@ func parse(data []byte) ([]v1.Hash, error) {
 }
 
 // Select chooses the digest that runs. A nil list is an absent file: then the default runs and an override says nothing.
-func Select(list *List, override *v1.Hash, def v1.Hash) (Decision, error) {
+func Select(list *List, override *digest.Digest, def digest.Digest) (Decision, error) {
 	switch {
 	case list == nil:
 		return decide(def, Default)
@@ -135,19 +133,23 @@ func Select(list *List, override *v1.Hash, def v1.Hash) (Decision, error) {
 	return decide(*override, Override)
 }
 
-// Stay chooses what is measured already, for the rest of the boot, and reports whether it could have been chosen: the list, which changes at any
-// time, may have a newer one by now.
-func Stay(measured v1.Hash, list *List, override *v1.Hash, def v1.Hash) (Decision, bool) {
-	if list == nil {
-		return Decision{measured, Measured}, measured == def
+// Stay chooses what is measured already, for the rest of the boot, and reports whether it could have
+// been chosen: the list, which changes at any time, may have a newer one by now.
+func Stay(measured digest.Digest, list *List, override *digest.Digest, def digest.Digest) (Decision, bool) {
+	approved := measured == def
+	if list != nil {
+		approved = slices.Contains(list.digests, measured) || override != nil && measured == *override
 	}
-	return Decision{measured, Measured}, slices.Contains(list.digests, measured) || override != nil && measured == *override
+	return Decision{measured, Measured}, approved && !measured.IsZero()
 }
 
-// decide lets nothing through that isn't a digest, such as the zero value of a caller who forgot something.
-func decide(h v1.Hash, reason Reason) (Decision, error) {
-	if _, err := digest.Bytes(h); err != nil {
-		return Decision{}, fmt.Errorf("selecting a digest (%s): %w", reason, err)
+// decide lets no zero value through: of a caller who forgot something, or 64 zeros in a file.
+func decide(h digest.Digest, reason Reason) (Decision, error) {
+	if h.IsZero() {
+		return Decision{}, &Error{
+			message: fmt.Sprintf("selecting a digest (%s): %v", reason, digest.ErrNone),
+			hint:    "64 zeros are no image's digest: correct what says so",
+		}
 	}
 	return Decision{Digest: h, Reason: reason}, nil
 }

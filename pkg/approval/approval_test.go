@@ -9,17 +9,21 @@ import (
 	"strings"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/approval"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 )
 
 // hash returns a digest of one repeated digit.
-func hash(digit string) v1.Hash {
-	return v1.Hash{Algorithm: "sha256", Hex: strings.Repeat(digit, 64)}
+func hash(digit string) digest.Digest {
+	d, err := digest.Parse("sha256:" + strings.Repeat(digit, 64))
+	if err != nil {
+		panic(err)
+	}
+	return d
 }
 
 // document returns a list with these entries.
@@ -41,26 +45,26 @@ func parse(t *testing.T, text string) approval.List {
 func TestParse(t *testing.T) {
 	t.Parallel()
 	a, b, c := hash("a"), hash("b"), hash("c")
-	quoted := func(h v1.Hash) string { return `"` + h.String() + `"` }
+	quoted := func(h digest.Digest) string { return `"` + h.String() + `"` }
 	many := make([]string, 0, 880)
 	for i := range cap(many) {
 		many = append(many, fmt.Sprintf("sha256:%064x", i))
 	}
 	for name, test := range map[string]struct {
 		text string
-		want []v1.Hash
+		want []digest.Digest
 	}{
-		"one":                       {document(a.String()), []v1.Hash{a}},
-		"newest first":              {document(c.String(), a.String(), b.String()), []v1.Hash{c, a, b}},
-		"duplicates once, in order": {document(b.String(), a.String(), b.String(), c.String(), a.String()), []v1.Hash{b, a, c}},
-		"white space all over":      {" \t\r\n{ \"approved_hashes\" :\r\n[ " + quoted(a) + " ,\n" + quoted(b) + " ] } \n", []v1.Hash{a, b}},
-		"other members":             {`{"version":2,"x":{"approved_hashes":["` + "no" + `"]},"approved_hashes":[` + quoted(a) + `],"y":[[null]]}`, []v1.Hash{a}},
-		"the name, escaped":         {`{"approved\u005fhashes":[` + quoted(a) + `]}`, []v1.Hash{a}},
-		"an entry, escaped":         {`{"approved_hashes":["\u0073ha256:` + a.Hex + `"]}`, []v1.Hash{a}},
+		"one":                       {document(a.String()), []digest.Digest{a}},
+		"newest first":              {document(c.String(), a.String(), b.String()), []digest.Digest{c, a, b}},
+		"duplicates once, in order": {document(b.String(), a.String(), b.String(), c.String(), a.String()), []digest.Digest{b, a, c}},
+		"white space all over":      {" \t\r\n{ \"approved_hashes\" :\r\n[ " + quoted(a) + " ,\n" + quoted(b) + " ] } \n", []digest.Digest{a, b}},
+		"other members":             {`{"version":2,"x":{"approved_hashes":["` + "no" + `"]},"approved_hashes":[` + quoted(a) + `],"y":[[null]]}`, []digest.Digest{a}},
+		"the name, escaped":         {`{"approved\u005fhashes":[` + quoted(a) + `]}`, []digest.Digest{a}},
+		"an entry, escaped":         {`{"approved_hashes":["\u0073ha256:` + a.Hex() + `"]}`, []digest.Digest{a}},
 		"as many as fit":            {document(many...), nil},
-		"nesting somewhere else":    {`{"x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `,"approved_hashes":[` + quoted(a) + `]}`, []v1.Hash{a}},
-		"up to the last byte":       {document(a.String()) + strings.Repeat(" ", approval.MaxSize-len(document(a.String()))), []v1.Hash{a}},
-		"as the node pretty-prints": {"{\n  \"approved_hashes\": [\n    " + quoted(a) + "\n  ]\n}", []v1.Hash{a}},
+		"nesting somewhere else":    {`{"x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `,"approved_hashes":[` + quoted(a) + `]}`, []digest.Digest{a}},
+		"up to the last byte":       {document(a.String()) + strings.Repeat(" ", approval.MaxSize-len(document(a.String()))), []digest.Digest{a}},
+		"as the node pretty-prints": {"{\n  \"approved_hashes\": [\n    " + quoted(a) + "\n  ]\n}", []digest.Digest{a}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -119,7 +123,7 @@ func TestParseRefuses(t *testing.T) {
 		"null among the entries":      {`{"approved_hashes":["` + good + `",null]}`, `entry 2: "null" is not a string`},
 		"an empty entry":              {document(good, ""), "entry 2"},
 		"capitals":                    {document(good, "sha256:"+strings.Repeat("A", 64)), "entry 2"},
-		"no prefix":                   {document(good, hash("b").Hex), "entry 2"},
+		"no prefix":                   {document(good, hash("b").Hex()), "entry 2"},
 		"white space":                 {document(good, good+" "), "entry 2"},
 		"too short":                   {document(good, good[:70]), "entry 2"},
 		"sha512":                      {document(good, "sha512:"+strings.Repeat("a", 128)), "entry 2"},
@@ -151,7 +155,7 @@ func TestDigestsAreACopy(t *testing.T) {
 	t.Parallel()
 	list := parse(t, document(hash("a").String(), hash("b").String()))
 	list.Digests()[0] = hash("c")
-	assert.Equal(t, []v1.Hash{hash("a"), hash("b")}, list.Digests())
+	assert.Equal(t, []digest.Digest{hash("a"), hash("b")}, list.Digests())
 }
 
 // TestSelect goes through every combination of what there can be and holds it against the contract's three sentences.
@@ -159,7 +163,7 @@ func TestSelect(t *testing.T) {
 	t.Parallel()
 	a, b, c, d := hash("a"), hash("b"), hash("c"), hash("d")
 	lists := map[string]*approval.List{"no file": nil, "never read": {}}
-	for _, entries := range [][]v1.Hash{{a}, {b}, {a, b}, {b, a}, {a, b, c}, {c, b, a}, {d}, {d, a}} {
+	for _, entries := range [][]digest.Digest{{a}, {b}, {a, b}, {b, a}, {a, b, c}, {c, b, a}, {d}, {d, a}} {
 		var texts []string
 		for _, h := range entries {
 			texts = append(texts, h.String())
@@ -167,8 +171,8 @@ func TestSelect(t *testing.T) {
 		list := parse(t, document(texts...))
 		lists[fmt.Sprint(entries)] = &list
 	}
-	overrides := map[string]*v1.Hash{"no override": nil, "a": &a, "b": &b, "c": &c, "d": &d, "a zero override": {}}
-	defaults := map[string]v1.Hash{"d": d, "a": a, "no default": {}}
+	overrides := map[string]*digest.Digest{"no override": nil, "a": &a, "b": &b, "c": &c, "d": &d, "a zero override": {}}
+	defaults := map[string]digest.Digest{"d": d, "a": a, "no default": {}}
 
 	for listName, list := range lists {
 		for overrideName, override := range overrides {
@@ -178,8 +182,10 @@ func TestSelect(t *testing.T) {
 					var want approval.Decision
 					code := exit.OK
 					switch {
-					case list == nil && def == (v1.Hash{}), list != nil && len(list.Digests()) == 0:
+					case list != nil && len(list.Digests()) == 0:
 						code = exit.Internal
+					case list == nil && def.IsZero():
+						code = exit.Config
 					case list == nil:
 						want = approval.Decision{Digest: def, Reason: approval.Default}
 					case override == nil:
@@ -214,14 +220,14 @@ func TestStay(t *testing.T) {
 	a, b, c := hash("a"), hash("b"), hash("c")
 	list := parse(t, document(a.String(), b.String()))
 	for _, s := range []struct {
-		measured, def v1.Hash
+		measured, def digest.Digest
 		list          *approval.List
-		override      *v1.Hash
+		override      *digest.Digest
 		stays         bool
 	}{
 		{a, a, nil, nil, true}, {b, a, nil, nil, false}, {b, a, nil, &b, false},
 		{a, c, &list, nil, true}, {b, c, &list, nil, true}, {b, c, &list, &a, true}, {a, c, &list, &c, true},
-		{c, c, &list, nil, false}, {c, c, &list, &a, false}, {c, a, &list, &c, true},
+		{digest.Digest{}, digest.Digest{}, nil, nil, false}, {c, c, &list, nil, false}, {c, c, &list, &a, false}, {c, a, &list, &c, true},
 	} {
 		got, stays := approval.Stay(s.measured, s.list, s.override, s.def)
 		assert.Equal(t, s.stays, stays, "%+v", s)
@@ -251,9 +257,9 @@ func FuzzParse(f *testing.F) {
 		require.NoError(t, json.Unmarshal(data, &members))
 		var entries []string
 		require.NoError(t, json.Unmarshal(members["approved_hashes"], &entries))
-		var want []v1.Hash
+		var want []digest.Digest
 		for _, entry := range entries {
-			h, err := v1.NewHash(entry)
+			h, err := digest.Parse(entry)
 			require.NoError(t, err)
 			require.Equal(t, entry, h.String())
 			if !slices.Contains(want, h) {
@@ -268,7 +274,11 @@ func FuzzParse(f *testing.F) {
 		}
 		require.Equal(t, list, parse(t, document(again...)), "it survives being written")
 
-		decision, err := approval.Select(&list, nil, v1.Hash{})
+		decision, err := approval.Select(&list, nil, digest.Digest{})
+		if want[0].IsZero() {
+			require.Equal(t, exit.Config, exit.Of(err))
+			return
+		}
 		require.NoError(t, err)
 		require.Equal(t, approval.Decision{Digest: want[0], Reason: approval.Newest}, decision)
 	})

@@ -14,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"gopkg.in/yaml.v3"
 
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 )
@@ -56,8 +57,8 @@ func SameProject(a, b inspect.Container) bool {
 
 // Workload is what may differ from one workload to another.
 type Workload struct {
-	Reference  string  // as the operator wrote it; a label for people
-	Digest     v1.Hash // the approved manifest digest; a label for people
+	Reference  string        // as the operator wrote it; a label for people
+	Digest     digest.Digest // the approved manifest digest; a label for people
 	Ports      []Port
 	Agent      string // path of the guest agent's socket on the host; empty outside a CVM
 	Supervised bool   // somebody looks after it; otherwise the engine restarts it on failure

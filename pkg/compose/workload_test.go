@@ -1,6 +1,7 @@
 package compose_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -18,6 +19,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
@@ -30,7 +32,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 func tee() compose.Workload {
 	return compose.Workload{
-		Reference: "nearone/mpc-node:main", Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)},
+		Reference: "nearone/mpc-node:main", Digest: digest.Digest(bytes.Repeat([]byte{0xab}, 32)),
 		Ports: []compose.Port{{Host: 11780, Container: 11780}, {Host: 24567, Container: 24566}},
 		Agent: "/var/run/dstack.sock", Supervised: true,
 	}

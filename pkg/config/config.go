@@ -18,8 +18,6 @@ import (
 	"strings"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/digest"
 )
 
@@ -51,7 +49,7 @@ func ParsePlatform(s string) (Platform, error) {
 // Config is a user config without a mistake. Only Parse makes one.
 type Config struct {
 	Image    Image
-	Override *v1.Hash // nil: the newest approved digest
+	Override *digest.Digest // nil: the newest approved digest
 	Ports    []Port
 	Retry    Retry
 
@@ -217,7 +215,7 @@ func (s *source) oldPullSettings(t table) {
 	}
 }
 
-func (s *source) override(t table) *v1.Hash {
+func (s *source) override(t table) *digest.Digest {
 	text, ok := get[string](t, "mpc_hash_override")
 	if !ok {
 		return nil

@@ -1,23 +1,24 @@
 package config_test
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 )
 
 const file = "/tapp/user_config"
 
-var hashA = v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}
+var hashA = digest.Digest(bytes.Repeat([]byte{0xaa}, 32))
 
 // with returns a user config with these lines in [launcher_config].
 func with(lines ...string) string {

@@ -8,7 +8,8 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/digest"
 )
 
 // Docker's grammar for the parts of a reference.
@@ -113,7 +114,7 @@ func parseImageIn(registry name.Registry, s string) (Image, error) {
 }
 
 // At returns the reference to the image with that digest.
-func (i Image) At(digest v1.Hash) name.Digest { return i.Repository.Digest(digest.String()) }
+func (i Image) At(digest digest.Digest) name.Digest { return i.Repository.Digest(digest.String()) }
 
 // String returns the shortest form that means the same, which ParseImage reads back.
 func (i Image) String() string {

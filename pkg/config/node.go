@@ -11,8 +11,6 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/digest"
 )
 
@@ -28,15 +26,15 @@ const (
 type secrets func() map[string]any
 
 // NodeConfig returns the text of the node's config file: [mpc_node_config] as it is, with [tee] added.
-func (c *Config) NodeConfig(p Platform, image v1.Hash) ([]byte, error) {
+func (c *Config) NodeConfig(p Platform, image digest.Digest) ([]byte, error) {
 	if c == nil || c.node == nil {
 		return nil, errors.New("node config: not made by Parse")
 	}
 	if _, err := ParsePlatform(string(p)); err != nil {
 		return nil, fmt.Errorf("node config: %w", err)
 	}
-	if _, err := digest.Bytes(image); err != nil {
-		return nil, fmt.Errorf("node config: %w", err)
+	if image.IsZero() {
+		return nil, fmt.Errorf("node config: %w", digest.ErrNone)
 	}
 	// Once more, because p need not be what Parse was told.
 	node := c.node()

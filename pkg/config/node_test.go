@@ -10,13 +10,13 @@ import (
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 )
 
@@ -344,15 +344,13 @@ func TestNodeConfigRefuses(t *testing.T) {
 	for name, test := range map[string]struct {
 		c *config.Config
 		p config.Platform
-		h v1.Hash
+		h digest.Digest
 	}{
 		"nil":                {nil, config.TEE, hashA},
 		"a config of no one": {&config.Config{}, config.TEE, hashA},
 		"no platform":        {c, "", hashA},
 		"another platform":   {c, "tee", hashA},
-		"no digest":          {c, config.TEE, v1.Hash{}},
-		"another algorithm":  {c, config.TEE, v1.Hash{Algorithm: "sha512", Hex: hashA.Hex + hashA.Hex}},
-		"half a digest":      {c, config.TEE, v1.Hash{Algorithm: "sha256", Hex: hashA.Hex[:32]}},
+		"no digest":          {c, config.TEE, digest.Digest{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -369,7 +367,7 @@ func TestNodeConfigDoesNotChangeTheConfig(t *testing.T) {
 	c, _ := parse(t, with(`image = "x"`))
 	first, err := c.NodeConfig(config.TEE, hashA)
 	require.NoError(t, err)
-	_, err = c.NodeConfig(config.NONTEE, v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("b", 64)})
+	_, err = c.NodeConfig(config.NONTEE, digest.Of([]byte("b")))
 	require.NoError(t, err)
 	again, err := c.NodeConfig(config.TEE, hashA)
 	require.NoError(t, err)

@@ -1,41 +1,55 @@
-// Package digest parses digests the way the contract writes them.
+// Package digest is SHA-256 as the contract writes it.
 //
-// It guarantees that what it returns is SHA-256 in the one spelling that everybody agrees on, so that two digests are
-// equal exactly when their texts are. It does not say that anything with that digest exists.
+// It guarantees that a Digest is 32 bytes with one spelling that everybody agrees on, so that two
+// digests are equal exactly when their texts are, and that a text in any other spelling is none. It
+// does not say that anything with that digest exists.
 package digest
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 const prefix = "sha256:"
 
-// Parse reads "sha256:" and 64 lower-case hex digits, and nothing else: no other algorithm, no capitals, no space.
-func Parse(s string) (v1.Hash, error) {
+// Digest is a SHA-256. The zero value is no digest, and is refused wherever a digest decides.
+type Digest [sha256.Size]byte
+
+// ErrNone refuses the zero Digest where one has to be.
+var ErrNone = errors.New("no digest is given")
+
+// Parse reads "sha256:" and 64 lower-case hex digits, and nothing else: no other algorithm, no
+// capitals, no space. 64 zeros are the zero value.
+func Parse(s string) (d Digest, err error) {
 	hexDigits, ok := strings.CutPrefix(s, prefix)
-	if !ok || len(hexDigits) != 2*sha256.Size || strings.Trim(hexDigits, "0123456789abcdef") != "" {
-		return v1.Hash{}, fmt.Errorf("%.100q is not sha256: and 64 lower-case hex digits", s)
+	// hex.Decode takes capitals too.
+	if !ok || len(hexDigits) != 2*len(d) || strings.Trim(hexDigits, "0123456789abcdef") != "" {
+		return Digest{}, fmt.Errorf("%.100q is not sha256: and 64 lower-case hex digits", s)
 	}
-	return v1.Hash{Algorithm: "sha256", Hex: hexDigits}, nil
+	_, err = hex.Decode(d[:], []byte(hexDigits))
+	return d, err
 }
 
-// Of returns the SHA-256 digest of b.
-func Of(b []byte) v1.Hash {
-	sum := sha256.Sum256(b)
-	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
-}
+// Of returns the digest of b.
+func Of(b []byte) Digest { return sha256.Sum256(b) }
 
-// Bytes returns the 32 raw bytes of a digest that Parse or Of made, and an error for any other.
-func Bytes(h v1.Hash) ([sha256.Size]byte, error) {
-	var raw [sha256.Size]byte
-	if _, err := Parse(h.String()); err != nil {
-		return raw, err
-	}
-	_, err := hex.Decode(raw[:], []byte(h.Hex))
-	return raw, err
+// String returns what Parse reads.
+func (d Digest) String() string { return prefix + d.Hex() }
+
+// Hex returns the 64 digits alone.
+func (d Digest) Hex() string { return hex.EncodeToString(d[:]) }
+
+// IsZero reports whether d is no digest.
+func (d Digest) IsZero() bool { return d == Digest{} }
+
+// MarshalText returns what String does.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads what Parse does.
+func (d *Digest) UnmarshalText(text []byte) (err error) {
+	*d, err = Parse(string(text))
+	return err
 }

@@ -1,7 +1,10 @@
 package digest_test
 
 import (
-	"crypto/sha256"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,8 +23,10 @@ func TestParse(t *testing.T) {
 	t.Parallel()
 	h, err := digest.Parse("sha256:" + hex64)
 	require.NoError(t, err)
-	assert.Equal(t, v1.Hash{Algorithm: "sha256", Hex: hex64}, h)
+	eight := []byte{0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef}
+	assert.Equal(t, digest.Digest(bytes.Repeat(eight, 4)), h)
 	assert.Equal(t, "sha256:"+hex64, h.String())
+	assert.Equal(t, hex64, h.Hex())
 }
 
 func TestParseRefuses(t *testing.T) {
@@ -72,29 +77,56 @@ func TestOf(t *testing.T) {
 	assert.Equal(t, "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", digest.Of([]byte("abc")).String())
 }
 
-func TestBytes(t *testing.T) {
+func TestTheZeroValueIsNone(t *testing.T) {
 	t.Parallel()
-	raw, err := digest.Bytes(digest.Of([]byte("abc")))
+	assert.True(t, digest.Digest{}.IsZero())
+	assert.False(t, digest.Of(nil).IsZero())
+	zeros, err := digest.Parse("sha256:" + strings.Repeat("0", 64))
 	require.NoError(t, err)
-	assert.Equal(t, sha256.Sum256([]byte("abc")), raw)
+	assert.True(t, zeros.IsZero(), "64 zeros are the digest of nothing that anybody knows")
 }
 
-func TestBytesRefusesWhatParseDidNotMake(t *testing.T) {
+// TestItPrintsAsText: wherever a digest is shown, it is in the one spelling.
+func TestItPrintsAsText(t *testing.T) {
 	t.Parallel()
-	for name, h := range map[string]v1.Hash{
-		"the zero value":    {},
-		"no algorithm":      {Hex: hex64},
-		"another algorithm": {Algorithm: "sha512", Hex: hex64},
-		"too short":         {Algorithm: "sha256", Hex: hex64[:62]},
-		"capitals":          {Algorithm: "sha256", Hex: strings.ToUpper(hex64)},
-		"a moved colon":     {Algorithm: "sha256:" + hex64[:1], Hex: hex64[1:]},
+	d := digest.Of([]byte("abc"))
+	text := "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+	assert.Equal(t, text+" "+text+` "`+text+`"`, fmt.Sprintf("%s %v %q", d, &d, d))
+	for handler, want := range map[string]string{
+		"text": "digest=" + text, "json": `"digest":"` + text + `"`,
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			raw, err := digest.Bytes(h)
-			require.Error(t, err)
-			assert.Zero(t, raw)
-		})
+		var b strings.Builder
+		log := slog.New(slog.NewTextHandler(&b, nil))
+		if handler == "json" {
+			log = slog.New(slog.NewJSONHandler(&b, nil))
+		}
+		log.Info("x", "digest", d)
+		assert.Contains(t, b.String(), want, handler)
+	}
+}
+
+func TestJSON(t *testing.T) {
+	t.Parallel()
+	type document struct {
+		Digest digest.Digest  `json:"digest,omitzero"`
+		None   *digest.Digest `json:"none"`
+	}
+	want := document{Digest: digest.Of([]byte("abc"))}
+	data, err := json.Marshal(want)
+	require.NoError(t, err)
+	assert.Equal(t, `{"digest":"`+want.Digest.String()+`","none":null}`, string(data))
+	var got document
+	require.NoError(t, json.Unmarshal(data, &got))
+	assert.Equal(t, want, got)
+
+	data, err = json.Marshal(document{})
+	require.NoError(t, err)
+	assert.Equal(t, `{"none":null}`, string(data))
+	for _, text := range []string{
+		`""`, `":"`, `5`, `[]`,
+		`"sha256:` + strings.ToUpper(hex64) + `"`, `"sha512:` + hex64 + hex64 + `"`,
+	} {
+		assert.Error(t, json.Unmarshal([]byte(`{"digest":`+text+`}`), &got), text)
 	}
 }
 
@@ -108,10 +140,7 @@ func FuzzParse(f *testing.F) {
 		require.Equal(t, s, h.String(), "equal digests have equal texts")
 		general, err := v1.NewHash(s)
 		require.NoError(t, err, "what is accepted here is a digest everywhere")
-		require.Equal(t, general, h)
-		raw, err := digest.Bytes(h)
-		require.NoError(t, err)
-		require.Len(t, raw, sha256.Size)
+		require.Equal(t, general.String(), h.String())
 	})
 }
 

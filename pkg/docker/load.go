@@ -14,8 +14,7 @@ import (
 	"sync"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/docker/internal/api"
 	"tee-launcher/pkg/image"
@@ -84,7 +83,8 @@ func (e *Engine) Load(ctx context.Context, v *image.Verified, from Source, o Loa
 	if err != nil {
 		return Loaded{}, err
 	}
-	l := &loading{engine: e, image: v, source: from, options: o, info: info, progress: o.Progress, delivered: map[v1.Hash]bool{}}
+	l := &loading{engine: e, image: v, source: from, options: o, info: info, progress: o.Progress,
+		delivered: map[digest.Digest]bool{}}
 	id, err := l.untilProved(ctx)
 	var pull *image.Error
 	if interrupted := ctx.Err() != nil || errors.As(err, &pull) && pull.Kind == image.Unavailable; !interrupted {
@@ -105,14 +105,14 @@ type loading struct {
 	info     inspect.Info
 	progress Progress
 	reused   int64
-	groups   int               // loads of the last attempt
-	stream   *image.Stream     // of the layers to be sent
-	plain    map[v1.Hash]int64 // uncompressed sizes of the layers that are sent uncompressed, by diffID
+	groups   int                     // loads of the last attempt
+	stream   *image.Stream           // of the layers to be sent
+	plain    map[digest.Digest]int64 // uncompressed sizes of the layers that are sent uncompressed, by diffID
 
-	delivered map[v1.Hash]bool // layers that the engine took in an earlier attempt
-	noRoom    bool             // its user says so
-	named     bool             // entries that give the image its name were sent
-	gunzipped bool             // the last load sent gzip layers that were unpacked here
+	delivered map[digest.Digest]bool // layers that the engine took in an earlier attempt
+	noRoom    bool                   // its user says so
+	named     bool                   // entries that give the image its name were sent
+	gunzipped bool                   // the last load sent gzip layers that were unpacked here
 }
 
 // attempt is one way to load an image.
@@ -269,7 +269,7 @@ func (l *loading) once(ctx context.Context, a attempt) (err error) {
 		}
 	}
 	l.progress.Missing(missing, l.info.Store == inspect.Classic)
-	l.plain, l.gunzipped = map[v1.Hash]int64{}, false
+	l.plain, l.gunzipped = map[digest.Digest]int64{}, false
 	if err := l.measureZstd(ctx, order); err != nil {
 		return err
 	}
@@ -337,7 +337,7 @@ func (l *loading) unpacked() func(id string, current int64) {
 	reported := map[string]int64{}
 	return func(id string, current int64) {
 		for _, layer := range l.image.Layers() {
-			if len(id) < 12 || !strings.HasPrefix(layer.DiffID.Hex, id) {
+			if len(id) < 12 || !strings.HasPrefix(layer.DiffID.Hex(), id) {
 				continue
 			}
 			done := min(current, layer.Size)

@@ -204,7 +204,7 @@ func TestLoadBreaksOffForWhatIsNotProved(t *testing.T) {
 				forged, err := launchtest.RandomLayer(1, size)
 				require.NoError(t, err)
 				forged[len(forged)-2000] ^= 1
-				b.registry.Forge(v.Layers()[0].Digest, "", forged)
+				b.registry.Forge(image.Hash(v.Layers()[0].Digest), "", forged)
 				loaded, err := b.load(t.Context(), v, docker.LoadOptions{})
 				require.Error(t, err)
 				assert.Equal(t, exit.Mismatch, exit.Of(err), "%v", err)

@@ -1,8 +1,7 @@
 package docker
 
 import (
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
 )
 
@@ -21,7 +20,7 @@ func planLoads(layers []image.Layer, have func(int) bool, size int64) []group {
 	var groups []group
 	var current group
 	var bytes int64
-	sent := map[v1.Hash]bool{} // in the current group: each load is unpacked from its own bytes
+	sent := map[digest.Digest]bool{} // in the current group: each load is unpacked from its own bytes
 	for i, layer := range layers {
 		if have(i) || sent[layer.Digest] {
 			continue

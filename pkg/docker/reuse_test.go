@@ -240,7 +240,7 @@ func TestALoadLeavesTheImagesOfAnotherOneAlone(t *testing.T) {
 	second := b.push(launchtest.ImageOptions{Compression: launchtest.Uncompressed}, []uint64{3, 4}, 9*unit, 1000)
 	// The first one stops after its first layer.
 	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Skip: 1, Load: launchtest.LoadDiskFull})
-	b.registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: 503, On: launchtest.RequestBlob, Digest: first.Layers()[1].Digest, Times: -1})
+	b.registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: 503, On: launchtest.RequestBlob, Digest: image.Hash(first.Layers()[1].Digest), Times: -1})
 	_, err := b.load(t.Context(), first, docker.LoadOptions{})
 	require.Error(t, err)
 	b.double.Heal()
@@ -272,7 +272,7 @@ func TestAnEnginesRefusalIsToldAtOnce(t *testing.T) {
 	// Three parts arrive, more than a server reads of a request that it has refused, and the next one never.
 	b.client.Tuning.Workers, b.client.Tuning.HeaderTimeout, b.client.Tuning.Window = 1, time.Hour, time.Hour
 	v := b.push(launchtest.ImageOptions{Compression: launchtest.Uncompressed}, []uint64{1}, 9*unit)
-	b.registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStall, On: launchtest.RequestBlob, Digest: v.Layers()[0].Digest, Skip: 3, Times: -1})
+	b.registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStall, On: launchtest.RequestBlob, Digest: image.Hash(v.Layers()[0].Digest), Skip: 3, Times: -1})
 	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Status: 500, Message: "no space left on device"})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -35,14 +35,18 @@ type archive struct {
 
 // entries returns what comes after the layers, in order.
 func (a archive) entries() ([]entry, error) {
-	root := v1.Descriptor{MediaType: a.mediaType, Digest: digest.Of(a.manifest), Size: int64(len(a.manifest))}
+	manifest := digest.Of(a.manifest)
+	root := v1.Descriptor{
+		MediaType: a.mediaType, Digest: image.Hash(manifest), Size: int64(len(a.manifest)),
+	}
 	entries := []entry{
 		{blobPath(digest.Of(a.config)), a.config},
-		{blobPath(root.Digest), a.manifest},
+		{blobPath(manifest), a.manifest},
 	}
 	if a.index != nil {
-		root.Digest, root.Size = digest.Of(a.index), int64(len(a.index))
-		entries = append(entries, entry{blobPath(root.Digest), a.index})
+		index := digest.Of(a.index)
+		root.Digest, root.Size = image.Hash(index), int64(len(a.index))
+		entries = append(entries, entry{blobPath(index), a.index})
 	}
 	saved := struct {
 		Config   string
@@ -115,15 +119,20 @@ func prefix(v *image.Verified, n int, path func(image.Layer) string) (archive, e
 	manifest := v1.Manifest{SchemaVersion: 2, MediaType: v.MediaType()}
 	a := archive{mediaType: v.MediaType()}
 	for _, l := range layers {
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.DiffID)
-		manifest.Layers = append(manifest.Layers, v1.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size})
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, image.Hash(l.DiffID))
+		manifest.Layers = append(manifest.Layers, v1.Descriptor{
+			MediaType: l.MediaType, Digest: image.Hash(l.Digest), Size: l.Size,
+		})
 		a.layers = append(a.layers, path(l))
 	}
 	var err error
 	if a.config, err = json.Marshal(config); err != nil {
 		return a, err
 	}
-	manifest.Config = v1.Descriptor{MediaType: types.DockerConfigJSON, Digest: digest.Of(a.config), Size: int64(len(a.config))}
+	manifest.Config = v1.Descriptor{
+		MediaType: types.DockerConfigJSON, Digest: image.Hash(digest.Of(a.config)),
+		Size: int64(len(a.config)),
+	}
 	if v.MediaType() == types.OCIManifestSchema1 {
 		manifest.Config.MediaType = types.OCIConfigJSON
 	}
@@ -256,16 +265,16 @@ func header(path string, size int64) *tar.Header {
 	return &tar.Header{Typeflag: tar.TypeReg, Name: path, Size: size, Mode: 0o644}
 }
 
-func blobPath(h v1.Hash) string { return "blobs/" + h.Algorithm + "/" + h.Hex }
+func blobPath(h digest.Digest) string { return "blobs/sha256/" + h.Hex() }
 
 // names returns the repository as engines spell it and the tag under which a classic store keeps the image: without a name it
 // would be dangling, and pruned. The tag is the digest, so it can't be mistaken for a version.
-func names(ref name.Digest, digest v1.Hash) (repository, tag string) {
+func names(ref name.Digest, digest digest.Digest) (repository, tag string) {
 	registry := ref.Context().RegistryStr()
 	if registry == name.DefaultRegistry {
 		registry = "docker.io"
 	}
-	return registry + "/" + ref.Context().RepositoryStr(), digest.Algorithm + "-" + digest.Hex
+	return registry + "/" + ref.Context().RepositoryStr(), "sha256-" + digest.Hex()
 }
 
 // scaled reports how far the engine has taken what is read: of bytes in all, counted as to.

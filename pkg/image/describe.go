@@ -10,7 +10,7 @@ import (
 
 // Described is what a reference names, for people who decide what to approve.
 type Described struct {
-	Digest    v1.Hash // what can be approved
+	Digest    digest.Digest // what can be approved
 	MediaType types.MediaType
 	// Images are the runnable images: one for each entry of an index, in its order and whatever the
 	// platform, or the one that the digest names itself. Their Digest is that of their own

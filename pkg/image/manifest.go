@@ -32,7 +32,7 @@ func (d *document) isIndex() bool { return d.manifests != nil }
 
 type descriptor struct {
 	mediaType   types.MediaType
-	digest      v1.Hash
+	digest      digest.Digest
 	size        int64
 	platform    *v1.Platform
 	attestation bool
@@ -197,13 +197,13 @@ func parseDescriptor(data json.RawMessage) (descriptor, error) {
 }
 
 // parseConfig reads the config of an image as far as the proof needs it, and whole for those who look at it.
-func parseConfig(data []byte) (*v1.ConfigFile, error) {
+func parseConfig(data []byte) (config *v1.ConfigFile, diffIDs []digest.Digest, err error) {
 	object, err := parseObject(data, "architecture", "variant", "os", "os.version", "os.features", "config", "rootfs", "history", "created")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if _, err := parseObject(object["rootfs"], "type", "diff_ids"); err != nil {
-		return nil, fmt.Errorf("rootfs: %w", err)
+		return nil, nil, fmt.Errorf("rootfs: %w", err)
 	}
 	var exact struct {
 		RootFS struct {
@@ -212,21 +212,23 @@ func parseConfig(data []byte) (*v1.ConfigFile, error) {
 		} `json:"rootfs"`
 	}
 	if err := json.Unmarshal(data, &exact); err != nil {
-		return nil, plain(err)
+		return nil, nil, plain(err)
 	}
 	if exact.RootFS.Type != "layers" {
-		return nil, fmt.Errorf("rootfs: type is %.100q, want \"layers\"", exact.RootFS.Type)
+		return nil, nil, fmt.Errorf("rootfs: type is %.100q, want \"layers\"", exact.RootFS.Type)
 	}
 	for i, id := range exact.RootFS.DiffIDs {
-		if _, err := digest.Parse(id); err != nil {
-			return nil, fmt.Errorf("rootfs: diff_ids[%d]: %w", i, err)
+		diffID, err := digest.Parse(id)
+		if err != nil {
+			return nil, nil, fmt.Errorf("rootfs: diff_ids[%d]: %w", i, err)
 		}
+		diffIDs = append(diffIDs, diffID)
 	}
-	config := new(v1.ConfigFile)
+	config = new(v1.ConfigFile)
 	if err := json.Unmarshal(data, config); err != nil {
-		return nil, plain(err)
+		return nil, nil, plain(err)
 	}
-	return config, nil
+	return config, diffIDs, nil
 }
 
 // choose returns the one entry of an index that `docker pull` would run on platform.
@@ -306,7 +308,7 @@ func compressionOf(t types.MediaType) compression {
 }
 
 // checkBytes proves that data is what h and size say.
-func checkBytes(data []byte, h v1.Hash, size int64) error {
+func checkBytes(data []byte, h digest.Digest, size int64) error {
 	if int64(len(data)) != size {
 		return fmt.Errorf("got %d bytes, want %d", len(data), size)
 	}

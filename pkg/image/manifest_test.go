@@ -77,8 +77,9 @@ func TestGoodDocuments(t *testing.T) {
 	assert.Equal(t, "2", v.ConfigFile().Config.Labels["A"])
 	assert.Equal(t, int64(30), v.Size())
 	require.Len(t, v.Layers(), 2)
-	assert.Equal(t, image.Layer{Digest: v1.Hash{Algorithm: "sha256", Hex: sumB}, DiffID: v1.Hash{Algorithm: "sha256", Hex: sumB}, Size: 20,
-		MediaType: types.OCILayerZStd}, v.Layers()[1])
+	b, err := digest.Parse("sha256:" + sumB)
+	require.NoError(t, err)
+	assert.Equal(t, image.Layer{Digest: b, DiffID: b, Size: 20, MediaType: types.OCILayerZStd}, v.Layers()[1])
 
 	index := goodIndex(manifest)
 	v, err = restore(t, index, manifest, goodConfig)
@@ -344,13 +345,13 @@ func FuzzDocuments(f *testing.F) {
 		require.Len(t, v.Layers(), len(parsed.Layers))
 		require.NotEmpty(t, parsed.Layers)
 		for i, l := range v.Layers() {
-			require.Equal(t, parsed.Layers[i].Digest, l.Digest)
+			require.Equal(t, parsed.Layers[i].Digest, image.Hash(l.Digest))
 			require.Equal(t, parsed.Layers[i].Size, l.Size)
 			require.Positive(t, l.Size)
 			require.Empty(t, parsed.Layers[i].URLs)
-			require.Equal(t, v.ConfigFile().RootFS.DiffIDs[i], l.DiffID)
+			require.Equal(t, v.ConfigFile().RootFS.DiffIDs[i], image.Hash(l.DiffID))
 		}
-		require.Equal(t, parsed.Config.Digest, v.ConfigDigest())
+		require.Equal(t, parsed.Config.Digest, image.Hash(v.ConfigDigest()))
 		require.Equal(t, digest.Of(v.Config()), v.ConfigDigest())
 		require.Equal(t, digest.Of(v.Manifest()), v.ManifestDigest())
 		if v.Index() != nil {

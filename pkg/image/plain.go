@@ -2,13 +2,14 @@ package image
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"hash"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"tee-launcher/pkg/digest"
 )
 
 // Bounds of what is unpacked here. An attacker who can't forge the layer can still send other bytes
@@ -165,7 +166,7 @@ func (r *plainReader) finish() error {
 	if surplus > 0 {
 		return mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("%d bytes follow the end of what is compressed", surplus))
 	}
-	if got := "sha256:" + hex.EncodeToString(r.hash.Sum(nil)); got != r.layer.layer.DiffID.String() {
+	if got := digest.Digest(r.hash.Sum(nil)); got != r.layer.layer.DiffID {
 		return mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("diffID: got %s, want %s", got, r.layer.layer.DiffID))
 	}
 	return nil

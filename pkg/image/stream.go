@@ -3,12 +3,13 @@ package image
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"sync"
+
+	"tee-launcher/pkg/digest"
 )
 
 // Source has the bytes of layers: a registry, an image layout.
@@ -184,7 +185,7 @@ func (r *layerReader) prove() error {
 	} else if err != io.EOF {
 		return err
 	}
-	if got := "sha256:" + hex.EncodeToString(r.hash.Sum(nil)); got != r.layer.Digest.String() {
+	if got := digest.Digest(r.hash.Sum(nil)); got != r.layer.Digest {
 		return r.lied(fmt.Errorf("got %s, want %s in %d bytes", got, r.layer.Digest, r.layer.Size))
 	}
 	r.proved = true

@@ -19,24 +19,27 @@ import (
 // goroutines.
 type Verified struct {
 	ref            name.Digest
-	digest         v1.Hash
+	digest         digest.Digest
 	index          []byte
 	indexType      types.MediaType
 	manifest       []byte
-	manifestDigest v1.Hash
+	manifestDigest digest.Digest
 	mediaType      types.MediaType
-	configDigest   v1.Hash
+	configDigest   digest.Digest
 	config         []byte
 	layers         []Layer
 }
 
 // Layer is one layer of a proved manifest and config.
 type Layer struct {
-	Digest    v1.Hash // of the bytes in the registry
-	DiffID    v1.Hash // of the uncompressed tar
-	Size      int64   // in the registry
+	Digest    digest.Digest // of the bytes in the registry
+	DiffID    digest.Digest // of the uncompressed tar
+	Size      int64         // in the registry
 	MediaType types.MediaType
 }
+
+// Hash returns the digest as go-containerregistry writes it, for its manifests and configs.
+func Hash(d digest.Digest) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: d.Hex()} }
 
 // Kept is what has to be kept of a Verified to prove it again without a network. The bytes may come
 // from anywhere: they are believed only as far as the approved digest proves them.
@@ -53,7 +56,7 @@ func (v *Verified) Valid() bool { return v != nil && v.config != nil }
 func (v *Verified) Reference() name.Digest { return v.ref }
 
 // Digest returns the approved digest: the one that is measured.
-func (v *Verified) Digest() v1.Hash { return v.digest }
+func (v *Verified) Digest() digest.Digest { return v.digest }
 
 // Index returns the bytes of the index if the approved digest is that of one, else nil.
 func (v *Verified) Index() []byte { return bytes.Clone(v.index) }
@@ -66,7 +69,7 @@ func (v *Verified) Manifest() []byte { return bytes.Clone(v.manifest) }
 
 // ManifestDigest returns the digest of Manifest: Digest, or that of the index's entry for the
 // platform.
-func (v *Verified) ManifestDigest() v1.Hash { return v.manifestDigest }
+func (v *Verified) ManifestDigest() digest.Digest { return v.manifestDigest }
 
 // MediaType returns the type of Manifest.
 func (v *Verified) MediaType() types.MediaType { return v.mediaType }
@@ -75,7 +78,7 @@ func (v *Verified) MediaType() types.MediaType { return v.mediaType }
 func (v *Verified) Config() []byte { return bytes.Clone(v.config) }
 
 // ConfigDigest returns the digest of Config, which classic image stores use as the image's ID.
-func (v *Verified) ConfigDigest() v1.Hash { return v.configDigest }
+func (v *Verified) ConfigDigest() digest.Digest { return v.configDigest }
 
 // ConfigFile returns a copy of the parsed config, nil for the zero Verified.
 func (v *Verified) ConfigFile() *v1.ConfigFile {
@@ -83,7 +86,7 @@ func (v *Verified) ConfigFile() *v1.ConfigFile {
 		return nil
 	}
 	// What was parsed once with success is parsed again with success.
-	config, err := parseConfig(v.config)
+	config, _, err := parseConfig(v.config)
 	if err != nil {
 		return nil
 	}
@@ -115,7 +118,7 @@ func (v *Verified) LayerPart(layer int) string {
 // Document is a manifest or config that a proof needs.
 type Document struct {
 	Part   string // what it is, for messages
-	Digest v1.Hash
+	Digest digest.Digest
 	Size   int64 // below zero: unknown
 	Config bool  // a registry keeps it as a blob
 }
@@ -213,7 +216,7 @@ func prove(ref name.Digest, platform v1.Platform, get func(Document) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	config, err := parseConfig(raw)
+	config, diffIDs, err := parseConfig(raw)
 	if err != nil {
 		return nil, mismatch(ref, part, err)
 	}
@@ -224,11 +227,13 @@ func prove(ref name.Digest, platform v1.Platform, get func(Document) ([]byte, er
 		}
 		return nil, unusable(ref, part, &noPlatformError{want: platform, offered: []string{have}})
 	}
-	if got, want := len(config.RootFS.DiffIDs), len(doc.layers); got != want {
+	if got, want := len(diffIDs), len(doc.layers); got != want {
 		return nil, mismatch(ref, part, fmt.Errorf("it has %d diff_ids, the manifest %d layers", got, want))
 	}
 	for i, l := range doc.layers {
-		v.layers = append(v.layers, Layer{Digest: l.digest, DiffID: config.RootFS.DiffIDs[i], Size: l.size, MediaType: l.mediaType})
+		v.layers = append(v.layers, Layer{
+			Digest: l.digest, DiffID: diffIDs[i], Size: l.size, MediaType: l.mediaType,
+		})
 	}
 	v.config = raw // last: it is what makes v valid
 	return v, nil

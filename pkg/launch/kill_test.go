@@ -8,11 +8,11 @@ import (
 	"sync/atomic"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
@@ -42,10 +42,12 @@ func (j *judge) start(c launchtest.ContainerInfo) (int, bool) {
 		j.wrong = append(j.wrong, "somebody started "+c.Name)
 		return 0, true
 	}
-	digest := v1.Hash{Algorithm: "sha256", Hex: strings.TrimPrefix(c.Labels["tee-launcher.manifest-digest"], "sha256:")}
-	log, err := rtmr.Parse([]byte(j.agent.TCBInfo()))
+	image, err := digest.Parse(c.Labels["tee-launcher.manifest-digest"])
 	if err == nil {
-		_, err = log.Measured(digest)
+		var log rtmr.Log
+		if log, err = rtmr.Parse([]byte(j.agent.TCBInfo())); err == nil {
+			_, err = log.Measured(image)
+		}
 	}
 	if err != nil {
 		j.wrong = append(j.wrong, fmt.Sprintf("started %d times and unmeasured: %v", c.Starts, err))

@@ -1,6 +1,7 @@
 package launch_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -11,13 +12,13 @@ import (
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
@@ -74,7 +75,7 @@ func (w *world) configure(launcherKeys string) {
 	require.NoError(w.t, w.Configure(launcherKeys, `home_dir = "/data"`))
 }
 
-func (w *world) approve(digests ...v1.Hash) { require.NoError(w.t, w.Approve(digests...)) }
+func (w *world) approve(digests ...digest.Digest) { require.NoError(w.t, w.Approve(digests...)) }
 
 // reboot is a power loss and a new boot.
 func (w *world) reboot() {
@@ -109,7 +110,7 @@ func (w *world) seen() []string {
 }
 
 // accepted requires that a verifier accepts the agent's log for exactly this digest.
-func (w *world) accepted(digest v1.Hash) {
+func (w *world) accepted(digest digest.Digest) {
 	w.t.Helper()
 	log, err := rtmr.Parse([]byte(w.Agent.TCBInfo()))
 	require.NoError(w.t, err)
@@ -180,7 +181,7 @@ func TestAFailureEndsTheSequence(t *testing.T) {
 		},
 		{
 			name: "a digest that the registry doesn't have", step: "pull", code: exit.Refused,
-			arrange: func(w *world) { w.approve(v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)}) },
+			arrange: func(w *world) { w.approve(digest.Digest(bytes.Repeat([]byte{0xab}, 32))) },
 		},
 		{
 			name: "an engine that can't load", step: "load", code: exit.Engine, effects: nil,
@@ -293,7 +294,7 @@ func TestWhatIsMeasuredStaysChosen(t *testing.T) {
 	w := newWorld(t, options{})
 	w.approve(w.Digests[0])
 	w.mustBoot()
-	before, unknown := w.seen(), v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)}
+	before, unknown := w.seen(), digest.Of([]byte("unknown"))
 	for what, change := range map[string]func(){
 		"a newer one":                    func() { w.approve(w.Digests[1], w.Digests[0]) },
 		"an override to another":         func() { w.configure(fmt.Sprintf("mpc_hash_override = %q", w.Digests[1])) },

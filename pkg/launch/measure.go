@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
@@ -90,20 +89,20 @@ func (m *machine) record() recorder { return recorder{own: m.own, bootID: m.Boot
 func (w recorder) begun() error { return w.own.WriteRecord(admission.Record{ID: w.bootID}) }
 
 // Intent says that the digest is about to be measured.
-func (w recorder) Intent(digest v1.Hash) error {
+func (w recorder) Intent(digest digest.Digest) error {
 	return w.own.WriteRecord(admission.Record{ID: w.bootID, Digest: digest, Intent: now()})
 }
 
 // Done says that the measurement was read back.
 func (w recorder) Done(m rtmr.Measurement) error { return w.done(m.Digest()) }
 
-func (w recorder) done(digest v1.Hash) error {
+func (w recorder) done(digest digest.Digest) error {
 	return w.own.WriteRecord(admission.Record{ID: w.bootID, Digest: digest, Intent: now(), Done: true})
 }
 
 // conclude completes the record of a run that was killed before it could: the log shows that its
 // intent became true.
-func (m *machine) conclude(digest v1.Hash) {
+func (m *machine) conclude(digest digest.Digest) {
 	if !m.own.Record(m.BootID).Unfinished() {
 		return
 	}

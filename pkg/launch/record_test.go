@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
@@ -28,9 +27,7 @@ func (w *world) forge(text string) {
 // emitAsSomebody is what another container with the agent's socket can do.
 func (w *world) emitAsSomebody(image int) {
 	w.t.Helper()
-	payload, err := digest.Bytes(w.Digests[image])
-	require.NoError(w.t, err)
-	w.Agent.Emit(rtmr.EventName, payload[:])
+	w.Agent.Emit(rtmr.EventName, w.Digests[image][:])
 }
 
 // TestTheRecordOnlyRefuses: whatever it says, the log decides what is emitted, and only an intent of this boot with nothing in

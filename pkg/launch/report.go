@@ -9,11 +9,10 @@ import (
 	"strings"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
@@ -45,13 +44,13 @@ type Report struct {
 
 // ImageReport says which image was chosen, and why.
 type ImageReport struct {
-	Reference    string  `json:"reference"`
-	Digest       v1.Hash `json:"digest"` // of the manifest, as approved
-	Reason       string  `json:"reason,omitempty"`
-	ConfigDigest string  `json:"config_digest"` // empty until the manifest is proved
-	ImageID      string  `json:"image_id"`      // the engine's; empty until the image is proved there
-	SizeBytes    int64   `json:"size_bytes"`    // of all layers as they are in the registry
-	Layers       int     `json:"layers"`
+	Reference    string        `json:"reference"`
+	Digest       digest.Digest `json:"digest"` // of the manifest, as approved
+	Reason       string        `json:"reason,omitempty"`
+	ConfigDigest string        `json:"config_digest"` // empty until the manifest is proved
+	ImageID      string        `json:"image_id"`      // the engine's; empty until the image is proved there
+	SizeBytes    int64         `json:"size_bytes"`    // of all layers as they are in the registry
+	Layers       int           `json:"layers"`
 }
 
 // Status is how far a step came.
@@ -85,10 +84,10 @@ type PullReport struct {
 
 // MeasurementReport says what stands in the register.
 type MeasurementReport struct {
-	Event          string  `json:"event"`
-	Digest         v1.Hash `json:"digest"`
-	RTMR3          string  `json:"rtmr3"` // 96 hex digits
-	AlreadyPresent bool    `json:"already_present"`
+	Event          string        `json:"event"`
+	Digest         digest.Digest `json:"digest"`
+	RTMR3          string        `json:"rtmr3"` // 96 hex digits
+	AlreadyPresent bool          `json:"already_present"`
 }
 
 // WorkloadReport says what became of the container.
@@ -174,7 +173,7 @@ func (r *report) image(v *image.Verified, id docker.ImageID) {
 	r.Image.SizeBytes, r.Image.Layers = v.Size(), len(v.Layers())
 }
 
-func (r *report) measured(register rtmr.Register, digest v1.Hash, already bool) {
+func (r *report) measured(register rtmr.Register, digest digest.Digest, already bool) {
 	r.Measurement = &MeasurementReport{Event: rtmr.EventName, Digest: digest, RTMR3: register.String(), AlreadyPresent: already}
 }
 

@@ -113,7 +113,7 @@ func TestWhatWasSetAsideIsNotReplaced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w, j := judgedWorld(t)
-			path := w.Shared(strings.Replace(name, "KEPT", w.Digests[0].Hex, 1))
+			path := w.Shared(strings.Replace(name, "KEPT", w.Digests[0].Hex(), 1))
 			if name == "launcher" {
 				require.NoError(t, os.WriteFile(path, nil, 0o600))
 			} else {

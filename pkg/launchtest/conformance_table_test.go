@@ -132,7 +132,7 @@ func loadScenarios() []scenario {
 			other := s.sample(launchtest.ImageOptions{OCI: true,
 				Platform: v1.Platform{OS: "linux", Architecture: "s390x"}}, 1000)
 			entry := func(made sample, architecture string) v1.Descriptor {
-				return v1.Descriptor{MediaType: made.mediaType, Digest: digest.Of(made.manifest),
+				return v1.Descriptor{MediaType: made.mediaType, Digest: hashOf(made.manifest),
 					Size:     int64(len(made.manifest)),
 					Platform: &v1.Platform{OS: "linux", Architecture: architecture}}
 			}

@@ -93,7 +93,7 @@ func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 	}
 	last := len(paths) - 1
 	item := map[string]any{"Config": paths[last], "Layers": paths[:last]}
-	descriptor := v1.Descriptor{MediaType: must(img.MediaType()), Digest: digest.Of(manifest),
+	descriptor := v1.Descriptor{MediaType: must(img.MediaType()), Digest: hashOf(manifest),
 		Size: int64(len(manifest))}
 	if name != "" {
 		descriptor.Annotations = map[string]string{"io.containerd.image.name": imageName(name)}
@@ -122,6 +122,9 @@ func WriteLoadTar(w io.Writer, img v1.Image, name string) error {
 func blobPath(hash string) string { return "blobs/" + strings.Replace(hash, ":", "/", 1) }
 
 func digestOf(b []byte) string { return digest.Of(b).String() }
+
+// hashOf is digestOf as go-containerregistry writes it.
+func hashOf(b []byte) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: digest.Of(b).Hex()} }
 
 func (e *Engine) listImages(r *engineRequest) (any, error) {
 	filters, err := r.filters("label")

@@ -14,7 +14,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/launchtest"
 )
 
@@ -70,7 +69,7 @@ func assertWhole(t *testing.T, img v1.Image) {
 	require.NoError(t, err)
 	config, err := img.RawConfigFile()
 	require.NoError(t, err)
-	assert.Equal(t, manifest.Config.Digest, digest.Of(config))
+	assert.Equal(t, manifest.Config.Digest, hashOf(config))
 	parsed, err := img.ConfigFile()
 	require.NoError(t, err)
 	layers, err := img.Layers()
@@ -81,13 +80,13 @@ func assertWhole(t *testing.T, img v1.Image) {
 		require.NoError(t, err)
 		data, err := io.ReadAll(compressed)
 		require.NoError(t, err)
-		assert.Equal(t, manifest.Layers[i].Digest, digest.Of(data))
+		assert.Equal(t, manifest.Layers[i].Digest, hashOf(data))
 		assert.EqualValues(t, manifest.Layers[i].Size, len(data))
 		plain, err := layer.Uncompressed()
 		require.NoError(t, err)
 		data, err = io.ReadAll(plain)
 		require.NoError(t, err)
-		assert.Equal(t, parsed.RootFS.DiffIDs[i], digest.Of(data))
+		assert.Equal(t, parsed.RootFS.DiffIDs[i], hashOf(data))
 	}
 }
 

@@ -7,8 +7,9 @@ import (
 	"os"
 	"path/filepath"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+
+	"tee-launcher/pkg/digest"
 )
 
 // MachineOptions configures a Machine.
@@ -25,7 +26,7 @@ type Machine struct {
 	Engine      *Engine
 	Agent       *Agent
 	Registry    *Registry
-	Digests     []v1.Hash // of the images, none of which shares a layer with another
+	Digests     []digest.Digest // of the images, none of which shares a layer with another
 	AgentSocket string
 	SharedDir   string
 	ConfigFile  string
@@ -100,8 +101,8 @@ func (m *Machine) push(o ImageOptions) error {
 	if err != nil {
 		return err
 	}
-	digest, err := v1.NewHash(ref.DigestStr())
-	m.Digests = append(m.Digests, digest)
+	parsed, err := digest.Parse(ref.DigestStr())
+	m.Digests = append(m.Digests, parsed)
 	return err
 }
 
@@ -114,7 +115,7 @@ func (m *Machine) Configure(launcher, node string) error {
 }
 
 // Approve writes the approved list.
-func (m *Machine) Approve(digests ...v1.Hash) error {
+func (m *Machine) Approve(digests ...digest.Digest) error {
 	data, err := json.Marshal(map[string]any{"approved_hashes": digests})
 	if err != nil {
 		return err

@@ -15,8 +15,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-
-	"tee-launcher/pkg/digest"
 )
 
 // RegistryOptions configures a Registry. The zero value is an open registry over plain http on a link without limits.
@@ -273,7 +271,7 @@ func (r *Registry) PushManifest(repository string, data []byte, tags ...string) 
 
 // PushBlob stores any bytes as a blob, which all repositories have then. They must not change afterwards.
 func (r *Registry) PushBlob(_ string, data []byte) (v1.Hash, error) {
-	hash := digest.Of(data)
+	hash := hashOf(data)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.blobs[hash.String()] = data

@@ -54,6 +54,10 @@ func newSample(t *testing.T, o launchtest.ImageOptions) sample {
 
 func (s sample) man() string { return digest.Of(s.manifest).String() }
 func (s sample) cfg() string { return digest.Of(s.config).String() }
+
+// hashOf is a digest as go-containerregistry writes it.
+func hashOf(data []byte) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: digest.Of(data).Hex()} }
+
 func (s sample) tag() string { return s.repository + ":" + strings.Replace(s.man(), ":", "-", 1) }
 
 // entry is a file of a tar.
@@ -64,7 +68,7 @@ type entry struct {
 
 func blob(data []byte) entry { return entry{blobName(data), data} }
 
-func blobName(data []byte) string { return "blobs/sha256/" + digest.Of(data).Hex }
+func blobName(data []byte) string { return "blobs/sha256/" + digest.Of(data).Hex() }
 
 func archive(t *testing.T, entries []entry) []byte {
 	t.Helper()
@@ -112,7 +116,7 @@ func (s sample) dockerIndex(t *testing.T, tags ...string) entry {
 
 func (s sample) ociIndex(t *testing.T, name string) []entry {
 	t.Helper()
-	d := v1.Descriptor{MediaType: s.mediaType, Digest: digest.Of(s.manifest),
+	d := v1.Descriptor{MediaType: s.mediaType, Digest: hashOf(s.manifest),
 		Size: int64(len(s.manifest))}
 	d.Annotations = map[string]string{"io.containerd.image.name": name}
 	return []entry{

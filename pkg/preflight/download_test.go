@@ -17,7 +17,7 @@ func TestDeep(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, launchtest.MachineOptions{})
 	w.settings.Deep = true
-	w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultFlip, On: launchtest.RequestBlob, Digest: w.hash("@layer0@"), After: 7, Times: 2})
+	w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultFlip, On: launchtest.RequestBlob, Digest: w.target("@layer0@"), After: 7, Times: 2})
 	sent := w.Registry.BlobBytes()
 	report := w.run()
 	assert.Equal(t, exit.OK, report.ExitCode, "%v", result(t, report, "download"))

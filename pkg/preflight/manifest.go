@@ -7,8 +7,7 @@ import (
 	"net/http"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/registry"
 )
@@ -17,7 +16,7 @@ import (
 const headerTimeout = 5 * time.Second
 
 // sourceOf is that of a boot, but without its patience: what doesn't answer now is what is to be said.
-func (f *facts) sourceOf(h v1.Hash) *registry.Source {
+func (f *facts) sourceOf(h digest.Digest) *registry.Source {
 	tuning := f.options.Tuning
 	if tuning.HeaderTimeout == 0 {
 		tuning.HeaderTimeout = headerTimeout

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"tee-launcher/pkg/digest"
 )
 
 // maxOthers is how many further approved digests are asked for.
@@ -44,7 +44,7 @@ func checkOthers(ctx context.Context, f *facts) outcome {
 	return ok("no older one can be pulled either")
 }
 
-func (f *facts) resolves(ctx context.Context, h v1.Hash) error {
+func (f *facts) resolves(ctx context.Context, h digest.Digest) error {
 	_, err := f.sourceOf(h).Resolve(ctx)
 	return err
 }

@@ -59,7 +59,7 @@ func TestAHealthyMachine(t *testing.T) {
 		}
 		assert.Equal(t, want, *ran.ImageID)
 		// What it says will be in RTMR3 is what is in it after the event.
-		assert.Equal(t, w.Digests[0].Hex, ran.Event.Payload)
+		assert.Equal(t, w.Digests[0].Hex(), ran.Event.Payload)
 		assert.Equal(t, "mpc-image-digest", ran.Event.Name)
 		payload, err := hex.DecodeString(ran.Event.Payload)
 		require.NoError(t, err)

@@ -1,13 +1,10 @@
 package preflight
 
 import (
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
@@ -71,17 +68,17 @@ type Event struct {
 
 // WouldRun is what the boot would run. What couldn't be found out is null.
 type WouldRun struct {
-	Reference      string   `json:"reference"`
-	Digest         v1.Hash  `json:"digest"`
-	Reason         string   `json:"reason"`
-	ManifestDigest *v1.Hash `json:"manifest_digest"` // of the image itself, where Digest is that of an index
-	ConfigDigest   *v1.Hash `json:"config_digest"`
-	ImageID        *v1.Hash `json:"image_id"` // as the engine would show it
-	SizeBytes      *int64   `json:"size_bytes"`
-	Layers         *int     `json:"layers"`
-	BytesLeft      *int64   `json:"bytes_left"` // at most so many are to be downloaded
-	Event          *Event   `json:"event"`      // null outside a CVM
-	RTMR3          *string  `json:"rtmr3"`      // after the event
+	Reference      string         `json:"reference"`
+	Digest         digest.Digest  `json:"digest"`
+	Reason         string         `json:"reason"`
+	ManifestDigest *digest.Digest `json:"manifest_digest"` // of the image itself, where Digest is that of an index
+	ConfigDigest   *digest.Digest `json:"config_digest"`
+	ImageID        *digest.Digest `json:"image_id"` // as the engine would show it
+	SizeBytes      *int64         `json:"size_bytes"`
+	Layers         *int           `json:"layers"`
+	BytesLeft      *int64         `json:"bytes_left"` // at most so many are to be downloaded
+	Event          *Event         `json:"event"`      // null outside a CVM
+	RTMR3          *string        `json:"rtmr3"`      // after the event
 }
 
 // Report is all that was found.
@@ -191,12 +188,11 @@ func (f *facts) wouldRun() *WouldRun {
 	return w
 }
 
-func eventOf(h v1.Hash) *Event {
-	payload, err := digest.Bytes(h)
-	if err != nil {
-		return nil
+func eventOf(h digest.Digest) *Event {
+	return &Event{
+		Name: rtmr.EventName, Payload: h.Hex(),
+		Digest: rtmr.DigestV1(rtmr.EventName, h[:]).String(),
 	}
-	return &Event{Name: rtmr.EventName, Payload: hex.EncodeToString(payload[:]), Digest: rtmr.DigestV1(rtmr.EventName, payload[:]).String()}
 }
 
 // verified returns the proved image, from wherever it is known; nil if it isn't.

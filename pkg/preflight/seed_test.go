@@ -135,7 +135,7 @@ func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 	require.NoError(t, err)
 	w.names = map[string]string{
 		"@registry@": m.Registry.Host(), "@shared@": m.SharedDir, "@user_config@": m.ConfigFile, "@socket@": m.AgentSocket, "@boot@": bootID, "@proc@": w.proc,
-		"@foreign@": ref.DigestStr(), "@config-foreign@": foreignConfig.String(), "@hex0@": m.Digests[0].Hex, "@repository@": m.Registry.Host() + "/" + launchtest.Repository, "@unknown@": "sha256:" + strings.Repeat("ab", 32),
+		"@foreign@": ref.DigestStr(), "@config-foreign@": foreignConfig.String(), "@hex0@": m.Digests[0].Hex(), "@repository@": m.Registry.Host() + "/" + launchtest.Repository, "@unknown@": "sha256:" + strings.Repeat("ab", 32),
 	}
 	for i, h := range m.Digests {
 		v := w.resolve(h)
@@ -149,7 +149,7 @@ func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 	return w
 }
 
-func (w *world) resolve(h v1.Hash) *image.Verified {
+func (w *world) resolve(h digest.Digest) *image.Verified {
 	cfg, _, err := config.Parse(w.ConfigFile, w.read(w.ConfigFile), config.TEE)
 	require.NoError(w.t, err)
 	v, err := new(registry.Client).Source(cfg.Image.At(h)).Resolve(w.t.Context())
@@ -191,13 +191,21 @@ func (w *world) fill(text string) string {
 }
 
 // hash reads a digest of a seed; empty is none.
-func (w *world) hash(text string) v1.Hash {
+func (w *world) hash(text string) digest.Digest {
 	if text == "" {
-		return v1.Hash{}
+		return digest.Digest{}
 	}
 	h, err := digest.Parse(w.fill(text))
 	require.NoError(w.t, err)
 	return h
+}
+
+// target is the blob or manifest that a fault hits; empty is any.
+func (w *world) target(text string) v1.Hash {
+	if text == "" {
+		return v1.Hash{}
+	}
+	return image.Hash(w.hash(text))
 }
 
 // readSeed reads a file of testdata. An unknown key is a mistake in the seed.
@@ -224,7 +232,7 @@ func plant(t *testing.T, s seed) *world {
 		require.NoError(t, w.Registry.Stop())
 	}
 	for _, f := range s.Registry.Fault {
-		w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.RegistryFaultKind(f.Kind), On: launchtest.RequestKind(f.On), Digest: w.hash(f.Digest),
+		w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.RegistryFaultKind(f.Kind), On: launchtest.RequestKind(f.On), Digest: w.target(f.Digest),
 			Status: f.Status, Times: -1})
 	}
 	w.plantSettings(s)
@@ -251,9 +259,7 @@ func (w *world) plantAgent(s seed) {
 	for _, e := range s.Agent.Event {
 		payload := []byte(e.Payload)
 		if h, err := digest.Parse(w.fill(e.Payload)); err == nil {
-			raw, err := digest.Bytes(h)
-			require.NoError(w.t, err)
-			payload = raw[:]
+			payload = h[:]
 		}
 		w.Agent.Emit(e.Name, payload)
 	}
@@ -333,7 +339,7 @@ func (w *world) load() {
 	require.NoError(w.t, err)
 	h, err := img.Digest()
 	require.NoError(w.t, err)
-	require.Equal(w.t, w.Digests[0], h)
+	require.Equal(w.t, w.Digests[0].String(), h.String())
 	_, err = w.Engine.AddImage(img, "")
 	require.NoError(w.t, err)
 }
@@ -342,7 +348,7 @@ func (w *world) load() {
 func (w *world) keep() {
 	data, err := json.Marshal(w.resolve(w.Digests[0]).Kept())
 	require.NoError(w.t, err)
-	w.write("shared/launcher/image-"+w.Digests[0].Hex+".json", string(data))
+	w.write("shared/launcher/image-"+w.Digests[0].Hex()+".json", string(data))
 }
 
 func (w *world) plantSettings(s seed) {
@@ -376,7 +382,7 @@ func (w *world) plantSettings(s seed) {
 	}
 	w.settings.Offline, w.settings.Deep = s.Settings.Offline, s.Settings.Deep
 	if s.Settings.NoDefault {
-		w.settings.DefaultDigest = v1.Hash{}
+		w.settings.DefaultDigest = digest.Digest{}
 	} else if s.Settings.Default != "" {
 		w.settings.DefaultDigest = w.hash(s.Settings.Default)
 	}

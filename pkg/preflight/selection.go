@@ -1,14 +1,10 @@
 package preflight
 
-import (
-	"context"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-)
+import "context"
 
 // checkSelection decides which digest would run, and why.
 func checkSelection(_ context.Context, f *facts) outcome {
-	if f.list == nil && f.options.DefaultDigest == (v1.Hash{}) {
+	if f.list == nil && f.options.DefaultDigest.IsZero() && len(f.options.Mistakes) > 0 {
 		return outcome{unknown: "the default digest isn't known"}
 	}
 	var found []Finding

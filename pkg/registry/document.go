@@ -9,10 +9,10 @@ import (
 	"net/http"
 	"strings"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
 
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
 )
 
@@ -93,7 +93,7 @@ const (
 )
 
 // isBlob asks once whether h is a blob of the repository.
-func (s *Source) isBlob(ctx context.Context, h v1.Hash) bool {
+func (s *Source) isBlob(ctx context.Context, h digest.Digest) bool {
 	a, f := s.inRepository(ctx, &tries{}, http.MethodHead, "blobs/"+h.String(), http.Header{})
 	if f != nil {
 		return false

@@ -243,8 +243,8 @@ func TestIndexOverTheNetwork(t *testing.T) {
 	require.NoError(t, err)
 	child, err := img.Digest()
 	require.NoError(t, err)
-	assert.Equal(t, approved, v.Digest())
-	assert.Equal(t, child, v.ManifestDigest())
+	assert.Equal(t, approved, image.Hash(v.Digest()))
+	assert.Equal(t, child, image.Hash(v.ManifestDigest()))
 
 	p := defaults(new(clock))
 	p.Platform = v1.Platform{OS: "linux", Architecture: "mips"}

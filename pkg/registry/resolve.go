@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
@@ -50,7 +49,7 @@ func (c *Client) Describe(ctx context.Context, ref name.Reference) (*image.Descr
 
 // CheckLayers asks the registry whether it has these layers of v, without fetching one.
 func (s *Source) CheckLayers(ctx context.Context, v *image.Verified, layers []int) error {
-	asked := map[v1.Hash]bool{}
+	asked := map[digest.Digest]bool{}
 	all := v.Layers()
 	for _, i := range layers {
 		l := all[i]

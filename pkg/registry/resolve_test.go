@@ -40,17 +40,17 @@ func TestDescribe(t *testing.T) {
 		require.NoError(t, err)
 		want, err := index.Digest()
 		require.NoError(t, err)
-		assert.Equal(t, want, d.Digest)
+		assert.Equal(t, want, image.Hash(d.Digest))
 		assert.True(t, d.IsIndex())
 		assert.Equal(t, types.OCIImageIndex, d.MediaType)
 		require.Len(t, d.Images, 2, "without attestations")
 		for i, img := range []v1.Image{one, other} {
 			want, err := img.Digest()
 			require.NoError(t, err)
-			assert.Equal(t, want, d.Images[i].Digest())
+			assert.Equal(t, want, image.Hash(d.Images[i].Digest()))
 			config, err := img.ConfigName()
 			require.NoError(t, err)
-			assert.Equal(t, config, d.Images[i].ConfigDigest())
+			assert.Equal(t, config, image.Hash(d.Images[i].ConfigDigest()))
 		}
 	}
 	for _, ref := range []name.Reference{foreign, tag("test/foreign")} {

@@ -224,7 +224,7 @@ func TestPlain(t *testing.T) {
 type layer struct {
 	mediaType types.MediaType
 	content   []byte // in the registry
-	diffID    v1.Hash
+	diffID    digest.Digest
 }
 
 // publish stores an image of such layers, whose manifest and config are right.
@@ -235,7 +235,7 @@ func publish(t *testing.T, r *launchtest.Registry, layers ...layer) *pulled {
 	for _, l := range layers {
 		h, err := r.PushBlob("test/odd", l.content)
 		require.NoError(t, err)
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.diffID)
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, image.Hash(l.diffID))
 		manifest.Layers = append(manifest.Layers, v1.Descriptor{MediaType: l.mediaType, Size: int64(len(l.content)), Digest: h})
 	}
 	raw, err := json.Marshal(config)
@@ -345,7 +345,7 @@ func TestPlainDamagedOnTheWay(t *testing.T) {
 		require.NoError(t, err)
 		h, _, err := v1.SHA256(plain)
 		require.NoError(t, err)
-		assert.Equal(t, digest.Of(content), h)
+		assert.Equal(t, image.Hash(digest.Of(content)), h)
 		assert.NoError(t, plain.Close())
 		require.NoError(t, stream.Close())
 	}

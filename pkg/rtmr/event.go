@@ -15,7 +15,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"tee-launcher/pkg/digest"
 )
 
 const (
@@ -103,9 +103,9 @@ func (e Event) Measured() Register {
 }
 
 // Image returns the image digest that the event records, and whether it is an image event with a payload of that form.
-func (e Event) Image() (v1.Hash, bool) {
-	if e.Name != EventName || len(e.Payload) != 32 {
-		return v1.Hash{}, false
+func (e Event) Image() (digest.Digest, bool) {
+	if e.Name != EventName || len(e.Payload) != len(digest.Digest{}) {
+		return digest.Digest{}, false
 	}
-	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(e.Payload)}, true
+	return digest.Digest(e.Payload), true
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -57,7 +56,7 @@ func unhex(t testing.TB, s string) []byte {
 	return b
 }
 
-func image(t testing.TB, hexDigits string) v1.Hash {
+func image(t testing.TB, hexDigits string) digest.Digest {
 	t.Helper()
 	h, err := digest.Parse("sha256:" + hexDigits)
 	require.NoError(t, err)

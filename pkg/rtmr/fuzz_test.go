@@ -61,9 +61,11 @@ func FuzzParse(f *testing.F) {
 				require.Equal(t, version1, r)
 			}
 		}
-		measured, err := digest.Parse("sha256:" + hex.EncodeToString(payloads[0]))
-		require.NoError(t, err)
+		measured := digest.Digest(payloads[0])
 		require.Equal(t, measured, accepted)
+		if measured.IsZero() {
+			return // which nobody can ask for
+		}
 		present, err := log.Measured(measured)
 		_, reported := log.Reported()
 		_, quoted := log.Quoted()

@@ -3,8 +3,6 @@ package rtmr
 import (
 	"errors"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/strictjson"
@@ -81,11 +79,10 @@ func (l Log) Replay() Register {
 	return r
 }
 
-// Predict returns the value that RTMR3 will have once digest is emitted.
-func (l Log) Predict(image v1.Hash) (Register, error) {
-	payload, err := digest.Bytes(image)
-	if err != nil {
-		return Register{}, err
+// Predict returns the value that RTMR3 will have once image is emitted.
+func (l Log) Predict(image digest.Digest) (Register, error) {
+	if image.IsZero() {
+		return Register{}, digest.ErrNone
 	}
-	return Extend(l.Replay(), DigestV1(EventName, payload[:])), nil
+	return Extend(l.Replay(), DigestV1(EventName, image[:])), nil
 }

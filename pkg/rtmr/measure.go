@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 )
@@ -18,7 +16,7 @@ const maxEmits = 3
 // Recorder is told what Measure does, for people who look at it later.
 type Recorder interface {
 	// Intent must have written durably, when it returns nil, that image is about to be emitted. On an error nothing is.
-	Intent(image v1.Hash) error
+	Intent(image digest.Digest) error
 	// Done must have written durably, when it returns nil, that the event was emitted and read back.
 	Done(Measurement) error
 }
@@ -26,13 +24,13 @@ type Recorder interface {
 // Measurement proves that RTMR3 names one image, in a log that a verifier accepts. Only Measure makes one; the zero value
 // names none.
 type Measurement struct {
-	image   v1.Hash
+	image   digest.Digest
 	rtmr3   Register
 	already bool
 }
 
-// Digest returns the measured image's manifest digest; the zero Measurement has the zero Hash.
-func (m Measurement) Digest() v1.Hash { return m.image }
+// Digest returns the measured image's manifest digest; the zero Measurement has the zero Digest.
+func (m Measurement) Digest() digest.Digest { return m.image }
 
 // RTMR3 returns the register that was read back, to which the log replays.
 func (m Measurement) RTMR3() Register { return m.rtmr3 }
@@ -56,7 +54,7 @@ const (
 
 // MeasureError is a measurement that ended after the intent was recorded.
 type MeasureError struct {
-	Image   v1.Hash
+	Image   digest.Digest
 	Outcome Outcome
 	Emits   int   // how many were asked for
 	Err     error // what the log says, or why it can't be read; for NotEmitted what the agent said, nil if it said yes
@@ -91,10 +89,11 @@ func (e *MeasureError) Hints() []string {
 // The agent has no way to emit an event once: it neither compares nor undoes, and an answer can get lost. So nothing but the
 // log decides, before the emit and after it. From the recorded intent until the log was read back ctx does not interrupt,
 // because whoever is interrupted there can't tell what he did.
-func (a *Agent) Measure(ctx context.Context, image v1.Hash, record Recorder) (Measurement, error) {
-	payload, err := digest.Bytes(image)
-	if err != nil {
-		return Measurement{}, err
+func (a *Agent) Measure(
+	ctx context.Context, image digest.Digest, record Recorder,
+) (Measurement, error) {
+	if image.IsZero() {
+		return Measurement{}, digest.ErrNone
 	}
 	log, err := a.Log(ctx)
 	if err != nil {
@@ -113,7 +112,7 @@ func (a *Agent) Measure(ctx context.Context, image v1.Hash, record Recorder) (Me
 	if err := record.Intent(image); err != nil {
 		return Measurement{}, &exit.Error{Code: exit.Config, Err: fmt.Errorf("recording the intent to measure %s: %w", image, err)}
 	}
-	m, err := a.emitOnce(context.WithoutCancel(ctx), image, payload[:])
+	m, err := a.emitOnce(context.WithoutCancel(ctx), image)
 	if err != nil {
 		return Measurement{}, err
 	}
@@ -124,10 +123,10 @@ func (a *Agent) Measure(ctx context.Context, image v1.Hash, record Recorder) (Me
 }
 
 // emitOnce expects a log without an image event and ends with what the log says after at least one emit.
-func (a *Agent) emitOnce(ctx context.Context, image v1.Hash, payload []byte) (Measurement, error) {
+func (a *Agent) emitOnce(ctx context.Context, image digest.Digest) (Measurement, error) {
 	for emits := 1; ; emits++ {
 		a.logger().Info("emitting", "event", EventName, "digest", image.String(), "emit", emits)
-		emitErr := a.emit(ctx, EventName, payload)
+		emitErr := a.emit(ctx, EventName, image[:])
 		fault := faultOf(emitErr)
 		if emitErr != nil {
 			a.logger().Warn("the emit failed, the log tells how far it came", "error", emitErr)

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 )
@@ -123,17 +121,17 @@ func (l Log) Replays() error {
 }
 
 // Accepted returns the image that a NEAR verifier would take the log to prove, or the Rejection.
-func (l Log) Accepted() (v1.Hash, error) {
+func (l Log) Accepted() (digest.Digest, error) {
 	if err := l.Replays(); err != nil {
-		return v1.Hash{}, err
+		return digest.Digest{}, err
 	}
 	image, err := l.image()
 	if len(l.Images()) > 0 && err != nil {
-		return v1.Hash{}, err
+		return digest.Digest{}, err
 	}
 	// That there is no image yet is told last: everything else is worse.
 	if objections := l.Objections(); len(objections) > 0 {
-		return v1.Hash{}, objections[0]
+		return digest.Digest{}, objections[0]
 	}
 	return image, err
 }
@@ -141,9 +139,9 @@ func (l Log) Accepted() (v1.Hash, error) {
 // Measured reports whether image is measured already. It is an error if it could not be, or not be
 // any more: the log isn't to be believed, there is no register to hold it against, or it names
 // another image, or too many.
-func (l Log) Measured(image v1.Hash) (bool, error) {
-	if _, err := digest.Parse(image.String()); err != nil {
-		return false, err
+func (l Log) Measured(image digest.Digest) (bool, error) {
+	if image.IsZero() {
+		return false, digest.ErrNone
 	}
 	if l.reported == nil && l.quoted == nil {
 		return false, &Rejection{Reason: NoRegister}
@@ -221,21 +219,21 @@ func (l Log) single(name string) (Event, error) {
 }
 
 // image returns what the one image event says.
-func (l Log) image() (v1.Hash, error) {
+func (l Log) image() (digest.Digest, error) {
 	for _, e := range l.Images() {
 		if ambiguous(e) {
 			entry := fmt.Sprintf("%.100q", e.Name)
-			return v1.Hash{}, &Rejection{Reason: AmbiguousEvent, Entry: entry}
+			return digest.Digest{}, &Rejection{Reason: AmbiguousEvent, Entry: entry}
 		}
 	}
 	e, err := l.single(EventName)
 	if err != nil {
-		return v1.Hash{}, err
+		return digest.Digest{}, err
 	}
 	image, ok := e.Image()
 	if !ok {
 		got := fmt.Sprintf("%d bytes", len(e.Payload))
-		return v1.Hash{}, &Rejection{WrongPayload, EventName, got, "32"}
+		return digest.Digest{}, &Rejection{WrongPayload, EventName, got, "32"}
 	}
 	return image, nil
 }

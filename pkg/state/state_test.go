@@ -9,11 +9,11 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/registry"
@@ -30,7 +30,13 @@ func in(t *testing.T) (dir state.Dir, shared string) {
 	return state.In(opened), shared
 }
 
-func hash(digit string) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: strings.Repeat(digit, 64)} }
+func hash(digit string) digest.Digest {
+	d, err := digest.Parse("sha256:" + strings.Repeat(digit, 64))
+	if err != nil {
+		panic(err)
+	}
+	return d
+}
 
 func TestTheZeroValueHoldsNothing(t *testing.T) {
 	t.Parallel()
@@ -104,7 +110,7 @@ func TestARecordIsOfItsBootAlone(t *testing.T) {
 	assert.Equal(t, []bool{false, true, true}, []bool{begun.Explains(hash("a")), intent.Explains(hash("a")), done.Explains(hash("a"))})
 	for _, b := range []admission.Record{begun, intent, done} {
 		assert.False(t, b.Measured(hash("b")) || b.Explains(hash("b")))
-		assert.False(t, b.Measured(v1.Hash{}) || b.Explains(v1.Hash{}), "no digest is none that could have been measured")
+		assert.False(t, b.Measured(digest.Digest{}) || b.Explains(digest.Digest{}), "no digest is none that could have been measured")
 	}
 
 	path := filepath.Join(shared, state.Name, "measurement.json")

@@ -8,8 +8,7 @@ import (
 	"net/url"
 	"slices"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/internal/api"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
@@ -18,7 +17,7 @@ import (
 // ImageID is the engine's ID of an image that was proved to be what a manifest digest says. Only Engine.Prove makes one;
 // the zero value proves nothing and is refused everywhere.
 type ImageID struct {
-	hash v1.Hash
+	digest digest.Digest
 }
 
 // String returns "sha256:…", the form in which the engine takes and reports it; empty for the zero value.
@@ -26,11 +25,11 @@ func (id ImageID) String() string {
 	if id.IsZero() {
 		return ""
 	}
-	return id.hash.String()
+	return id.digest.String()
 }
 
 // IsZero tells whether nothing was proved.
-func (id ImageID) IsZero() bool { return id.hash == v1.Hash{} }
+func (id ImageID) IsZero() bool { return id.digest.IsZero() }
 
 // ErrNoImage is returned by Prove where the engine doesn't have the image.
 var ErrNoImage = errors.New("the engine doesn't have the image")
@@ -51,7 +50,7 @@ func (e *UnprovedError) Error() string {
 func (e *UnprovedError) ExitCode() exit.Code { return exit.Engine }
 
 // ID returns what the engine with the given store calls the image v.
-func ID(store Store, v *image.Verified) v1.Hash {
+func ID(store Store, v *image.Verified) digest.Digest {
 	if store == Containerd {
 		return v.Digest()
 	}
@@ -119,7 +118,7 @@ func (e *Engine) Prove(ctx context.Context, info Info, v *image.Verified) (Image
 			return ImageID{}, unproved("blobs of manifest "+v.ManifestDigest().String(), "not all there", "all there")
 		}
 	}
-	return ImageID{hash: want}, nil
+	return ImageID{digest: want}, nil
 }
 
 // Summary is an image as a list shows it.
@@ -160,7 +159,7 @@ const maxInspected = 500
 func (e *Engine) Present(ctx context.Context, info Info, v *image.Verified, known []*image.Verified) (func(layer int) bool, error) {
 	layers := v.Layers()
 	if info.Store == Containerd {
-		blobs := map[v1.Hash]bool{}
+		blobs := map[digest.Digest]bool{}
 		for _, k := range known {
 			// Only such an engine says whether the blobs are there: an unpacked image may have lost them.
 			if _, err := e.Prove(ctx, info, k); err == nil && info.APIAtLeast(48) {
