@@ -125,38 +125,6 @@ func TestOurOwnProjectMayHoldTheSocket(t *testing.T) {
 	assert.NoError(t, admission.Decide(f).Err())
 }
 
-func TestWhatTheNextBootFinds(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		policy, now string
-		code        int
-		then        string
-	}{
-		{"no", "running", 0, "exited"}, {"no", "exited", 1, "exited"}, {"no", "created", 0, "created"},
-		{"always", "running", 0, "running"}, {"always", "exited", 0, "running"}, {"always", "created", 0, "created"},
-		{"unless-stopped", "paused", 0, "running"}, {"unless-stopped", "exited", 0, "exited"},
-		{"on-failure", "running", 0, "running"}, {"on-failure", "exited", 0, "exited"}, {"on-failure", "exited", 1, "running"},
-	} {
-		now := inspect.Container{RestartPolicy: c.policy, Status: c.now, ExitCode: c.code}
-		if c.now != "created" {
-			now.StartedAt = time.Now()
-		}
-		then := admission.NextBoot([]admission.Container{{Container: now}})
-		assert.Equal(t, c.then, then[0].Status, "%+v", c)
-	}
-}
-
-func TestWhoseLockItIs(t *testing.T) {
-	t.Parallel()
-	of := func(name string) admission.Lock {
-		return admission.Lock{PID: "7", Container: &admission.Container{Container: inspect.Container{Name: name}}}
-	}
-	assert.False(t, admission.Lock{}.Launcher(), "nobody's")
-	assert.True(t, admission.Lock{PID: "7"}.Launcher())
-	assert.True(t, of("launcher").Launcher())
-	assert.False(t, of("mpc-node").Launcher())
-}
-
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	classic := inspect.Info{Store: inspect.Classic, Root: "/var/lib/docker"}

@@ -12,6 +12,7 @@ import (
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/state"
 )
 
 const (
@@ -51,7 +52,7 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 			return proved{}, "", err
 		}
 		if err := m.shared.Write(compose.NodeConfig, nodeConfig, 0o600); err != nil {
-			return proved{}, "", admission.NodeConfig(err)
+			return proved{}, "", state.NodeConfig(err)
 		}
 		held, err := m.hold(ctx, loaded)
 		if err != nil {

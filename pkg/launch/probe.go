@@ -53,9 +53,9 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 		return nil, "", err
 	}
 	if err := shared.Lock(ctx, r.Sleep); errors.Is(err, files.ErrLocked) {
-		return nil, "", admission.Locked(err)
+		return nil, "", state.Locked(err)
 	} else if err != nil {
-		return nil, "", admission.SharedDir(err)
+		return nil, "", state.SharedDir(err)
 	}
 	m.shared, m.own = shared, state.In(shared)
 	if err := m.own.Make(); err != nil {

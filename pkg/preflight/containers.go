@@ -18,7 +18,7 @@ func checkContainers(ctx context.Context, f *facts) outcome {
 	}
 	var found []Finding
 	if f.next {
-		containers = admission.NextBoot(containers)
+		containers = nextBoot(containers)
 		for _, c := range containers {
 			if c.Live() && !compose.OfWorkload(c.Container) {
 				found = append(found, note(StartsByItself, fmt.Sprintf("the engine will start container %s (%s) by itself", c.Name, c.ShortID())))

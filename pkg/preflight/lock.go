@@ -32,5 +32,5 @@ func checkLock(ctx context.Context, f *facts) outcome {
 	if f.next {
 		return ok("held", note(admission.AnotherLauncher, holder+" holds the lock: until it ends, another run ends with exit code 10"))
 	}
-	return refuse("", admission.Locked(fmt.Errorf("%s holds the lock of %s", holder, f.shared.Path())))
+	return refuse("", state.Locked(fmt.Errorf("%s holds the lock of %s", holder, f.shared.Path())))
 }

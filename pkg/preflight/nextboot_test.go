@@ -13,6 +13,7 @@ import (
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
@@ -104,4 +105,25 @@ func TestPodman(t *testing.T) {
 	l := launch.Launcher{Settings: w.settings.Settings, BootID: bootID}
 	assert.Equal(t, exit.Engine, exit.Of(l.Run(t.Context())))
 	assert.Zero(t, w.Agent.Emits())
+}
+
+func TestWhatTheNextBootFinds(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		policy, now string
+		code        int
+		then        string
+	}{
+		{"no", "running", 0, "exited"}, {"no", "exited", 1, "exited"}, {"no", "created", 0, "created"},
+		{"always", "running", 0, "running"}, {"always", "exited", 0, "running"}, {"always", "created", 0, "created"},
+		{"unless-stopped", "paused", 0, "running"}, {"unless-stopped", "exited", 0, "exited"},
+		{"on-failure", "running", 0, "running"}, {"on-failure", "exited", 0, "exited"}, {"on-failure", "exited", 1, "running"},
+	} {
+		now := inspect.Container{RestartPolicy: c.policy, Status: c.now, ExitCode: c.code}
+		if c.now != "created" {
+			now.StartedAt = time.Now()
+		}
+		then := preflight.NextBoot([]admission.Container{{Container: now}})
+		assert.Equal(t, c.then, then[0].Status, "%+v", c)
+	}
 }

@@ -74,8 +74,8 @@ func checks() []check {
 	at := func(s admission.Step) func(admission.Facts) admission.Step {
 		return func(admission.Facts) admission.Step { return s }
 	}
-	files, engine := admission.Facts.FilesAt, admission.Facts.EngineAt
-	containers, judged := admission.Facts.ContainersAt, admission.Facts.GateAt
+	files, engine := filesAt, engineAt
+	containers, judged := containersAt, gateAt
 	settings, probe, gate, pull, load := at(admission.AtSettings), at(admission.AtProbe), at(admission.AtGate), at(admission.AtPull), at(admission.AtLoad)
 	create, start, never := at(admission.AtCreate), at(admission.AtStart), at("")
 	return []check{
@@ -113,6 +113,42 @@ func checks() []check {
 		{name: "app-compose", group: GroupAgent, step: never, after: []string{"event log"}, do: checkAppCompose},
 		{name: "clock", group: GroupHost, step: never, after: []string{"rate limit"}, do: checkClock},
 	}
+}
+
+// filesAt returns the step at which a boot reads user config and approved list: where an image is
+// measured already, the probe has to know which one is wanted.
+func filesAt(f admission.Facts) admission.Step {
+	if f.AnImage() {
+		return admission.AtProbe
+	}
+	return admission.AtConfig
+}
+
+// engineAt returns the step at which a boot ends if the engine can't be asked.
+func engineAt(f admission.Facts) admission.Step {
+	if f.Settings.TEE() {
+		return admission.AtSettings
+	}
+	return admission.AtPull
+}
+
+// containersAt returns the step at which a boot first needs to know the engine's containers.
+func containersAt(f admission.Facts) admission.Step {
+	switch {
+	case !f.Settings.TEE():
+		return admission.AtCreate
+	case f.Settings.Supervised():
+		return admission.AtSettings
+	}
+	return gateAt(f)
+}
+
+// gateAt returns the step at which it judges them.
+func gateAt(f admission.Facts) admission.Step {
+	if f.AnImage() {
+		return admission.AtProbe
+	}
+	return admission.AtGate
 }
 
 // Run does all checks that are wanted. Its error is the context's.

@@ -38,7 +38,7 @@ func (d Dir) WriteRecord(r admission.Record) error {
 		err = d.Write(recordName, append(data, '\n'))
 	}
 	if err != nil {
-		return admission.Unrecorded(err)
+		return unrecorded(err)
 	}
 	return nil
 }
@@ -53,7 +53,7 @@ func (d Dir) CanRecord() error {
 		err = d.CanMake() // and then the record in it
 	}
 	if err != nil {
-		return admission.Unrecorded(err)
+		return unrecorded(err)
 	}
 	return nil
 }
@@ -66,11 +66,11 @@ func BootID(proc string) (string, error) {
 	path := filepath.Join(proc, "sys/kernel/random/boot_id")
 	data, err := files.ReadFile(path, maxBootID)
 	if err != nil {
-		return "", admission.NoBoot(fmt.Errorf("boot ID: %w", err))
+		return "", noBoot(fmt.Errorf("boot ID: %w", err))
 	}
 	id := strings.TrimSpace(string(data))
 	if id == "" {
-		return "", admission.NoBoot(fmt.Errorf("boot ID: %s is empty", path))
+		return "", noBoot(fmt.Errorf("boot ID: %s is empty", path))
 	}
 	return id, nil
 }

@@ -31,7 +31,7 @@ const maxLocks = 1 << 20
 func OpenShared(s admission.Settings) (*files.Dir, error) {
 	dir, err := files.OpenDir(s.SharedDir)
 	if err != nil {
-		return nil, admission.SharedDir(err)
+		return nil, SharedDir(err)
 	}
 	return dir, nil
 }
@@ -41,7 +41,7 @@ func OpenShared(s admission.Settings) (*files.Dir, error) {
 func IsVolume(ctx context.Context, e *inspect.Engine, self inspect.Container, shared *files.Dir) error {
 	volume, err := e.Volume(ctx, compose.SharedVolume)
 	if inspect.NotFound(err) {
-		return admission.NotTheVolume(fmt.Errorf("there is no volume %s", compose.SharedVolume))
+		return notTheVolume(fmt.Errorf("there is no volume %s", compose.SharedVolume))
 	}
 	if err != nil {
 		return err
@@ -54,14 +54,14 @@ func IsVolume(ctx context.Context, e *inspect.Engine, self inspect.Container, sh
 			return nil
 		}
 	}
-	return admission.NotTheVolume(fmt.Errorf("%s isn't the volume %s, which is at %s", shared.Path(), compose.SharedVolume, volume.Mountpoint))
+	return notTheVolume(fmt.Errorf("%s isn't the volume %s, which is at %s", shared.Path(), compose.SharedVolume, volume.Mountpoint))
 }
 
 // UserConfig reads the user config. The warnings are valid beside an error.
 func UserConfig(s admission.Settings) (*config.Config, []config.Warning, error) {
 	data, err := files.ReadFile(s.ConfigFile, config.MaxSize)
 	if err != nil {
-		return nil, nil, admission.UserConfig(err)
+		return nil, nil, noConfig(err)
 	}
 	return config.Parse(s.ConfigFile, data, s.Platform)
 }
@@ -73,11 +73,11 @@ func Approved(shared *files.Dir) (*approval.List, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil:
-		return nil, admission.Unlisted(err)
+		return nil, unlisted(err)
 	}
 	list, err := approval.Parse(data)
 	if err != nil {
-		return nil, admission.BadList(fmt.Errorf("%s: %w", approval.File, err))
+		return nil, badList(fmt.Errorf("%s: %w", approval.File, err))
 	}
 	return &list, nil
 }
@@ -86,7 +86,7 @@ func Approved(shared *files.Dir) (*approval.List, error) {
 // that can be seen.
 func CanWriteNodeConfig(shared *files.Dir, size int) error {
 	if err := shared.CanWrite(compose.NodeConfig, int64(size)); err != nil {
-		return admission.NodeConfig(err)
+		return NodeConfig(err)
 	}
 	return nil
 }
@@ -156,22 +156,34 @@ func available(path string) (int64, error) {
 	return int64(disk.Bavail) * disk.Bsize, nil
 }
 
+// Lock is who holds the shared directory's lock.
+type Lock struct {
+	PID       string               // empty: nobody
+	Container *admission.Container // whose process it is, as far as that can be seen
+}
+
+// Launcher reports whether it is a launcher's: that of whoever isn't the workload, which may take
+// the lock of its volume too.
+func (l Lock) Launcher() bool {
+	return l.PID != "" && (l.Container == nil || !compose.OfWorkload(l.Container.Container))
+}
+
 // LockHolder returns who holds the shared directory's lock, as the kernel tells it to proc, without
 // taking it. Processes of other containers can be seen only from outside of all.
 func LockHolder(
 	ctx context.Context, e *inspect.Engine, shared *files.Dir, proc string,
-) (admission.Lock, error) {
+) (Lock, error) {
 	data, err := files.ReadFile(filepath.Join(proc, "locks"), maxLocks)
 	if err != nil {
-		return admission.Lock{}, err
+		return Lock{}, err
 	}
 	info, err := os.Stat(shared.Path())
 	if err != nil {
-		return admission.Lock{}, err
+		return Lock{}, err
 	}
 	stat, isStat := info.Sys().(*syscall.Stat_t)
 	if !isStat {
-		return admission.Lock{}, errors.New("the shared directory has no inode")
+		return Lock{}, errors.New("the shared directory has no inode")
 	}
 	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
 	for line := range strings.Lines(string(data)) {
@@ -180,7 +192,7 @@ func LockHolder(
 		if len(fields) < 6 || fields[1] != "FLOCK" || fields[5] != file {
 			continue
 		}
-		lock := admission.Lock{PID: fields[4]}
+		lock := Lock{PID: fields[4]}
 		if e == nil {
 			return lock, nil
 		}
@@ -192,5 +204,5 @@ func LockHolder(
 		}
 		return lock, nil
 	}
-	return admission.Lock{}, nil
+	return Lock{}, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/registry"
@@ -167,4 +168,15 @@ func TestTheLastFewImagesAreKept(t *testing.T) {
 	_, err = d.Restore(refs[4])
 	assert.Error(t, err)
 	assert.Len(t, d.Known(refs[0].Context()), 1)
+}
+
+func TestWhoseLockItIs(t *testing.T) {
+	t.Parallel()
+	of := func(name string) state.Lock {
+		return state.Lock{PID: "7", Container: &admission.Container{Container: inspect.Container{Name: name}}}
+	}
+	assert.False(t, state.Lock{}.Launcher(), "nobody's")
+	assert.True(t, state.Lock{PID: "7"}.Launcher())
+	assert.True(t, of("launcher").Launcher())
+	assert.False(t, of("mpc-node").Launcher())
 }
