@@ -83,6 +83,7 @@ lint: vet ## run staticcheck, pinned in hack/tools/staticcheck
 .PHONY: docs
 docs: ## write the generated parts of the documents anew
 	go test ./cmd/launcher -run TestDocs -count=1 -update
+	go test ./pkg -run TestTheAuditorsList -count=1 -update
 
 .PHONY: test-engines
 test-engines: ## run the end-to-end tests on Docker 20.10, 26, 28 and 29 with both image stores; two hours, root on Debian

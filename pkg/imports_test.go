@@ -1,4 +1,5 @@
 // Package pkg_test holds the layout to its rules: boundaries follow trust, and imports flow one way.
+// docs/ARCHITECTURE.md says why.
 package pkg_test
 
 import (
@@ -61,7 +62,7 @@ func TestImportsFlowOneWay(t *testing.T) {
 			continue
 		}
 		permitted, known := allowed()[name]
-		require.True(t, known, "package %s has no place in the layout: add it to this test and to the README", name)
+		require.True(t, known, "package %s has no place in the layout: add it to this test and to docs/ARCHITECTURE.md", name)
 		seen[name] = true
 		for _, i := range p.Imports {
 			i, ours := strings.CutPrefix(i, module)
