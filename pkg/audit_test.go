@@ -34,17 +34,18 @@ type audited struct {
 func audit() []audited {
 	const v1 = "github.com/google/go-containerregistry/pkg/v1"
 	return []audited{
-		{"pkg/digest", nil, []string{"crypto/sha256", "encoding/hex", "fmt", "strings", v1}},
+		{"pkg/digest", nil, []string{"crypto/sha256", "encoding/hex", "errors", "fmt", "strings"}},
 		{"pkg/approval", nil, []string{
-			"errors", "fmt", "slices", v1, "pkg/digest", "pkg/exit", "pkg/internal/strictjson",
+			"errors", "fmt", "slices", "pkg/digest", "pkg/exit", "pkg/internal/strictjson",
 		}},
 		{"pkg/admission", nil, []string{
 			"fmt", "slices", "strings", "time", v1,
-			"pkg/approval", "pkg/compose", "pkg/config", "pkg/docker/inspect", "pkg/exit", "pkg/rtmr",
+			"pkg/approval", "pkg/compose", "pkg/config", "pkg/digest", "pkg/docker/inspect",
+			"pkg/exit", "pkg/rtmr",
 		}},
 		{"pkg/rtmr", []string{"event.go", "verify.go", "measure.go"}, []string{
 			"context", "crypto/sha512", "encoding/binary", "encoding/hex", "errors", "fmt",
-			"strings", "time", v1, "pkg/digest", "pkg/exit",
+			"strings", "time", "pkg/digest", "pkg/exit",
 		}},
 		{"pkg/launch", []string{"sequence.go"}, []string{
 			"context", "errors", "fmt", "pkg/admission", "pkg/internal/files",

@@ -2,10 +2,13 @@ package preflight
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/state"
@@ -45,4 +48,75 @@ func checkEngine(ctx context.Context, f *facts) outcome {
 			info.OS, info.Architecture, runtime.GOARCH), "use the launcher that was built for the engine's machine"))
 	}
 	return ok(fmt.Sprintf("%s, API %s, %s store, %s/%s", info.Version, info.API, info.Store, info.OS, info.Architecture), found...)
+}
+
+// checkImage looks whether the engine has the image already, whole, and what would be left to
+// download. At the next boot only what a container holds is sure to be there still: dstack prunes
+// images.
+func checkImage(ctx context.Context, f *facts) outcome {
+	v := f.verified()
+	if v == nil {
+		return outcome{unknown: "which image is meant isn't known"}
+	}
+	id, err := f.engine.Prove(ctx, f.info, v)
+	held := func() bool {
+		return slices.ContainsFunc(f.containers, func(c admission.Container) bool { return c.Image == id.String() })
+	}
+	var found []Finding
+	var unproved *inspect.UnprovedError
+	switch {
+	case err == nil && (!f.next || held()):
+		f.id, f.left = id, new(int64)
+		return ok("in the engine already")
+	case err == nil:
+		found = append(found, note(ImageUnheld, "the engine has the image, but no container is made of it, so that it may be pruned before it is needed"))
+	case errors.Is(err, inspect.ErrNoImage):
+	case errors.As(err, &unproved):
+		found = append(found, warning(ImageBroken, err.Error(), "nothing: it would be loaded anew"))
+	default:
+		return fail(EngineContradicts, err)
+	}
+	has := func(int) bool { return false }
+	if !f.next {
+		if has, err = f.engine.Present(ctx, f.info, v, f.own.Known(v.Reference().Context())); err != nil {
+			return fail(EngineContradicts, err)
+		}
+	}
+	f.left = new(int64)
+	for i, layer := range v.Layers() {
+		if !has(i) {
+			f.missing = append(f.missing, i)
+			*f.left += layer.Size
+		}
+	}
+	return ok(fmt.Sprintf("not in the engine, %s to download at most", Size(*f.left)), found...)
+}
+
+// checkSpace compares the room on the engine's disk with what the download and the unpacked layers
+// need at the very least.
+func checkSpace(_ context.Context, f *facts) outcome {
+	if !f.id.IsZero() {
+		return outcome{skipped: "nothing is to be loaded"}
+	}
+	free, known := state.Free(f.info, f.self, f.options.Settings, f.options.Free)
+	if !known {
+		return outcome{unknown: "the engine's disk can't be seen from here"}
+	}
+	if err := admission.Room(f.info, *f.left, free); err != nil {
+		return refuse("", err)
+	}
+	return ok(fmt.Sprintf("%s free at %s", Size(free), f.info.Root))
+}
+
+// checkVolume looks for the volume that holds the workload's keys.
+func checkVolume(ctx context.Context, f *facts) outcome {
+	_, err := f.engine.Volume(ctx, compose.DataVolume)
+	if inspect.NotFound(err) {
+		return ok("", note(DataVolumeMissing, "there is no volume "+compose.DataVolume+": it would be made, and the node would start without keys",
+			"nothing for a new node; otherwise find out where it went before you boot"))
+	}
+	if err != nil {
+		return outcome{unknown: err.Error()} // a boot doesn't ask, it makes it where it is missing
+	}
+	return ok(compose.DataVolume + " is there")
 }

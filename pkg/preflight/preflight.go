@@ -1,8 +1,8 @@
 // Package preflight answers, without doing anything, whether a boot would succeed and with what
 // result.
 //
-// It is a list of independent checks, each in a file of its own, that run at the same time as far
-// as none needs what another one finds out. All of them run, whatever the others find, and what
+// It is a list of independent checks, in files by what they look at, that run at the same time as
+// far as none needs what another one finds out. All of them run, whatever the others find, and what
 // they find has a stable code, a severity, and what to do about it.
 //
 // It guarantees that it loads, writes, measures and starts nothing: it can't reach the code that

@@ -285,19 +285,6 @@ func TestEveryCodeHasASeed(t *testing.T) {
 	for _, code := range covered {
 		assert.Contains(t, all, code)
 	}
-	// Every folder of seeds is some test's.
-	tests, err := filepath.Glob("*_test.go")
-	require.NoError(t, err)
-	var text strings.Builder
-	for _, path := range tests {
-		data, err := os.ReadFile(path)
-		require.NoError(t, err)
-		text.Write(data)
-	}
-	for _, path := range paths {
-		folder := filepath.Base(filepath.Dir(path))
-		assert.Regexp(t, `testSeeds\(t, "`+strings.ReplaceAll(folder, "-", "[ -]")+`"\)`, text.String())
-	}
 }
 
 // TestGolden holds the report's schema, and the wording, to files: what scripts read doesn't change by accident.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/state"
 )
 
 // checkSettings passes on what the parsing of flags and environment found.
@@ -24,4 +26,88 @@ func checkSettings(_ context.Context, f *facts) outcome {
 			"not supervised: after a power loss the engine may start the old workload before anything is measured", "leave --supervise at auto"))
 	}
 	return ok("platform "+string(f.options.Platform), found...)
+}
+
+// checkBoot asks the kernel which boot this is: by that a boot knows what belongs to it.
+func checkBoot(_ context.Context, f *facts) outcome {
+	id, err := state.BootID(f.options.Proc)
+	switch {
+	case err == nil:
+		f.boot = id
+		return ok("its name is known")
+	case !f.options.TEE():
+		return outcome{unknown: "the kernel doesn't say which it is, and outside a CVM nothing depends on it"}
+	}
+	return refuse("", err)
+}
+
+// checkSharedDir opens the shared directory.
+func checkSharedDir(_ context.Context, f *facts) outcome {
+	if f.options.SharedDir == "" {
+		return outcome{unknown: "its place isn't known"}
+	}
+	dir, err := state.OpenShared(f.options.Settings)
+	if err != nil {
+		return refuse("", err)
+	}
+	f.shared, f.own = dir, state.In(dir)
+	return ok(f.options.SharedDir)
+}
+
+// checkSharedVolume looks whether it is what the workload will see.
+func checkSharedVolume(ctx context.Context, f *facts) outcome {
+	if err := state.IsVolume(ctx, f.engine, f.self, f.shared); err != nil {
+		return refuse(EngineContradicts, err)
+	}
+	return ok("the workload will see this very directory")
+}
+
+// checkOwnDir looks whether the launcher's own directory is there, or could be made.
+func checkOwnDir(_ context.Context, f *facts) outcome {
+	if err := f.own.CanMake(); err != nil {
+		return ok("", warning(admission.OwnDirBlocked, fmt.Sprintf("our own directory can't be used: %v", err),
+			"mount the shared volume writable, with room in it, and remove what stands in the directory's place; nothing of value is kept there"))
+	}
+	return ok("is there, or could be made")
+}
+
+// checkRecord looks whether the record could be written without which nothing is measured.
+func checkRecord(_ context.Context, f *facts) outcome {
+	switch {
+	case !f.options.TEE():
+		return outcome{skipped: "nothing is measured outside a CVM"}
+	case f.measuring().AnImage():
+		return outcome{skipped: "an image is measured already"}
+	}
+	if err := f.own.CanRecord(); err != nil {
+		return refuse("", err)
+	}
+	return ok("could be written")
+}
+
+// checkLock looks, without taking it, who holds the shared directory's lock. Where it is a
+// launcher, which looks after the workload, what is asked about is the next boot, unless somebody
+// says otherwise.
+func checkLock(ctx context.Context, f *facts) outcome {
+	lock, err := state.LockHolder(ctx, f.engine, f.shared, f.options.Proc)
+	switch {
+	case err != nil:
+		return outcome{unknown: fmt.Sprintf("who holds it can't be seen: %v", err)}
+	case lock.PID == "":
+		return ok("free")
+	}
+	if lock.Container != nil && f.boots().Impostor(*lock.Container) {
+		return ok("held by container " + lock.Container.Name + ", which would be ended")
+	}
+	if f.options.For == ForAuto {
+		f.next = lock.Launcher()
+	}
+	holder := "process " + lock.PID
+	if lock.Container != nil {
+		holder += " of container " + lock.Container.Name
+	}
+	if f.next {
+		return ok("held", note(admission.AnotherLauncher, holder+" holds the lock: until it ends, another run ends with exit code 10"))
+	}
+	return refuse("", state.Locked(fmt.Errorf("%s holds the lock of %s", holder, f.shared.Path())))
 }

@@ -1,5 +1,50 @@
 package preflight_test
 
-import "testing"
+import (
+	"context"
+	"fmt"
+	"os"
+	"syscall"
+	"testing"
+	"time"
 
-func TestSeedsSettings(t *testing.T) { testSeeds(t, "settings") }
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/preflight"
+)
+
+func TestTheLockIsSeenAndNotTaken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, launchtest.MachineOptions{})
+	assert.Equal(t, "free", result(t, w.run(), "lock").Detail)
+	info, err := os.Stat(w.SharedDir)
+	require.NoError(t, err)
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	require.True(t, ok)
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	w.write("proc/locks", "1: POSIX  ADVISORY  WRITE 1 "+file+" 0 EOF\n2: FLOCK  ADVISORY  WRITE 1 00:00:1 0 EOF\n")
+	assert.Equal(t, "free", result(t, w.run(), "lock").Detail)
+	w.write("proc/locks", "2: FLOCK  ADVISORY  WRITE 1234 "+file+" 0 EOF\n")
+	report := w.run()
+	assert.True(t, noted(report, admission.AnotherLauncher), "%+v", result(t, report, "lock"))
+	assert.Equal(t, exit.OK, report.ExitCode, "the next boot is what is asked about")
+	assert.Equal(t, preflight.ForBoot, report.For)
+	assert.Regexp(t, "^At the next boot, .* as list, config and sources are at this moment.$", report.Summary)
+	w.settings.For = preflight.ForNow
+	report = w.run()
+	assert.Equal(t, []string{"HST003"}, codes(report))
+	assert.Equal(t, exit.Busy, report.ExitCode)
+	assert.Equal(t, preflight.ForNow, report.For)
+
+	dir, err := files.OpenDir(w.SharedDir)
+	require.NoError(t, err)
+	defer dir.Close()
+	impatient := func(context.Context, time.Duration) error { return files.ErrLocked }
+	assert.NoError(t, dir.Lock(t.Context(), impatient), "nobody else took it")
+}

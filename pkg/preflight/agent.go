@@ -7,10 +7,76 @@ import (
 	"errors"
 	"fmt"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/rtmr"
 )
+
+func (f *facts) agent() *rtmr.Agent {
+	return &rtmr.Agent{Socket: f.options.AgentSocket, Patience: f.options.Patience, Logger: f.log}
+}
+
+// checkEventLog asks the agent what is measured, and whether a verifier would believe it.
+func checkEventLog(ctx context.Context, f *facts) outcome {
+	switch {
+	case f.options.Platform == "":
+		return outcome{unknown: "the platform isn't known"}
+	case !f.options.TEE():
+		return outcome{skipped: "nothing is measured outside a CVM"}
+	case f.options.AgentSocket == "":
+		return outcome{unknown: "the agent's socket isn't known"}
+	}
+	info, err := f.agent().Info(ctx)
+	var failed *rtmr.AgentError
+	if errors.As(err, &failed) && failed.Fault == rtmr.Unreachable {
+		return fail(AgentDown, err)
+	}
+	if err != nil {
+		return fail(LogUnreadable, err)
+	}
+	f.events = &info
+	if err := admission.Decide(admission.Facts{Settings: f.options.Settings, Log: &info.Log}).Err(); err != nil {
+		var rejected *rtmr.Rejection
+		if found := refused("", err); !f.next || errors.As(err, &rejected) && rejected.Reason == rtmr.WrongVersion {
+			return outcome{findings: []Finding{found}}
+		} else {
+			return ok("", warning(found.Code, found.Found+"; the next boot begins another one"))
+		}
+	}
+	return ok(fmt.Sprintf("%d events, which replay to the register", len(info.Log.Events())))
+}
+
+// checkEmit asks, without effect, whether the agent can measure an event.
+func checkEmit(ctx context.Context, f *facts) outcome {
+	if log := f.logged(); log != nil && len(log.Images()) > 0 {
+		return outcome{skipped: "an image is measured already"}
+	}
+	if err := f.agent().CanEmit(ctx); err != nil {
+		return fail(AgentCannotEmit, err)
+	}
+	return ok("the agent can measure")
+}
+
+// checkMeasured judges what is measured, and by whom, as far as the log and the records of this
+// boot tell.
+func checkMeasured(_ context.Context, f *facts) outcome {
+	if f.next {
+		return outcome{skipped: "nothing is measured yet when a boot begins"}
+	}
+	known := f.measuring()
+	if known.AnImage() && known.Wanted == nil {
+		return outcome{unknown: "which image is meant isn't known"}
+	}
+	verdict := admission.Decide(known)
+	if err := verdict.Err(); err != nil {
+		return refuse("", err)
+	}
+	if f.present = verdict.Measured; !f.present {
+		return ok("no image yet")
+	}
+	return ok("this image", note(AlreadyMeasured, "this image is measured already; nothing would be measured again"))
+}
 
 // maxAppCompose bounds an app-compose document.
 const maxAppCompose = 4 << 20

@@ -5,9 +5,39 @@ import (
 	"errors"
 	"fmt"
 
+	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/state"
 )
+
+// checkNodeConfig makes the node config, throws it away, and looks whether it could be written.
+func checkNodeConfig(_ context.Context, f *facts) outcome {
+	if f.options.Platform == "" {
+		return outcome{unknown: "the platform isn't known"}
+	}
+	text, err := f.config.NodeConfig(f.options.Platform, f.decision.Digest)
+	if err != nil {
+		return fail(admission.NodeConfigFails, err)
+	}
+	if err := state.CanWriteNodeConfig(f.shared, len(text)); err != nil {
+		return refuse("", err)
+	}
+	return ok(fmt.Sprintf("%d bytes, could be written to %s", len(text), f.shared.Path()))
+}
+
+// checkCompose finds the Compose to use and asks it for its version.
+func checkCompose(ctx context.Context, f *facts) outcome {
+	if f.options.DockerHost == "" {
+		return outcome{unknown: "the engine's socket isn't known"}
+	}
+	tool, err := compose.Find(ctx, f.options.Compose, f.options.DockerHost)
+	if err != nil {
+		return fail(ComposeMissing, err)
+	}
+	return ok(tool.String() + " " + tool.Version())
+}
 
 // Rendered is what a boot would give to Compose and to the workload.
 type Rendered struct {

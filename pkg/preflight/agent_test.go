@@ -12,8 +12,6 @@ import (
 	"tee-launcher/pkg/preflight"
 )
 
-func TestSeedsAppCompose(t *testing.T) { testSeeds(t, "app-compose") }
-
 const goodCompose = `{"manifest_version":2,"name":"mpc","runner":"docker-compose","docker_compose_file":"services: {}","kms_enabled":false,` +
 	`"gateway_enabled":false,"local_key_provider_enabled":true,"public_logs":true,"public_sysinfo":true,"allowed_envs":[ ],"no_instance_id":true}`
 

@@ -1,5 +1,0 @@
-package preflight_test
-
-import "testing"
-
-func TestSeedsBoot(t *testing.T) { testSeeds(t, "boot") }

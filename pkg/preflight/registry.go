@@ -1,0 +1,218 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"slices"
+	"time"
+
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/registry"
+)
+
+// checkKept proves the manifest and config that an earlier boot kept. Where the engine still has the image, no registry is needed.
+func checkKept(_ context.Context, f *facts) outcome {
+	v, err := f.own.Restore(f.config.Image.At(f.decision.Digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ok("there is none")
+	}
+	if err != nil {
+		return ok("", warning(KeptUseless, fmt.Sprintf("the kept manifest is of no use: %v", err), "nothing: it will be replaced when the image is loaded"))
+	}
+	f.kept = v
+	return ok("proves itself")
+}
+
+// headerTimeout is how long a registry may take to answer at first; the puller doubles it twice.
+const headerTimeout = 5 * time.Second
+
+// sourceOf is that of a boot, but without its patience: what doesn't answer now is what is to be said.
+func (f *facts) sourceOf(h digest.Digest) *registry.Source {
+	tuning := f.options.Tuning
+	if tuning.HeaderTimeout == 0 {
+		tuning.HeaderTimeout = headerTimeout
+	}
+	client := &registry.Client{
+		Insecure: f.options.Insecure, ForbiddenHelperDirs: []string{"/tapp", f.options.SharedDir}, Log: f.log, Tuning: tuning,
+	}
+	return client.Source(f.config.Image.At(h))
+}
+
+// checkManifest proves the manifest, the config and the platform of the selected image.
+func checkManifest(ctx context.Context, f *facts) outcome {
+	f.source = f.sourceOf(f.decision.Digest)
+	v, err := f.source.Resolve(ctx)
+	if err != nil {
+		var e *image.Error
+		f.down = errors.As(err, &e) && e.Kind == image.Unavailable
+		return fail(codeOf(err), err)
+	}
+	f.image = v
+	detail := fmt.Sprintf("%d layers, %s, credentials: %s", len(v.Layers()), Size(v.Size()), f.source.Stats().Credential)
+	if v.Index() != nil {
+		detail += ", from an index"
+	}
+	return ok(detail)
+}
+
+// codeOf returns the code for the end of a pull.
+func codeOf(err error) Code {
+	var e *image.Error
+	if !errors.As(err, &e) {
+		return RegistryDown
+	}
+	switch {
+	case e.Kind == image.Mismatch:
+		return ManifestWrong
+	case e.Kind != image.Refused:
+		return RegistryDown
+	case e.NoPlatform():
+		return PlatformMissing
+	case e.Status == http.StatusNotFound:
+		return ManifestMissing
+	}
+	return RegistryRefuses
+}
+
+// maxOthers is how many further approved digests are asked for.
+const maxOthers = 5
+
+// checkOthers finds the approved digest that can be pulled where a newer one can't.
+func checkOthers(ctx context.Context, f *facts) outcome {
+	switch {
+	case f.list == nil:
+		return outcome{skipped: "there is no approved list"}
+	case f.down:
+		return outcome{unknown: "the registry doesn't answer"}
+	}
+	approved := f.list.Digests()
+	at := slices.Index(approved, f.decision.Digest)
+	if f.image.Valid() {
+		newer := approved[:at]
+		for _, h := range newer[max(0, len(newer)-maxOthers):] {
+			if err := f.resolves(ctx, h); err != nil {
+				return ok("", warning(NewerUnavailable, fmt.Sprintf("%s is approved and newer than the selected digest, and can't be pulled: %v", h, err),
+					"push it before mpc_hash_override is removed"))
+			}
+		}
+		if len(newer) == 0 {
+			return ok("the selected one is the newest")
+		}
+		return ok("newer ones can be pulled too")
+	}
+	older := approved[at+1:]
+	for _, h := range older[:min(maxOthers, len(older))] {
+		if f.resolves(ctx, h) == nil {
+			return ok("", warning(NewerUnavailable, fmt.Sprintf("the selected digest can't be pulled, %s, which is approved and older, can", h),
+				"push the selected one, or write this into [launcher_config] of the user config:", fmt.Sprintf("mpc_hash_override = %q", h)))
+		}
+	}
+	return ok("no older one can be pulled either")
+}
+
+func (f *facts) resolves(ctx context.Context, h digest.Digest) error {
+	_, err := f.sourceOf(h).Resolve(ctx)
+	return err
+}
+
+// fewLeft is how many requests should be left: a boot that is repeated a few times, and an index.
+const fewLeft = 10
+
+// checkRate reads what the registry says beside its answers: how many more there will be, and its clock.
+func checkRate(ctx context.Context, f *facts) outcome {
+	notice, err := f.source.Notice(ctx)
+	if err != nil {
+		return outcome{unknown: "the registry doesn't say"}
+	}
+	f.notice = notice
+	switch {
+	case !notice.Limited:
+		return ok("the registry tells none")
+	case notice.Remaining < fewLeft:
+		return ok("", warning(RateLow, fmt.Sprintf("the registry allows %d more of %d requests", notice.Remaining, notice.Limit),
+			"wait, or log in for a higher limit: docker login, with DOCKER_CONFIG where the launcher runs"))
+	}
+	return ok(fmt.Sprintf("%d of %d requests left", notice.Remaining, notice.Limit))
+}
+
+// checkLayers asks whether the registry has every layer, and fetches none.
+func checkLayers(ctx context.Context, f *facts) outcome {
+	if !f.id.IsZero() {
+		return outcome{skipped: "the engine has the image"}
+	}
+	v := f.verified()
+	if v == nil {
+		return outcome{unknown: "which image is meant isn't known"}
+	}
+	if err := f.sourceOf(f.decision.Digest).CheckLayers(ctx, v, f.missing); err != nil {
+		code := LayerMissing
+		var e *image.Error
+		if errors.As(err, &e) && e.Kind == image.Unavailable {
+			code = RegistryDown
+		}
+		return fail(code, err)
+	}
+	return ok(fmt.Sprintf("the registry has all %d, %s", len(v.Layers()), Size(v.Size())))
+}
+
+// checkDownload fetches and hashes every layer, and keeps nothing.
+func checkDownload(ctx context.Context, f *facts) outcome {
+	if !f.options.Deep {
+		return outcome{skipped: "only with --deep"}
+	}
+	indices := make([]int, len(f.image.Layers()))
+	for i := range indices {
+		indices[i] = i
+	}
+	if err := drain(ctx, f.image, f.source, indices); err != nil {
+		code := LayerMissing
+		var e *image.Error
+		switch {
+		case errors.As(err, &e) && e.Kind == image.Unavailable:
+			code = RegistryDown
+		case errors.As(err, &e) && e.Kind == image.Mismatch:
+			code = LayerWrong
+		}
+		return fail(code, err)
+	}
+	return ok(fmt.Sprintf("%d layers, %s, all as their digests say", len(indices), Size(f.image.Size())))
+}
+
+// drain reads the layers to their ends, which proves them, again where a registry's damage may be gone.
+func drain(ctx context.Context, v *image.Verified, from image.Source, layers []int) error {
+	for {
+		n, err := drainOnce(ctx, v, from, layers)
+		var e *image.Error
+		if !errors.As(err, &e) || !e.Restart {
+			return err
+		}
+		layers = layers[n:]
+	}
+}
+
+// drainOnce returns how many layers were proved.
+func drainOnce(ctx context.Context, v *image.Verified, from image.Source, layers []int) (n int, err error) {
+	stream := v.Open(ctx, from, layers)
+	defer func() { err = errors.Join(err, stream.Close()) }()
+	for {
+		layer, err := stream.Next()
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+		if _, err := io.Copy(io.Discard, layer); err != nil {
+			return n, err
+		}
+		if err := layer.Close(); err != nil {
+			return n, err
+		}
+		n++
+	}
+}

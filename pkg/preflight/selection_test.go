@@ -1,5 +1,0 @@
-package preflight_test
-
-import "testing"
-
-func TestSeedsSelection(t *testing.T) { testSeeds(t, "selection") }

@@ -1,5 +1,0 @@
-package preflight_test
-
-import "testing"
-
-func TestSeedsUserConfig(t *testing.T) { testSeeds(t, "user config") }

@@ -1,5 +1,0 @@
-package preflight_test
-
-import "testing"
-
-func TestSeedsWorkload(t *testing.T) { testSeeds(t, "workload") }
