@@ -51,10 +51,10 @@ func (p *program) newDigestCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "digest REF…",
 		Short: "What to vote for: resolve a tag or digest to the manifest digest",
-		Long: `Resolves tags and digests, and prints sha256:… for each and nothing else, in their order. What a tag names is the
-registry's word; everything below the digest that is printed was proved.
+		Long: `Resolves tags and digests, and prints sha256:… for each and nothing else, in their order. What a tag names is taken on
+the registry's word; everything below the digest that is printed was proved.
 
-An index has one digest for several platforms. Approving it approves all of them, so a warning tells if there is more than
+An index has one digest for several platforms. Approving it approves all of them, so a warning says whether there is more than
 one that can run, or none for this machine.`,
 		Example: `  launcher digest nearone/mpc-node:main
   launcher digest -o json ghcr.io/nearone/mpc-node:3.9.0 nearone/mpc-node@sha256:…`,
@@ -154,7 +154,7 @@ func describe(reference string, got *image.Described) described {
 	return d
 }
 
-// warn says what whoever votes should know.
+// warn says what voters should know.
 func (d *described) warn(log *slog.Logger, index bool) {
 	var runnable []string
 	here := false

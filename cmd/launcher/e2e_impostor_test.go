@@ -83,7 +83,7 @@ func TestE2EAnImpostor(t *testing.T) {
 		for _, args := range [][]string{nil, nil, {"--supervise=off"}} {
 			o := m.boot(args...)
 			assert.Equal(t, exit.Measurement, o.code, "%s", o.stderr)
-			assert.Contains(t, o.stderr, "ran before in this boot and may have done that")
+			assert.Contains(t, o.stderr, "ran before in this boot and may have measured it")
 			still()
 			require.NoError(t, os.RemoveAll(filepath.Join(m.shared, state.Name)))
 		}

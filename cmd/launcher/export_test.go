@@ -67,7 +67,7 @@ func Generated() map[string]string {
 // ReportText is what verify prints for a report.
 func ReportText(r *preflight.Report, colour bool) string { return reportText(r, colour) }
 
-// Colourful tells whether verify would print colours.
+// Colourful reports whether verify would print colours.
 func Colourful(stdout io.Writer, environ []string) bool {
 	return (&program{stdout: stdout, environ: environ}).colourful()
 }

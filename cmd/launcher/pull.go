@@ -23,7 +23,7 @@ func (p *program) newPullCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pull REF@sha256:…",
 		Short: "Pull, prove and load an image, and print the engine's ID of it",
-		Long: `Does the steps pull and load of run alone. Where there is a shared directory, the manifest and config are kept in it,
+		Long: `Does the steps pull and load of run alone. Where there is a shared directory, the manifest and config are cached in it,
 so that a later boot needs no network.`,
 		Example: `  launcher pull nearone/mpc-node@sha256:…
   launcher pull -o json ghcr.io/nearone/mpc-node:main@sha256:…`,

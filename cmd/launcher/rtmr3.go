@@ -50,7 +50,7 @@ one in two letter cases.`,
 		"GetQuote, a node's /public_data, or a bare array of events; - is standard input")
 	flags.StringVar(&o.expect, "expect", "", "also require that this digest is the measured one")
 	flags.StringVar(&o.predict, "predict", "", "print the value that RTMR3 will have once this "+
-		"digest is emitted; that none is measured yet is no rejection then, that one is, is one")
+		"digest is emitted; then a log without an image event isn't rejected, and one with it is")
 	return cmd
 }
 
@@ -129,7 +129,7 @@ func predictedVerdict(log rtmr.Log, verdict error, expected bool) error {
 	case verdict == nil && len(log.Images()) > 0:
 		return &rtmr.Rejection{
 			Reason: rtmr.DuplicateEvent,
-			Entry:  "an image is measured already, a second event would be refused",
+			Entry:  "an image is already measured, a second event would be refused",
 		}
 	}
 	return verdict

@@ -21,7 +21,7 @@ func (o *runOpts) newCmd() *cobra.Command {
 		Long: `Does the whole boot sequence once: settings, probe, gate, config, pull, load, create, measure, start,
 supervise. A failure ends it; nothing later happens. Supervised, as it is in TEE mode, it stays: it restarts a
 workload that fails, respects one that was stopped, and ends both on SIGTERM. Run again in the same boot, it ends in the same state:
-nothing is downloaded, loaded, emitted, recreated or restarted that already stands.`,
+what is already there is not downloaded, loaded, emitted, recreated or restarted again.`,
 		Example: `  PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:… launcher run
   launcher run --platform NONTEE --docker-content-trust 1 --default-image-digest sha256:… \
       --config ./user_config --shared-dir /srv/shared`,

@@ -104,7 +104,7 @@ func table() []setting {
 		},
 		{
 			flag: "insecure-registry", env: "LAUNCHER_INSECURE_REGISTRIES",
-			help: "registries that may be spoken to over plain http, comma-separated; loopback always may",
+			help: "registries that may be reached over plain http, comma-separated; loopback always may",
 			parse: func(s *settings, v string) error {
 				for host := range strings.SplitSeq(v, ",") {
 					host = strings.TrimSpace(host)
@@ -246,7 +246,7 @@ func unknownVariables(environment map[string]string) []string {
 	return warnings
 }
 
-// cleanAttr cleans what is logged, whoever said it.
+// cleanAttr cleans what is logged, wherever it came from.
 func cleanAttr(_ []string, a slog.Attr) slog.Attr {
 	value := a.Value.Resolve()
 	text := value.String()

@@ -32,14 +32,14 @@ func (p *program) newVerifyCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Would run succeed, and with what result? Changes nothing",
-		Long: `Checks everything that run would come across, all of it whatever is found, and ends with the exit code
+		Long: `Checks everything that run would come across, without stopping at an error, and ends with the exit code
 that run would have ended with. It loads, writes, measures and starts nothing.
 
-Where a launcher is at work already, as on a node that runs, the answer is about the next boot, whatever is measured
+Where a launcher is already at work, as on a node that runs, the answer is about the next boot, whatever is measured
 and running now; --for says otherwise.
 
-Each finding has a code that never changes, says what was found and what to do. What can't be where you
-are is left out with --skip; then only what was checked decides the exit code.`,
+Each finding has a code that never changes, says what was found and what to do. What can't be checked where
+you are is left out with --skip; then only what was checked decides the exit code.`,
 		Example: `  PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:… launcher verify
   launcher verify --skip agent,engine,compose,host --config ./user_config --shared-dir ./shared
   launcher verify --app-compose ./app-compose.json -o json`,
@@ -50,7 +50,7 @@ are is left out with --skip; then only what was checked decides the exit code.`,
 	flags.Var(&o.skip, "skip", "what to leave out, comma-separated: "+strings.Join(groupNames(), ", "))
 	flags.BoolVar(&o.offline, "offline", false, "leave out what needs a network")
 	flags.BoolVar(&o.deep, "deep", false, "also download and hash every layer, without loading it")
-	flags.StringVar(&o.appCompose, "app-compose", "", "hold this app-compose document against the verifiers' rules, not the agent's")
+	flags.StringVar(&o.appCompose, "app-compose", "", "check this app-compose document, instead of the agent's, against the verifiers' rules")
 	_ = cmd.RegisterFlagCompletionFunc("skip", completeGroups)
 	flags.Var(&o.when, "for", "which boot is asked about: now, boot (the next one); default: the next one where a launcher is at work")
 	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]string{"now", "boot"}, cobra.ShellCompDirectiveNoFileComp))
@@ -116,7 +116,7 @@ func parts(err error) []error {
 	return []error{err}
 }
 
-// colourful tells whether what is printed on stdout may have colours: on a terminal, unless NO_COLOR is set to anything.
+// colourful reports whether what is printed on stdout may have colours: on a terminal, unless NO_COLOR is set to anything.
 func (p *program) colourful() bool {
 	f, isFile := p.stdout.(*os.File)
 	return isFile && isTerminal(f) && !slices.ContainsFunc(p.environ, func(entry string) bool {

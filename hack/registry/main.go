@@ -3,7 +3,7 @@
 //
 //	registry ADDRESS REPOSITORY=DIRECTORY…
 //
-// It keeps all in memory, speaks plain http and asks nobody who he is: it is for tests.
+// It keeps all in memory, speaks plain http and asks for no credentials: it is for tests.
 package main
 
 import (

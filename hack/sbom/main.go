@@ -2,7 +2,7 @@
 //
 //	go run ./hack/sbom -image dist/image -out dist/sbom.cdx.json
 //
-// It asks nobody but the image: every file of every layer is hashed, a Go program is asked for the build information that Go put into it,
+// It looks at nothing but the image: every file of every layer is hashed, a Go program is asked for the build information that Go put into it,
 // and the CA roots for the module that their first line names. Equal images have equal lists. A file that it can't explain is an error.
 package main
 

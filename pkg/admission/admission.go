@@ -5,7 +5,7 @@
 // It guarantees that `run` and `verify` judge alike, because every rule stands here and nowhere
 // else, with its words and exit code: `run` ends at the first refusal in the order of its steps,
 // `verify` shows all. It is pure: what it doesn't get it doesn't know, and it reads and changes
-// nothing. It doesn't guarantee that the facts are still true when somebody acts on them; who acts
+// nothing. It doesn't guarantee that the facts are still true when they are acted on; what acts
 // looks again.
 package admission
 
@@ -40,7 +40,7 @@ func (r Record) Measured(digest digest.Digest) bool { return r.Done && r.Digest 
 // Unfinished reports whether a launcher came to its end between its intent and having measured.
 func (r Record) Unfinished() bool { return !r.Done && !r.Intent.IsZero() }
 
-// Explains reports whether a launcher was at least about to measure the digest. If not, somebody
+// Explains reports whether a launcher was at least about to measure the digest. If not, something
 // else measured it.
 func (r Record) Explains(digest digest.Digest) bool {
 	return r.Digest == digest && !r.Intent.IsZero()
@@ -121,7 +121,7 @@ func Decide(f Facts) (v Verdict) {
 	for _, c := range f.Containers {
 		if f.AnImage() && f.evidence(c) {
 			v.refuse(ImpostorEnded, []string{"reboot the CVM: whoever measured it may have passed for that image"},
-				"an image is measured already, and container %s, which nobody had measured, ran before in this boot and may have done that", c.Name)
+				"an image is already measured, and container %s, which no launcher had measured, ran before in this boot and may have measured it", c.Name)
 		}
 	}
 	return v
@@ -156,25 +156,25 @@ func (f Facts) measured(v *Verdict, want digest.Digest) {
 		f.holders(v)
 	}
 	for _, c := range f.Containers {
-		hint := []string{"see to it that it doesn't start by itself, then reboot the CVM: " +
+		hint := []string{"turn off its restart policy, then reboot the CVM: " +
 			"docker update --restart=no " + c.ShortID()}
 		switch {
 		case !compose.OfWorkload(c.Container):
 		case c.Live() && !f.ofThisBoot(c):
-			v.refuse(WorkloadRestarts, hint, "an image is measured already, but container %s (%s) runs "+
-				"that no launcher of this boot created, and may have done that", c.Name, c.ShortID())
+			v.refuse(WorkloadRestarts, hint, "an image is already measured, but container %s (%s) runs "+
+				"that no launcher of this boot created, and may have measured it", c.Name, c.ShortID())
 		case c.RestartPolicy == "no":
 		case f.Settings.Supervise == SuperviseOff && f.ofThisBoot(c) && f.Record.Explains(want):
 			v.Excused = append(v.Excused, c)
 		default: // the engine may have started it before any launcher ran
-			v.refuse(WorkloadRestarts, hint, "an image is measured already, but container %s (%s) "+
-				"restarts by itself (%s) and may have done that", c.Name, c.ShortID(), c.RestartPolicy)
+			v.refuse(WorkloadRestarts, hint, "an image is already measured, but container %s (%s) "+
+				"restarts by itself (%s) and may have measured it", c.Name, c.ShortID(), c.RestartPolicy)
 		}
 	}
 }
 
-// holders refuses where somebody else than the workload and our own project has the agent's socket:
-// whoever has it can emit in our name.
+// holders refuses where something other than the workload and our own project has the agent's socket:
+// what has it can emit in our name.
 func (f Facts) holders(v *Verdict) {
 	for _, c := range f.Containers {
 		ours := compose.OfWorkload(c.Container) || compose.SameProject(c.Container, f.Self)
@@ -183,7 +183,7 @@ func (f Facts) holders(v *Verdict) {
 		}
 		v.refuse(SocketHeld, []string{
 			"stop it if it is yours: docker stop " + c.ShortID(),
-			"otherwise reboot the CVM: whoever holds the socket can measure in the launcher's name",
+			"otherwise reboot the CVM: what holds the socket can measure in the launcher's name",
 		}, "container %s (%s) holds the guest agent's socket through its mount of %s",
 			c.Name, c.ShortID(), c.Socket)
 	}
@@ -272,7 +272,7 @@ func Unused(c inspect.Container) error {
 
 // Room refuses an image whose missing layers, so many bytes as the registry has them, don't fit on
 // the engine's disk. An engine holds what it was sent for a time beside what it unpacks to, and
-// nothing tells before how much that is: no less than the compressed bytes, and mostly two to four
+// nothing says beforehand how much that is: no less than the compressed bytes, and mostly two to four
 // times as much. A containerd store may keep its images anywhere, so that nothing is known about
 // its room.
 func Room(info inspect.Info, missing, free int64) error {
@@ -289,7 +289,7 @@ func Room(info inspect.Info, missing, free int64) error {
 func Engine(info inspect.Info) error {
 	if info.Podman {
 		return &Refusal{EngineNotDocker, exit.Engine,
-			fmt.Errorf("it is Podman %s that answers at the engine's socket", info.Version),
+			fmt.Errorf("what answers at the engine's socket is Podman %s", info.Version),
 			[]string{"the launcher needs a Docker engine: name its socket with --docker-host"}}
 	}
 	return nil

@@ -84,7 +84,7 @@ func typed(code Code, err error) *Refusal {
 func NotOurs(digest digest.Digest) *Refusal {
 	return &Refusal{MeasuredByOthers, exit.Measurement,
 		fmt.Errorf("%s was measured in this boot, but not by a launcher", digest),
-		[]string{"reboot the CVM: whoever measured it may have passed for that image"}}
+		[]string{"reboot the CVM: what measured it may have passed for that image"}}
 }
 
 // UnderWay refuses to emit where another emit may still be under way.
@@ -92,6 +92,6 @@ func UnderWay(digest digest.Digest) *Refusal {
 	return &Refusal{MeasuredByOthers, exit.Measurement,
 		fmt.Errorf("an earlier run of this boot was about to measure %s, and the log doesn't show it",
 			digest),
-		[]string{"reboot the CVM: if that is still under way, a second one would make two, " +
+		[]string{"reboot the CVM: if that is still under way, another emit would make two events, " +
 			"which no verifier accepts"}}
 }

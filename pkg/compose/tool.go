@@ -79,7 +79,7 @@ func Find(ctx context.Context, command, host string) (Tool, error) {
 	}
 	var tried []error
 	if command != "" && len(candidates[0]) == 0 {
-		return Tool{}, &Error{Err: errors.New("the command is blank"), Hint: "name one with --compose, or leave it away"}
+		return Tool{}, &Error{Err: errors.New("the command is blank"), Hint: "name one with --compose, or leave it unset"}
 	}
 	for _, candidate := range candidates {
 		t := Tool{command: candidate, host: host}
@@ -109,7 +109,7 @@ func Find(ctx context.Context, command, host string) (Tool, error) {
 		}
 	}
 	return Tool{}, &Error{
-		Err:    fmt.Errorf("none of version 2 or later found: %s", strings.Join(summaries, "; ")),
+		Err:    fmt.Errorf("no version 2 or later found: %s", strings.Join(summaries, "; ")),
 		Output: strings.Join(outputs, "; "), Hint: hint,
 	}
 }

@@ -44,12 +44,12 @@ const (
 	ReferenceLabel = "tee-launcher.reference"
 )
 
-// OfWorkload tells whether a container is the workload, of whichever launcher and boot.
+// OfWorkload reports whether a container is the workload, of whichever launcher and boot.
 func OfWorkload(c inspect.Container) bool {
 	return c.Name == Name || c.Labels[ProjectLabel] == Name || strings.HasPrefix(c.Name, ImpostorPrefix)
 }
 
-// SameProject tells whether Compose knows both containers as of one project.
+// SameProject reports whether Compose knows both containers as of one project.
 func SameProject(a, b inspect.Container) bool {
 	project := b.Labels[ProjectLabel]
 	return project != "" && a.Labels[ProjectLabel] == project
@@ -61,7 +61,7 @@ type Workload struct {
 	Digest     digest.Digest // the approved manifest digest; a label for people
 	Ports      []Port
 	Agent      string // path of the guest agent's socket on the host; empty outside a CVM
-	Supervised bool   // somebody looks after it; otherwise the engine restarts it on failure
+	Supervised bool   // the launcher looks after it; otherwise the engine restarts it on failure
 	Boot       string // the boot that the container belongs to; empty: it may belong to any
 }
 
@@ -221,7 +221,7 @@ func (w Workload) Check(c inspect.Container, id inspect.ImageID, base v1.Config)
 	return nil
 }
 
-// anonymous tells whether a volume has the kind of name that engines make up.
+// anonymous reports whether a volume has the kind of name that engines make up.
 func anonymous(name string) bool {
 	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
 }

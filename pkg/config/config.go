@@ -149,7 +149,7 @@ func (s *source) unknownTables(root table) {
 	for _, key := range root.unknown(launcherTable, nodeTable) {
 		message := fmt.Sprintf("unknown table or key %.60q; the nearest known one is [%s]", key, Nearest(key, launcherTable, nodeTable))
 		if slices.Contains(launcherKeys(), key) {
-			message = fmt.Sprintf("%s belongs into [%s]", key, launcherTable)
+			message = fmt.Sprintf("%s belongs in [%s]", key, launcherTable)
 		}
 		if missing {
 			s.problem(s.place(key), "%s", message)
@@ -211,7 +211,7 @@ func (s *source) oldPullSettings(t table) {
 				continue
 			}
 		}
-		s.problem(t.place(old[0]), "%s must be a number, not negative", old[0])
+		s.problem(t.place(old[0]), "%s must be a number that isn't negative", old[0])
 	}
 }
 

@@ -222,13 +222,13 @@ func TestLauncherProblems(t *testing.T) {
 		"a boolean delay": {[]string{image, `pull_max_delay_secs = true`},
 			[]string{`3:1: pull_max_delay_secs must be an integer, not a boolean`}},
 		"an old setting of wrong type": {[]string{image, `rpc_max_attempts = "x"`},
-			[]string{`3:1: rpc_max_attempts must be a number, not negative`}},
+			[]string{`3:1: rpc_max_attempts must be a number that isn't negative`}},
 		"an old setting below zero": {[]string{image, `rpc_max_attempts = -1`},
-			[]string{`3:1: rpc_max_attempts must be a number, not negative`}},
+			[]string{`3:1: rpc_max_attempts must be a number that isn't negative`}},
 		"an old setting, infinite": {[]string{image, `rpc_request_timeout_secs = inf`},
-			[]string{`3:1: rpc_request_timeout_secs must be a number, not negative`}},
+			[]string{`3:1: rpc_request_timeout_secs must be a number that isn't negative`}},
 		"an old setting, nan": {[]string{image, `rpc_request_timeout_secs = nan`},
-			[]string{`3:1: rpc_request_timeout_secs must be a number, not negative`}},
+			[]string{`3:1: rpc_request_timeout_secs must be a number that isn't negative`}},
 		"ports that are no list": {[]string{image, `port_mappings = 80`},
 			[]string{`3:1: port_mappings must be an array, not an integer`}},
 		"ports as docker has them": {[]string{image, `port_mappings = ["80:80"]`},
@@ -276,7 +276,7 @@ func TestLauncherProblems(t *testing.T) {
 		"a registry alone": {[]string{`registry = "ghcr.io"`}, []string{`1:2: image is missing`}},
 		"tags alone":       {[]string{`image_tags = ["x"]`}, []string{`1:2: image is missing`}},
 		"a registry of another name": {[]string{`registry = "quay.io"`, `image_name = "ghcr.io/x/y"`},
-			[]string{`3:1: image_name: "ghcr.io/x/y" is in another registry than "quay.io"`}},
+			[]string{`3:1: image_name: "ghcr.io/x/y" is not in registry "quay.io"`}},
 		"a registry without a dot": {[]string{`registry = "harbor"`, `image_name = "x/y"`},
 			[]string{`2:1: registry: "harbor" has neither a dot nor a port, so Docker would read it as a part of the name`}},
 		"an empty registry": {[]string{`registry = ""`, `image_name = "x/y"`},
@@ -342,11 +342,11 @@ func TestTables(t *testing.T) {
 		"another generation's name": {text: launcher + "[mpc_config.node]\na = 1\n", problems: []string{
 			`1:1: table [mpc_node_config] is missing`, `3:2: unknown table or key "mpc_config"; the nearest known one is [mpc_node_config]`}},
 		"no header": {text: "image = \"x\"\n" + node, problems: []string{
-			`1:1: table [launcher_config] is missing`, `1:1: image belongs into [launcher_config]`}},
+			`1:1: table [launcher_config] is missing`, `1:1: image belongs in [launcher_config]`}},
 		"something beside": {text: launcher + node + "[docker_command_config]\nx = 1\n", warnings: []string{
 			`4:2: ignored: unknown table or key "docker_command_config"; the nearest known one is [mpc_node_config]`}},
 		"a setting too high up": {text: "mpc_hash_override = \"x\"\n" + launcher + node, warnings: []string{
-			`1:1: ignored: mpc_hash_override belongs into [launcher_config]`}},
+			`1:1: ignored: mpc_hash_override belongs in [launcher_config]`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -71,10 +71,10 @@ func dotenvTOML(values map[string]string) string {
 		}
 	}
 	if ports, ok := values["PORTS"]; ok {
-		mappings, left := dotenvPorts(ports)
+		mappings, unusable := dotenvPorts(ports)
 		fmt.Fprintf(&b, "port_mappings = [%s]\n", strings.Join(mappings, ", "))
-		if left > 0 {
-			fmt.Fprintf(&b, "# %d of PORTS can't be used\n", left)
+		if unusable > 0 {
+			fmt.Fprintf(&b, "# %d of PORTS can't be used\n", unusable)
 		}
 	}
 	for _, key := range dotenvLauncherKeys() {
@@ -110,18 +110,18 @@ func dotenvImage(values map[string]string) (Image, error) {
 	return image, nil
 }
 
-func dotenvPorts(list string) (mappings []string, left int) {
+func dotenvPorts(list string) (mappings []string, unusable int) {
 	taken := map[uint64]bool{}
 	for mapping := range strings.SplitSeq(list, ",") {
 		host, container, _ := strings.Cut(strings.TrimSpace(mapping), ":")
 		h, err1 := strconv.ParseUint(host, 10, 16)
 		c, err2 := strconv.ParseUint(container, 10, 16)
 		if err1 != nil || err2 != nil || h == 0 || c == 0 || taken[h] {
-			left++
+			unusable++
 			continue
 		}
 		taken[h] = true
 		mappings = append(mappings, fmt.Sprintf("{ host = %d, container = %d }", h, c))
 	}
-	return mappings, left
+	return mappings, unusable
 }

@@ -36,7 +36,7 @@ type Image struct {
 func ParseImage(s string) (Image, error) {
 	if strings.Contains(s, "@") {
 		// Not shown: what stands before an @ may be a password.
-		return Image{}, errors.New("a reference holds neither a digest nor a user; the approved list chooses the digest")
+		return Image{}, errors.New("a reference must not hold a digest or a user; the approved list chooses the digest")
 	}
 	if imageID.MatchString(s) {
 		return Image{}, fmt.Errorf("%q is the ID of an image, not its name", s)
@@ -108,7 +108,7 @@ func parseImageIn(registry name.Registry, s string) (Image, error) {
 		return Image{}, err
 	}
 	if image.Repository.Registry != registry {
-		return Image{}, fmt.Errorf("%q is in another registry than %q", image, registry)
+		return Image{}, fmt.Errorf("%q is not in registry %q", image, registry)
 	}
 	return image, nil
 }

@@ -85,30 +85,30 @@ func reserved(node map[string]any, p Platform) []reservedKey {
 	return found
 }
 
-var errNotFaithful = errors.New("holds something that can't be written unchanged")
+var errNotWritable = errors.New("holds something that can't be written unchanged")
 
 // encode writes TOML and proves that it decodes to what was given. Its error never says what couldn't be written.
 func encode(table map[string]any) ([]byte, error) {
 	text, err := toml.Marshal(table)
 	if err != nil {
-		return nil, errNotFaithful
+		return nil, errNotWritable
 	}
 	var back map[string]any
-	if err := toml.Unmarshal(text, &back); err != nil || !same(table, back) {
-		return nil, errNotFaithful
+	if err := toml.Unmarshal(text, &back); err != nil || !equalTOML(table, back) {
+		return nil, errNotWritable
 	}
 	return text, nil
 }
 
-// same is equality of decoded TOML: NaN equals NaN, zero differs from minus zero, and a time's offset counts.
-func same(a, b any) bool {
+// equalTOML is equality of decoded TOML: NaN equals NaN, zero differs from minus zero, and a time's offset counts.
+func equalTOML(a, b any) bool {
 	switch a := a.(type) {
 	case map[string]any:
 		b, ok := b.(map[string]any)
-		return ok && maps.EqualFunc(a, b, same)
+		return ok && maps.EqualFunc(a, b, equalTOML)
 	case []any:
 		b, ok := b.([]any)
-		return ok && slices.EqualFunc(a, b, same)
+		return ok && slices.EqualFunc(a, b, equalTOML)
 	case float64:
 		b, ok := b.(float64)
 		return ok && (a == b && math.Signbit(a) == math.Signbit(b) || math.IsNaN(a) && math.IsNaN(b))

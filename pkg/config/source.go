@@ -124,8 +124,8 @@ func (s *source) outline(data []byte) bool {
 		case unstable.KeyValue:
 			o.keyValue(o.header, expression)
 		}
-		if o.excess != "" {
-			s.problem(o.last, "%s", o.excess)
+		if o.overLimit != "" {
+			s.problem(o.last, "%s", o.overLimit)
 			return false
 		}
 	}
@@ -155,12 +155,12 @@ func (s *source) note(path []string, offset int) {
 
 type outliner struct {
 	*source
-	header   []string
-	elements map[string]int
-	last     int // offset of the last key
-	keys     int
-	longest  int
-	excess   string // why to stop
+	header    []string
+	elements  map[string]int
+	last      int // offset of the last key
+	keys      int
+	longest   int
+	overLimit string // why to stop
 }
 
 func (o *outliner) key(prefix []string, n *unstable.Node) []string {
@@ -184,11 +184,11 @@ func (o *outliner) bound(path []string) {
 	o.longest = max(o.longest, len(join(path)))
 	switch {
 	case len(path) > maxDepth:
-		o.excess = fmt.Sprintf("nested deeper than %d levels", maxDepth)
+		o.overLimit = fmt.Sprintf("nested deeper than %d levels", maxDepth)
 	case o.keys > maxKeys:
-		o.excess = fmt.Sprintf("more than %d keys", maxKeys)
+		o.overLimit = fmt.Sprintf("more than %d keys", maxKeys)
 	case o.keys*o.longest > maxExpansion:
-		o.excess = "too many keys for keys as long as these"
+		o.overLimit = "too many keys for keys as long as these"
 	}
 }
 
@@ -201,7 +201,7 @@ func (o *outliner) value(path []string, n *unstable.Node) {
 	if n.Kind == unstable.InlineTable {
 		o.keys++ // it may become a header of its own
 	}
-	if o.bound(path); o.excess != "" {
+	if o.bound(path); o.overLimit != "" {
 		return
 	}
 	switch n.Kind {
@@ -238,7 +238,7 @@ func reason(message string) string {
 		{"inline table is incomplete", "the inline table is not closed"},
 		{"expected ',' or ']'", "expected , or ] after the array's element"},
 		{"expected ',' or '}'", "expected , or } after the inline table's value"},
-		{"unexpected comma", "a comma too many"},
+		{"unexpected comma", "one comma too many"},
 		{"unterminated", "the string is not closed"},
 		{"multiline basic string not terminated", "the string is not closed"},
 		{"multiline literal string not terminated", "the string is not closed"},

@@ -37,7 +37,7 @@ func TestBrokenDocuments(t *testing.T) {
 		"a comma too many":             {"a = [,]", `1:6: invalid TOML: expected a value`},
 		"an open inline table":         {"a = { b = 1", `1:11: invalid TOML: the inline table is not closed`},
 		"an inline table without one":  {"a = { b = 1 c = 2 }", `1:13: invalid TOML: expected , or } after the inline table's value`},
-		"a comma first":                {"a = { , }", `1:7: invalid TOML: a comma too many`},
+		"a comma first":                {"a = { , }", `1:7: invalid TOML: one comma too many`},
 		"an open header":               {"[a\nb = 1", `1:3: invalid TOML: expected ] after the table's name`},
 		"half an array header":         {"[[a]\nb = 1", `1:4: invalid TOML: expected ] after the table's name`},
 		"an empty header":              {"[]", `1:2: invalid TOML: a key can't begin like this`},

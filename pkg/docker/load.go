@@ -25,8 +25,8 @@ const (
 	maxLoads = 4
 	// loadPause is the first pause between two such loads; it doubles.
 	loadPause = time.Second
-	// comeback is how long an engine that went away may take to answer again.
-	comeback = time.Minute
+	// returnTimeout is how long an engine that went away may take to answer again.
+	returnTimeout = time.Minute
 	// settleTimeout bounds the clean-up after a load.
 	settleTimeout = 30 * time.Second
 )
@@ -43,9 +43,9 @@ type LoadOptions struct {
 	// Known are images that the engine may have. The layers of those that it has needn't be sent to a containerd store, which can't be asked
 	// for its blobs. A classic store is asked for its layers.
 	Known []*image.Verified
-	// Space is asked, before anything is fetched, whether there is room for so many bytes. Nil: nobody is.
+	// Space is asked, before anything is fetched, whether there is room for so many bytes. Nil: nothing is.
 	Space    func(info inspect.Info, missing int64) error
-	Progress Progress // nil: nobody is told
+	Progress Progress // nil: nothing is told
 }
 
 type noProgress struct{}
@@ -222,7 +222,7 @@ func unanswered(err error) bool {
 
 // awaitEngine waits until the engine answers again after the failure why, which it returns if that takes too long.
 func (l *loading) awaitEngine(ctx context.Context, pause time.Duration, why error) error {
-	for deadline := time.Now().Add(comeback); ; {
+	for deadline := time.Now().Add(returnTimeout); ; {
 		if err := l.engine.sleep(ctx, pause); err != nil {
 			return err
 		}
@@ -411,7 +411,7 @@ func (e *Engine) ForgetPrefixes(ctx context.Context, v *image.Verified) {
 	}
 	for _, image := range prefixes {
 		if slices.ContainsFunc(image.Names, func(n string) bool { return !strings.HasPrefix(n, "<none>") }) {
-			continue // somebody has named it: it isn't ours any more
+			continue // it was given a name: it isn't ours any more
 		}
 		_ = e.client.Call(ctx, api.Request{
 			Op: "removing image " + image.ID, Method: http.MethodDelete, Path: "/images/" + image.ID, Query: url.Values{"noprune": {"1"}},

@@ -179,7 +179,7 @@ func (l *loading) path(layer image.Layer) string {
 }
 
 // measureZstd finds the uncompressed sizes of zstd layers for a classic store that can't unpack them: a tar says a file's size before its
-// bytes, and nobody claims the size of these, so they are fetched twice.
+// bytes, and nothing claims the size of these, so they are fetched twice.
 func (l *loading) measureZstd(ctx context.Context, order []int) error {
 	if l.info.Store != inspect.Classic || l.info.APIAtLeast(45) { // engines before 26 can't be relied on for zstd
 		return nil
@@ -198,10 +198,11 @@ func (l *loading) measureZstd(ctx context.Context, order []int) error {
 	return nil
 }
 
-// glance is how long the link is looked at, and what makes a load has to arrive in that time for the first one to be sent as it comes.
+// linkProbeTime is how long the link is watched: bytes for a whole load have to arrive in that time for the first one to be sent as it
+// comes.
 // With the puller's parts of 2 MiB, which count when they are whole, that takes about 300 MB/s. There gunzip beside the link begins to
 // cost more time than it spares the engine: measured, a layer of 48 MB takes the same time at 280 MB/s.
-const glance = 100 * time.Millisecond
+const linkProbeTime = 100 * time.Millisecond
 
 // choosePlain chooses the gzip layers that are sent uncompressed, by the size that they claim. The stream has begun to fetch; arrived
 // says how many bytes it has.
@@ -213,12 +214,12 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 		return
 	}
 	layers := l.image.Layers()
-	outrun := sync.OnceValue(func() bool { return linkIsBrisk(ctx, arrived, l.engine.loadSize()) })
+	linkFast := sync.OnceValue(func() bool { return linkIsFast(ctx, arrived, l.engine.loadSize()) })
 	var mu sync.Mutex
 	var questions sync.WaitGroup
 	for n, g := range groups {
 		for _, i := range g.send {
-			if layers[i].Size < l.engine.loadSize() || n == 0 && outrun() {
+			if layers[i].Size < l.engine.loadSize() || n == 0 && linkFast() {
 				continue
 			}
 			questions.Go(func() {
@@ -233,12 +234,12 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 	questions.Wait()
 }
 
-// linkIsBrisk tells whether the link brings bytes so fast that gunzip here would hold them up.
-func linkIsBrisk(ctx context.Context, arrived func() int64, brisk int64) bool {
-	look := time.NewTicker(glance / 20)
+// linkIsFast reports whether the link brings bytes so fast that gunzip here would hold them up.
+func linkIsFast(ctx context.Context, arrived func() int64, enough int64) bool {
+	look := time.NewTicker(linkProbeTime / 20)
 	defer look.Stop()
-	for end := time.Now().Add(glance); time.Now().Before(end); {
-		if arrived() >= brisk {
+	for end := time.Now().Add(linkProbeTime); time.Now().Before(end); {
+		if arrived() >= enough {
 			return true
 		}
 		select {

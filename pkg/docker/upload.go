@@ -29,14 +29,14 @@ const (
 
 var (
 	errEngineLeft = errors.New("the engine ended the upload")
-	errStalled    = errors.New("the engine has stopped to take or say anything")
+	errStalled    = errors.New("the engine has stopped reading and answering")
 )
 
 // upload is one archive on its way into the engine.
 type upload struct {
 	// write makes the archive. A failing write breaks the upload off: one that is ended cleanly is loaded even if we are gone.
 	write func(*tar.Writer) error
-	// refused is called with the engine's refusal while write may still wait for bytes that nobody needs any more; it must make write end.
+	// refused is called with the engine's refusal while write may still wait for bytes that aren't needed any more; it must make write end.
 	refused func(error)
 	// unpacked is told how far the engine is with which layer, where it says so.
 	unpacked func(id string, current int64)
@@ -107,7 +107,7 @@ func (e *Engine) send(ctx context.Context, info inspect.Info, v *image.Verified,
 	return source // the upload was broken off on our side; what the engine says of that is a consequence
 }
 
-// timed writes under a watch that is stopped in between, when the bytes are somebody else's to bring.
+// timed writes under a watch that is stopped in between, while it waits for the source.
 type timed struct {
 	io.Writer
 	timer Timer

@@ -40,16 +40,16 @@ type Class struct {
 // Classes returns every code in ascending order.
 func Classes() []Class {
 	return []Class{
-		{OK, "ok", "running, and measured in TEE mode (`verify`: `run` would get there)", ""},
+		{OK, "ok", "running, and measured in TEE mode (`verify`: `run` would succeed)", ""},
 		{Internal, "internal", "a bug", "report it"},
 		{Usage, "usage", "bad flag or environment variable", "fix the compose file"},
-		{Config, "config", "user config or approved list unreadable or invalid; override not approved; reserved key; one of our own files can't be written", "fix the file"},
+		{Config, "config", "user config or approved list unreadable or invalid; override not approved; reserved key; one of the launcher's own files can't be written", "fix the file"},
 		{Unavailable, "unavailable", "registry or network, after all retries: time-outs, 5xx, 429, connection and TLS faults", "try again later"},
 		{Refused, "refused", "permanent answer of the registry: 401, 403, 404, no such platform", "fix access or the reference"},
 		{Mismatch, "mismatch", "bytes that aren't what the digest says, or a manifest that lies", "do not retry from there; suspect the source"},
 		{Engine, "engine", "Docker daemon unreachable, out of disk, load failed or not proved", "fix the host"},
-		{Measurement, "measurement", "agent unreachable or unable, another digest already measured, log unreadable or not replaying, somebody else holds the agent's socket", "usually: reboot the CVM"},
-		{Workload, "workload", "compose missing or failed, container not running", "look at its logs"},
+		{Measurement, "measurement", "agent unreachable or unable, another digest already measured, log unreadable or not replaying, another container holds the agent's socket", "usually: reboot the CVM"},
+		{Workload, "workload", "compose missing or failed, container not running", "look at the workload's logs"},
 		{Busy, "busy", "another launcher is at work here", "wait, or stop it"},
 		{Interrupted, "interrupted", "SIGINT before the workload ran", ""},
 		{Terminated, "terminated", "SIGTERM before the workload ran", ""},
@@ -76,7 +76,7 @@ type Teller interface {
 }
 
 // Tell returns the lines in which an error is told, and what there is to copy. Only an error's type
-// makes several lines of it: a line break in its text may be somebody else's.
+// makes several lines of it: a line break in its text may come from outside.
 func Tell(err error) (reasons []string, attachment string) {
 	// told is the error that has several reasons. What stands around its text goes with the first
 	// and the last of them.
@@ -101,7 +101,7 @@ func Tell(err error) (reasons []string, attachment string) {
 	}
 	before, after, ok := strings.Cut(err.Error(), told.Error())
 	if !ok {
-		return []string{err.Error()}, "" // somebody changed its words
+		return []string{err.Error()}, "" // it was reworded on its way
 	}
 	reasons[0] = before + reasons[0]
 	reasons[len(reasons)-1] += after

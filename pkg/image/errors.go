@@ -42,7 +42,7 @@ type Error struct {
 	Kind     Kind
 	Ref      string // the reference that was pulled
 	Part     string // which document or layer; empty for all of it
-	Host     string // who answered so, or didn't; empty where nobody was asked
+	Host     string // the one that answered so, or didn't; empty where none was asked
 	Status   int    // of the answer; 0 if there was none
 	Answer   string // the status in words, such as "404 Not Found"
 	Attempts int    // of the request that failed
@@ -116,7 +116,7 @@ var errNotVerified = errors.New("not a verified image")
 // mismatch is the end of a proof whose documents are not what they have to be.
 func mismatch(ref name.Digest, part string, err error) *Error {
 	return &Error{Kind: Mismatch, Ref: ref.String(), Part: part, Err: err, Help: []string{
-		"these bytes are not what was approved or can be read in more than one way: don't use this source again before it is explained",
+		"these bytes are not what was approved or can be read in more than one way: don't use this source again until that is explained",
 	}}
 }
 

@@ -8,7 +8,7 @@
 // the last of them is given out only once digest and exact size are proved, and Close says so
 // again.
 //
-// Where the bytes come from is nothing to this package: it asks whoever has them and believes
+// Where the bytes come from is nothing to this package: it asks what has them and believes
 // nothing. It knows no network and opens no file; a Verified holds bytes and descriptors, and a
 // source is named again where layers are read.
 //

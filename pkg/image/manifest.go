@@ -38,7 +38,7 @@ type descriptor struct {
 	attestation bool
 }
 
-// runnable says whether an entry of an index is an image, and not what describes one.
+// runnable reports whether an entry of an index is an image, and not what describes one.
 func (d *descriptor) runnable() bool {
 	return !d.attestation && d.platform != nil && d.platform.OS != "unknown" && d.mediaType.IsImage()
 }
@@ -255,7 +255,7 @@ func choose(entries []descriptor, platform v1.Platform) (descriptor, error) {
 	return descriptor{}, fmt.Errorf("%d entries are for %s, want one", len(found), platform)
 }
 
-// runs says whether an image for have runs on want, with the variants that stand for the architecture itself.
+// runs reports whether an image for have runs on want, with the variants that stand for the architecture itself.
 func runs(have, want v1.Platform) bool {
 	return have.OS == want.OS && have.Architecture == want.Architecture && variant(have) == variant(want)
 }

@@ -23,9 +23,9 @@ type Blobs interface {
 	// Next returns the compressed bytes of the next layer once those of the layer before were read.
 	// An *Error says that they can't be had.
 	Next() (io.Reader, error)
-	// Arrived is how many bytes have been fetched; they may be ahead of who reads.
+	// Arrived is how many bytes have been fetched; they may be ahead of the reader.
 	Arrived() int64
-	// Damaged tells that a layer wasn't what it should be. It returns who brought it, and whether
+	// Damaged tells that a layer wasn't what it should be. It returns the host that brought it, and whether
 	// fetching it once more may help.
 	Damaged() (host string, again bool)
 	// Close ends all that is under way. It may be called from any goroutine.

@@ -35,7 +35,7 @@ type proved struct {
 }
 
 // create writes the node config and has Compose create the container, which isn't started yet. From
-// here on the image is in use, so that nobody can prune it.
+// here on the image is in use, so that nothing can prune it.
 func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved] {
 	return func(ctx context.Context) (proved, string, error) {
 		facts, err := m.around(ctx, m.facts())
@@ -134,7 +134,7 @@ func (m *machine) stillThere(ctx context.Context, v *image.Verified) error {
 		return err
 	}
 	if _, err = m.engine.Prove(ctx, info, v); errors.Is(err, inspect.ErrNoImage) {
-		return &exit.Error{Code: exit.Engine, Err: err, Hint: []string{"somebody removes images at this moment; try again"}}
+		return &exit.Error{Code: exit.Engine, Err: err, Hint: []string{"something is removing images right now; try again"}}
 	}
 	return err
 }

@@ -76,9 +76,9 @@ func (m *machine) gate(found standing) step[alone] {
 			return alone{found}, "nothing to guard outside a CVM", errSkipped
 		}
 		if found.measured {
-			return alone{found}, "the image is measured already", errSkipped
+			return alone{found}, "the image is already measured", errSkipped
 		}
-		// From here on an image event that no intent of ours preceded is somebody else's, for a
+		// From here on an image event that no intent of ours preceded is something else's, for a
 		// later run too. Once more when the old workload has ended: until then it can remove what we
 		// write. It must end even if we can't write.
 		begun := m.record().begun()
@@ -92,7 +92,7 @@ func (m *machine) gate(found standing) step[alone] {
 	}
 }
 
-// quiet stops what runs of the workload, and refuses where somebody else could emit an event in our
+// quiet stops what runs of the workload, and refuses where something else could emit an event in our
 // name, or may be about to.
 func (m *machine) quiet(ctx context.Context, found standing) error {
 	facts := m.facts()
@@ -102,7 +102,7 @@ func (m *machine) quiet(ctx context.Context, found standing) error {
 		return err
 	}
 	for _, c := range admission.Decide(facts).Old {
-		m.Log.Warn("stopping a workload that nobody has measured in this boot", "container", c.Name, "id", c.ShortID(), "status", c.Status)
+		m.Log.Warn("stopping a workload that isn't measured in this boot", "container", c.Name, "id", c.ShortID(), "status", c.Status)
 		if err := m.end(ctx, c.Container); err != nil {
 			return err
 		}

@@ -271,7 +271,7 @@ func TestAnEventThatMayBeTheWorkloadsOwn(t *testing.T) {
 			for _, supervise := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOn, admission.SuperviseOff} {
 				w.settings.Supervise = supervise
 				assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
-				assert.Contains(t, w.stderr, "may have done that")
+				assert.Contains(t, w.stderr, "may have measured it")
 			}
 			if s.name != "mpc-node" {
 				assert.Equal(t, before, w.seen(), "whatever runs is left alone")

@@ -25,7 +25,7 @@ type imaged struct {
 	id     docker.ImageID
 }
 
-// pull proves manifest and config: from the copy that an earlier boot kept, if the engine has the
+// pull proves manifest and config: from those that an earlier boot cached, if the engine has the
 // image, or from the registry.
 func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 	return func(ctx context.Context) (imaged, string, error) {
@@ -42,18 +42,18 @@ func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 			return imaged{}, "", err
 		}
 		source := client.Source(ref)
-		kept, err := m.own.Restore(ref)
+		cached, err := m.own.Restore(ref)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			m.Log.Warn("the kept manifest is of no use", "error", err)
+			m.Log.Warn("the cached manifest can't be used", "error", err)
 		}
 		if err == nil {
-			id, err := m.engine.Prove(ctx, info, kept)
-			m.report.image(kept, id)
+			id, err := m.engine.Prove(ctx, info, cached)
+			m.report.image(cached, id)
 			if err == nil {
-				m.report.Pull.Source, m.report.Pull.BytesReused = "engine", kept.Size()
-				return imaged{kept, source, id}, "the engine has the image", errSkipped
+				m.report.Pull.Source, m.report.Pull.BytesReused = "engine", cached.Size()
+				return imaged{cached, source, id}, "the engine has the image", errSkipped
 			}
-			return imaged{image: kept, source: source}, fmt.Sprintf("kept by an earlier run: %d layers, %d bytes", len(kept.Layers()), kept.Size()), nil
+			return imaged{image: cached, source: source}, fmt.Sprintf("cached manifest: %d layers, %d bytes", len(cached.Layers()), cached.Size()), nil
 		}
 		resolved, err := source.Resolve(ctx)
 		if err != nil {
@@ -98,7 +98,7 @@ func (m *machine) load(pulled imaged) step[imaged] {
 		}
 		if m.shared != nil { // `launcher pull` may have none
 			if err := m.own.Keep(img.image); err != nil {
-				m.Log.Warn("manifest and config can't be kept; the next boot will need the registry", "error", err)
+				m.Log.Warn("manifest and config can't be cached; the next boot will need the registry", "error", err)
 			}
 		}
 		return img, img.id.String(), nil

@@ -86,7 +86,7 @@ func (i *impostor) refused() {
 	i.t.Helper()
 	emits := i.Agent.Emits()
 	assert.Equal(i.t, exit.Measurement, i.boot(), "%s", i.stderr)
-	assert.Contains(i.t, i.stderr, "ran before in this boot and may have done that")
+	assert.Contains(i.t, i.stderr, "ran before in this boot and may have measured it")
 	assert.Contains(i.t, i.stderr, "hint: reboot the CVM")
 	assert.Equal(i.t, emits, i.Agent.Emits())
 	i.nothingRuns()

@@ -251,7 +251,7 @@ func TestKilledUnsupervisedBeforeReadingBack(t *testing.T) {
 			w.onNap = w.Agent.Release
 			l := w.begin("")
 			require.NoError(t, l.end())
-			assert.Equal(t, 1, l.said("our record of this boot says that the event is ours"), "%q", l.messages())
+			assert.Equal(t, 1, l.said("only the record of this boot says that the measurement is the launcher's"), "%q", l.messages())
 			w.accepted(w.Digests[0])
 			assert.Equal(t, "running", w.status())
 			w.mustBoot()

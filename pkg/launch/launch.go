@@ -4,7 +4,7 @@
 // before everything that can fail has succeeded, and after a failure nothing later happens. It
 // guarantees that the container which starts after a measurement has never run before, and that the
 // supervision restarts no other. It doesn't decide what is approved (package approval), doesn't
-// prove (image, docker) and doesn't speak to the register (rtmr): it calls who does.
+// prove (image, docker) and doesn't speak to the register (rtmr): it calls what does.
 package launch
 
 import (
@@ -36,7 +36,7 @@ type Launcher struct {
 	Settings admission.Settings
 	Log      *slog.Logger                               // nil: none
 	Progress Progress                                   // nil: none
-	Output   io.Writer                                  // gets the last lines of a workload that doesn't start; nil: nobody
+	Output   io.Writer                                  // gets the last lines of a workload that doesn't start; nil: they are dropped
 	BootID   string                                     // empty: the kernel's
 	SelfID   string                                     // the launcher's own container; empty: found out
 	Proc     string                                     // where the kernel shows processes; empty: /proc
@@ -102,7 +102,7 @@ func (noProgress) Stop()               {}
 
 // Pull does the steps pull and load alone: it has the engine hold the image that ref names, and
 // returns the report's parts about the image and the pull. Where there is a shared directory,
-// manifest and config are kept in it.
+// manifest and config are cached in it.
 func (l *Launcher) Pull(ctx context.Context, ref name.Digest) (*ImageReport, *PullReport, error) {
 	r, err := l.newRun()
 	if err != nil {

@@ -21,7 +21,7 @@ func (m *machine) measure(found alone, chosen choice, made proved) step[measured
 		case !m.Settings.TEE():
 			return measured{made}, "no measurement outside a CVM", errSkipped
 		case made.running:
-			return measured{made}, "stands already", errSkipped
+			return measured{made}, "already measured", errSkipped
 		case !found.measured:
 			if err := m.quiet(ctx, found.standing); err != nil {
 				return measured{}, "", err
@@ -41,13 +41,13 @@ func (m *machine) measure(found alone, chosen choice, made proved) step[measured
 			return measured{}, "", err
 		}
 		if proof.AlreadyPresent() && !found.measured {
-			m.forget() // whoever did it may have removed what we wrote
+			m.forget() // what did it may have removed what we wrote
 			return measured{}, "", admission.NotOurs(proof.Digest())
 		}
 		m.committed = false
 		m.report.measured(proof.RTMR3(), proof.Digest(), proof.AlreadyPresent())
 		if proof.AlreadyPresent() {
-			return measured{made}, "stands already", errSkipped
+			return measured{made}, "already measured", errSkipped
 		}
 		return measured{made}, "RTMR3 is " + proof.RTMR3().String(), nil
 	}
@@ -63,7 +63,7 @@ type measured struct {
 func (m *machine) again(ctx context.Context, made proved) (docker.Container, error) {
 	c, err := m.engine.Container(ctx, made.ID)
 	if inspect.NotFound(err) {
-		return c, &exit.Error{Code: exit.Workload, Err: fmt.Errorf("container %s (%s) was removed by somebody", made.Name, made.ShortID()),
+		return c, &exit.Error{Code: exit.Workload, Err: fmt.Errorf("container %s (%s) was removed", made.Name, made.ShortID()),
 			Hint: []string{"start the launcher again"}}
 	}
 	if err == nil {
@@ -114,6 +114,6 @@ func (m *machine) conclude(digest digest.Digest) {
 // forget takes back the intent to a measurement that certainly didn't happen.
 func (m *machine) forget() {
 	if err := m.record().begun(); err != nil {
-		m.Log.Warn("the record of a measurement that didn't happen stays; it will refuse further runs of this boot", "error", err)
+		m.Log.Warn("the record of a measurement that didn't happen can't be taken back; further runs of this boot will refuse to measure", "error", err)
 	}
 }

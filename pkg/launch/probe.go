@@ -106,7 +106,7 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 	facts := m.facts()
 	facts.Log = &log
 	if facts.Awaited() {
-		m.Log.Warn("an earlier run of this boot may be measuring still, reading the log until that shows", "digest", facts.Record.Digest)
+		m.Log.Warn("an earlier run of this boot may still be measuring, reading the event log until that shows", "digest", facts.Record.Digest)
 		if log, err = m.agent.Await(ctx); err != nil {
 			return found, "", err
 		}
@@ -136,7 +136,7 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 		return found, "", err
 	}
 	for _, c := range verdict.Excused {
-		m.Log.Warn("an image event stands and the engine may restart the workload by itself; our record of this boot says that the event is ours",
+		m.Log.Warn("an image is already measured and the engine may restart the workload by itself; only the record of this boot says that the measurement is the launcher's",
 			"container", c.Name, "policy", c.RestartPolicy)
 	}
 	digest := found.choice.Digest

@@ -177,7 +177,7 @@ func (r *report) measured(register rtmr.Register, digest digest.Digest, already 
 	r.Measurement = &MeasurementReport{Event: rtmr.EventName, Digest: digest, RTMR3: register.String(), AlreadyPresent: already}
 }
 
-// note takes over how a container is, and tells whether that is news.
+// note takes over the container's state, and reports whether it changed.
 func (r *report) note(c docker.Container) bool {
 	before := WorkloadReport{}
 	if r.Workload != nil {

@@ -19,24 +19,24 @@ import (
 )
 
 const (
-	// firstDelay is how long the first restart waits. Each further one waits twice as long as the one before, lastDelay at most.
+	// firstDelay is how long the first restart waits. Each further one waits twice as long as the one before, maxDelay at most.
 	firstDelay = time.Second
-	lastDelay  = time.Minute
-	// goodRun is how long a workload must have run for the next restart to count as the first.
-	goodRun = 10 * time.Minute
-	// lastWish is how long before its end a signal may have come that is taken for its cause: a shutdown takes its time, but what
+	maxDelay   = time.Minute
+	// stableRun is how long a workload must have run for the next restart to count as the first.
+	stableRun = 10 * time.Minute
+	// signalWindow is how long before its end a signal may have come that is taken for its cause: a shutdown takes its time, but what
 	// survives a signal for longer ended for another reason, and has to be started again. Of a longer `docker stop` it is the stop, which
 	// the engine tells when it is over, that counts.
-	lastWish = 10 * time.Minute
-	// lookAgain is how often the workload is looked at where nothing seems to happen: an engine under load drops events.
-	lookAgain = time.Minute
-	// reconnect is how long an engine that is away is left alone.
-	reconnect = time.Second
-	// lastStop bounds the orderly stop, because Docker kills whom it stops, us included, after ten seconds. Of these the workload
-	// gets lastGrace to end by itself.
-	lastStop  = 8 * time.Second
-	lastGrace = 5 * time.Second
-	lastStart = 2 * time.Second // what a start that is under way still gets
+	signalWindow = 10 * time.Minute
+	// pollInterval is how often the workload is looked at where nothing seems to happen: an engine under load drops events.
+	pollInterval = time.Minute
+	// reconnectDelay is how long an engine that is away is left alone.
+	reconnectDelay = time.Second
+	// shutdownTimeout bounds the orderly stop, because Docker kills what it stops, us included, after ten seconds. Of these the workload
+	// gets shutdownGrace to end by itself.
+	shutdownTimeout = 8 * time.Second
+	shutdownGrace   = 5 * time.Second
+	shutdownStart   = 2 * time.Second // what a start that is under way still gets
 )
 
 // supervise looks after the workload until it ends with 0 or a signal comes. The container's restart policy is "no": an
@@ -63,17 +63,17 @@ type supervisor struct {
 	now    func() time.Time
 	sleep  func(context.Context, time.Duration) error
 
-	delay    time.Duration // before the latest restart
-	forgiven time.Time     // when the run began for which the delay was last forgotten
-	stopped  bool          // somebody stopped the workload on purpose, so it stays so until somebody starts it
-	lost     *time.Time    // when the run began before a start whose answer was lost; nil: none was
-	away     bool          // the engine was away since the workload was last seen to run, so the engine ended it
+	delay      time.Duration // before the latest restart
+	delayReset time.Time     // when the run began for which the delay was last forgotten
+	stopped    bool          // somebody stopped the workload on purpose, so it stays so until somebody starts it
+	lost       *time.Time    // when the run began before a start whose answer was lost; nil: none was
+	away       bool          // the engine was away since the workload was last seen to run, so the engine ended it
 }
 
 // awayError is an engine that doesn't answer, or that says nothing sensible.
 type awayError struct{ err error }
 
-func (e *awayError) Error() string { return "the engine is away: " + e.err.Error() }
+func (e *awayError) Error() string { return "the engine doesn't answer: " + e.err.Error() }
 func (e *awayError) Unwrap() error { return e.err }
 
 // watch follows the workload, with as many connections to the engine as that takes.
@@ -87,12 +87,12 @@ func (s *supervisor) watch(ctx context.Context) (string, error) {
 		case !errors.As(err, &away):
 			return detail, err
 		case refused(err):
-			s.log.Warn("the engine refuses to say how the workload is, asking again", "error", away.err)
+			s.log.Warn("the engine refuses to report the workload's state, asking again", "error", away.err)
 		case !s.away:
 			s.away = true
-			s.log.Warn("the engine is away, waiting for it", "error", away.err)
+			s.log.Warn("the engine doesn't answer, waiting for it", "error", away.err)
 		}
-		if s.sleep(ctx, reconnect) != nil {
+		if s.sleep(ctx, reconnectDelay) != nil {
 			return s.stop(ctx)
 		}
 	}
@@ -119,7 +119,7 @@ func (s *supervisor) follow(ctx context.Context) (string, error) {
 			if !open {
 				return "", &awayError{errors.New("it ended the stream of events")}
 			}
-		case <-time.After(lookAgain):
+		case <-time.After(pollInterval):
 		case <-ctx.Done():
 			return "", context.Cause(ctx)
 		}
@@ -148,7 +148,7 @@ func (s *supervisor) look(ctx context.Context) (detail string, err error) {
 		case s.away:
 			s.log.Warn("the workload ended with its engine")
 		default:
-			if purpose, err := s.purpose(ctx, c); err != nil || purpose {
+			if purpose, err := s.stoppedOnPurpose(ctx, c); err != nil || purpose {
 				return "", err
 			}
 			if c.ExitCode == 0 {
@@ -163,10 +163,10 @@ func (s *supervisor) look(ctx context.Context) (detail string, err error) {
 
 // restart starts the workload again after a while, if it is still as it was proved and nobody wants it otherwise by then.
 func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
-	if c.FinishedAt.Sub(c.StartedAt) >= goodRun && !c.StartedAt.Equal(s.forgiven) { // once: a start that is refused leaves the times as they are
-		s.delay, s.forgiven = 0, c.StartedAt
+	if c.FinishedAt.Sub(c.StartedAt) >= stableRun && !c.StartedAt.Equal(s.delayReset) { // once: a start that is refused leaves the times as they are
+		s.delay, s.delayReset = 0, c.StartedAt
 	}
-	s.delay = min(max(2*s.delay, firstDelay), lastDelay)
+	s.delay = min(max(2*s.delay, firstDelay), maxDelay)
 	s.log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "in", s.delay.String(), "restarts", s.report.restarts(),
 		"hint", "until then docker stop does nothing, and tells nobody: to keep it stopped, stop the launcher")
 	if err := s.sleep(ctx, s.delay); err != nil {
@@ -177,7 +177,7 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 		return err
 	}
 	if !s.away {
-		if purpose, err := s.purpose(ctx, c); err != nil || purpose {
+		if purpose, err := s.stoppedOnPurpose(ctx, c); err != nil || purpose {
 			return err
 		}
 	}
@@ -192,7 +192,7 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 	starting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
-		if s.sleep(starting, lastStart) == nil {
+		if s.sleep(starting, shutdownStart) == nil {
 			cancel()
 		}
 	})()
@@ -238,8 +238,8 @@ func (s *supervisor) inspect(ctx context.Context) (docker.Container, error) {
 	return c, nil
 }
 
-// purpose tells whether the workload ended because somebody stopped or killed it since it was started, and remembers that.
-func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, error) {
+// stoppedOnPurpose reports whether the workload ended because somebody stopped or killed it since it was started, and remembers that.
+func (s *supervisor) stoppedOnPurpose(ctx context.Context, c docker.Container) (bool, error) {
 	engine, err := s.connect()
 	if err != nil {
 		return false, err
@@ -248,7 +248,7 @@ func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, err
 	if now := s.now(); end.After(now) { // the clock was set back
 		end = now
 	}
-	since := end.Add(-lastWish)
+	since := end.Add(-signalWindow)
 	if since.Before(c.StartedAt) {
 		since = c.StartedAt
 	}
@@ -257,7 +257,7 @@ func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, err
 		return false, &awayError{err}
 	}
 	for _, e := range events {
-		if e.Action == "stop" || ends(e.Signal, c.StopSignal) {
+		if e.Action == "stop" || meantToEnd(e.Signal, c.StopSignal) {
 			s.stopped = true
 			s.log.Info("the workload was stopped on purpose, waiting until it is started", "exit_code", c.ExitCode)
 			return true, nil
@@ -266,9 +266,9 @@ func (s *supervisor) purpose(ctx context.Context, c docker.Container) (bool, err
 	return false, nil
 }
 
-// ends tells whether a signal that somebody sent was meant to end the workload: others have it reload its configuration, and
+// meantToEnd reports whether a signal that somebody sent was meant to end the workload: others have it reload its configuration, and
 // say nothing about an end that comes later. Own is the signal by which its image wants to be stopped.
-func ends(signal, own string) bool {
+func meantToEnd(signal, own string) bool {
 	number, err := strconv.Atoi(signal)
 	if err != nil {
 		return false
@@ -293,7 +293,7 @@ func (s *supervisor) stop(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	go func() {
-		if s.sleep(ctx, lastStop) == nil {
+		if s.sleep(ctx, shutdownTimeout) == nil {
 			cancel()
 		}
 	}()
@@ -301,7 +301,7 @@ func (s *supervisor) stop(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	err = engine.Stop(ctx, s.proved.ID, lastGrace)
+	err = engine.Stop(ctx, s.proved.ID, shutdownGrace)
 	switch {
 	case err == nil:
 		if c, err := engine.Container(ctx, s.proved.ID); err == nil {
@@ -319,7 +319,7 @@ func (s *supervisor) stop(ctx context.Context) (string, error) {
 			s.report.observe(c)
 		}
 		if again != nil || c.Live() {
-			s.log.Warn("the engine is away, the workload is left to it", "error", err)
+			s.log.Warn("the engine doesn't answer, the workload is left to it", "error", err)
 		}
 	}
 	return "ended by a signal", nil

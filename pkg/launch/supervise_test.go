@@ -218,7 +218,7 @@ func TestAnEngineThatEndsIsWaitedFor(t *testing.T) {
 			}}})
 			l := w.watch()
 			require.NoError(t, w.Engine.Stop(c.orderly))
-			w.eventually("that is noticed", func() bool { return l.said("the engine is away") == 1 })
+			w.eventually("that is noticed", func() bool { return l.said("the engine doesn't answer") == 1 })
 			require.NoError(t, w.Engine.Start())
 			assert.Equal(t, 1, w.workload().Starts, "the engine itself starts nothing")
 			l.nap(time.Second) // before it tries to connect

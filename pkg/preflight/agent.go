@@ -41,7 +41,7 @@ func checkEventLog(ctx context.Context, f *facts) outcome {
 		if found := refused("", err); !f.next || errors.As(err, &rejected) && rejected.Reason == rtmr.WrongVersion {
 			return outcome{findings: []Finding{found}}
 		} else {
-			return ok("", warning(found.Code, found.Found+"; the next boot begins another one"))
+			return ok("", warning(found.Code, found.Found+"; the next boot begins a new one"))
 		}
 	}
 	return ok(fmt.Sprintf("%d events, which replay to the register", len(info.Log.Events())))
@@ -50,7 +50,7 @@ func checkEventLog(ctx context.Context, f *facts) outcome {
 // checkEmit asks, without effect, whether the agent can measure an event.
 func checkEmit(ctx context.Context, f *facts) outcome {
 	if log := f.logged(); log != nil && len(log.Images()) > 0 {
-		return outcome{skipped: "an image is measured already"}
+		return outcome{skipped: "an image is already measured"}
 	}
 	if err := f.agent().CanEmit(ctx); err != nil {
 		return fail(AgentCannotEmit, err)
@@ -66,7 +66,7 @@ func checkMeasured(_ context.Context, f *facts) outcome {
 	}
 	known := f.measuring()
 	if known.AnImage() && known.Wanted == nil {
-		return outcome{unknown: "which image is meant isn't known"}
+		return outcome{unknown: "it isn't known which image is wanted"}
 	}
 	verdict := admission.Decide(known)
 	if err := verdict.Err(); err != nil {
@@ -75,7 +75,7 @@ func checkMeasured(_ context.Context, f *facts) outcome {
 	if f.present = verdict.Measured; !f.present {
 		return ok("no image yet")
 	}
-	return ok("this image", note(AlreadyMeasured, "this image is measured already; nothing would be measured again"))
+	return ok("this image", note(AlreadyMeasured, "this image is already measured; nothing would be measured again"))
 }
 
 // maxAppCompose bounds an app-compose document.
@@ -93,7 +93,7 @@ func checkAppCompose(_ context.Context, f *facts) outcome {
 	case document == nil && len(findings) > 0:
 		return outcome{findings: findings}
 	case document == nil:
-		return outcome{unknown: "the agent doesn't tell it; --app-compose names a file"}
+		return outcome{unknown: "the agent doesn't give it; name a file with --app-compose"}
 	}
 	found, err := judge(document)
 	if err != nil {
@@ -106,10 +106,10 @@ func checkAppCompose(_ context.Context, f *facts) outcome {
 	findings = append(findings, found...)
 	if measured, ok := f.measuredCompose(); ok && !bytes.Equal(measured, hash(document)) {
 		findings = append(findings, warning(AppComposeDiffers,
-			fmt.Sprintf("sha256 is %x, measured in this CVM is %x", hash(document), measured),
-			"nothing, if the document is that of another CVM"))
+			fmt.Sprintf("its sha256 is %x, but %x is measured in this CVM", hash(document), measured),
+			"nothing to do if the document is that of another CVM"))
 	}
-	held := fmt.Sprintf("held against the verifiers' rules, hash %.6x…", hash(document))
+	held := fmt.Sprintf("checked against the verifiers' rules, hash %.6x…", hash(document))
 	return ok(held, findings...)
 }
 

@@ -56,7 +56,7 @@ type facts struct {
 	info       inspect.Info          // engine
 	self       inspect.Container     // engine: our own container; zero for a plain binary
 	containers []admission.Container // containers: all but our own, as the boot would find them
-	kept       *image.Verified       // kept copy
+	cached     *image.Verified       // cached manifest
 	image      *image.Verified       // manifest
 	source     *registry.Source      // manifest
 	down       bool                  // manifest: the registry doesn't answer
@@ -133,8 +133,8 @@ func (f *facts) now() time.Time {
 	return time.Now()
 }
 
-// leaves tells whether a group is left out.
-func (f *facts) leaves(g Group) bool {
+// skips reports whether a group is left out.
+func (f *facts) skips(g Group) bool {
 	return slices.Contains(f.options.Skip, g) || f.options.Offline && g == GroupRegistry
 }
 
@@ -171,7 +171,7 @@ func runAll(ctx context.Context, all []check, f *facts) []Result {
 				}
 			}
 			begin := time.Now()
-			r.take(c.do(ctx, f))
+			r.record(c.do(ctx, f))
 			r.DurationMS = time.Since(begin).Milliseconds()
 		})
 	}
@@ -182,13 +182,13 @@ func runAll(ctx context.Context, all []check, f *facts) []Result {
 	return results
 }
 
-// leftOut tells whether the operator doesn't want a check. A document that was named is looked at
+// leftOut reports whether the operator doesn't want a check. A document that was named is looked at
 // in any case.
 func (f *facts) leftOut(c check) bool {
-	return f.leaves(c.group) && !(c.name == "app-compose" && f.options.AppCompose != "")
+	return f.skips(c.group) && !(c.name == "app-compose" && f.options.AppCompose != "")
 }
 
-func (r *Result) take(o outcome) {
+func (r *Result) record(o outcome) {
 	r.Detail, r.Status = o.detail, OK
 	switch {
 	case o.skipped != "":

@@ -15,7 +15,7 @@ const (
 	ConfigWrong     Code = "CFG002"
 	ConfigOld       Code = "CFG003"
 	OverrideIgnored Code = "CFG009"
-	KeptUseless     Code = "CFG011"
+	CachedUnusable  Code = "CFG011"
 
 	RegistryDown     Code = "REG001"
 	RegistryRefuses  Code = "REG002"
@@ -49,7 +49,7 @@ const (
 	PortTaken         Code = "HST002"
 	PortPrivileged    Code = "HST004"
 	StartsByItself    Code = "ENG014"
-	ImageUnheld       Code = "ENG015"
+	ImagePrunable     Code = "ENG015"
 )
 
 // Class describes a code for documents.
@@ -62,7 +62,7 @@ type Class struct {
 func Codes() []Class {
 	return []Class{
 		{SettingWrong, "a flag or environment variable is missing or wrong"},
-		{SettingUnknown, "a variable looks like a setting and is none"},
+		{SettingUnknown, "an environment variable looks like a setting but isn't one"},
 		{SettingInsecure, "plain http is allowed for a registry"},
 		{SettingAlone, "not supervised in a CVM: the engine may start an old workload before anything is measured"},
 		{admission.ConfigUnreadable, "the user config can't be read"},
@@ -71,52 +71,52 @@ func Codes() []Class {
 		{admission.SharedMissing, "the shared directory is missing"},
 		{admission.OwnDirBlocked, "the launcher's own directory in the shared one can't be used"},
 		{admission.ListUnreadable, "the approved list can't be read"},
-		{admission.ListWrong, "the approved list isn't one"},
+		{admission.ListWrong, "the approved list is malformed"},
 		{admission.OverrideRefused, "the override isn't approved"},
-		{OverrideIgnored, "the override says nothing while there is no approved list"},
+		{OverrideIgnored, "the override has no effect without an approved list"},
 		{admission.NodeConfigFails, "the node config can't be made or written"},
-		{KeptUseless, "the manifest that an earlier boot kept doesn't prove itself"},
-		{admission.RecordBlocked, "the record of a measurement couldn't be written, so that nothing would be measured"},
+		{CachedUnusable, "the cached manifest can't be used"},
+		{admission.RecordBlocked, "the record of the measurement couldn't be written, so nothing would be measured"},
 		{admission.SharedElsewhere, "the shared directory isn't the volume that the workload mounts"},
-		{RegistryDown, "the registry doesn't answer well"},
+		{RegistryDown, "the registry doesn't answer, or answers with errors"},
 		{RegistryRefuses, "the registry refuses access"},
 		{ManifestMissing, "the registry doesn't have the image"},
 		{PlatformMissing, "there is no image for this machine"},
-		{ManifestWrong, "manifest or config aren't what the digest says, or lie"},
-		{LayerMissing, "the registry doesn't have a layer, or another one"},
+		{ManifestWrong, "the manifest or config doesn't match its digest, or isn't valid"},
+		{LayerMissing, "the registry doesn't have a layer, or has a different one"},
 		{RateLow, "the registry's rate limit is nearly used up"},
 		{NewerUnavailable, "a newer approved digest can't be pulled while an older one can"},
-		{LayerWrong, "a layer that was downloaded isn't what its digest says"},
+		{LayerWrong, "a downloaded layer doesn't match its digest"},
 		{EngineDown, "the engine doesn't answer"},
-		{EngineOld, "the engine is older than any that was tried"},
-		{EngineOther, "the engine is for other machines than this launcher"},
-		{ImageBroken, "the engine has the image, but broken; it would be loaded anew"},
+		{EngineOld, "the engine is older than any version that was tested"},
+		{EngineOther, "the engine's platform isn't the launcher's"},
+		{ImageBroken, "the engine's copy of the image is broken; it would be loaded again"},
 		{admission.SpaceShort, "too little space for the image on the engine's disk"},
 		{WorkloadReplaced, "a container would be replaced"},
 		{admission.WorkloadStopped, "a container would be stopped"},
-		{admission.SocketHeld, "somebody else's container holds the guest agent's socket"},
-		{admission.WorkloadRestarts, "an image is measured, and a container that restarts by itself may have done that"},
+		{admission.SocketHeld, "another container holds the guest agent's socket"},
+		{admission.WorkloadRestarts, "an image is already measured, and a container that restarts by itself may have measured it"},
 		{DataVolumeMissing, "there is no data volume: the node would start without keys"},
-		{EngineContradicts, "the engine answers, but not to everything that a boot asks"},
+		{EngineContradicts, "the engine answers, but not every request that a boot makes"},
 		{admission.WorkloadPaused, "the workload's container is paused, and can't be started"},
-		{admission.EngineNotDocker, "it isn't a Docker engine that answers"},
+		{admission.EngineNotDocker, "what answers at the engine's socket isn't a Docker engine"},
 		{StartsByItself, "the engine will start a container by itself at the next boot"},
-		{ImageUnheld, "the engine has the image, and may have lost it by the next boot"},
-		{admission.ImpostorEnded, "an image is measured, and a container that nobody had measured ran before in this boot and may have done that"},
+		{ImagePrunable, "the engine has the image, but may lose it before the next boot"},
+		{admission.ImpostorEnded, "an image is already measured, and a container that no launcher had measured ran before in this boot and may have measured it"},
 		{ComposeMissing, "no Compose of version 2 or later"},
 		{AgentDown, "the guest agent doesn't answer"},
 		{AgentCannotEmit, "the guest agent can't measure an event"},
 		{LogUnreadable, "the event log can't be read, so what is measured isn't known"},
-		{admission.LogWrong, "the event log doesn't replay to the register, or no verifier would believe it"},
-		{admission.OtherMeasured, "another image is measured already"},
-		{AlreadyMeasured, "this image is measured already"},
-		{admission.MeasuredByOthers, "an image was, or may still be, measured by somebody whom this launcher's records don't know to have succeeded"},
-		{LogRefused, "verifiers refuse the event log, for something else than the image"},
+		{admission.LogWrong, "the event log doesn't replay to the register, or no verifier would accept it"},
+		{admission.OtherMeasured, "another image is already measured"},
+		{AlreadyMeasured, "this image is already measured"},
+		{admission.MeasuredByOthers, "an image was measured by something other than a launcher, or an earlier measurement may still be under way"},
+		{LogRefused, "verifiers refuse the event log, for a reason other than the image"},
 		{AppComposeBroken, "the app-compose document can't be read"},
 		{AppComposeRefused, "the app-compose has a value that verifiers refuse"},
-		{AppComposeUnknown, "the app-compose has a field that verifiers don't know, which they refuse"},
+		{AppComposeUnknown, "the app-compose has a field that verifiers don't know and therefore refuse"},
 		{AppComposeScript, "the app-compose has a script, which verifiers refuse"},
-		{AppComposeDiffers, "the app-compose isn't the one that is measured here"},
+		{AppComposeDiffers, "the app-compose isn't the one measured in this CVM"},
 		{ClockWrong, "the clock is wrong"},
 		{PortTaken, "a host port is taken"},
 		{admission.AnotherLauncher, "another launcher is at work here"},

@@ -50,12 +50,12 @@ type Rendered struct {
 func Render(ctx context.Context, options Options) (*Rendered, error) {
 	f := newFacts(options)
 	defer f.close()
-	for _, question := range []func(context.Context, *facts) outcome{checkSharedDir, checkUserConfig, checkApproved, checkSelection, checkKept} {
-		if err := first(question(ctx, f)); err != nil {
+	for _, question := range []func(context.Context, *facts) outcome{checkSharedDir, checkUserConfig, checkApproved, checkSelection, checkCached} {
+		if err := firstError(question(ctx, f)); err != nil {
 			return nil, err
 		}
 	}
-	if !f.kept.Valid() {
+	if !f.cached.Valid() {
 		v, err := f.sourceOf(f.decision.Digest).Resolve(ctx)
 		if err != nil {
 			return nil, err
@@ -66,7 +66,7 @@ func Render(ctx context.Context, options Options) (*Rendered, error) {
 	if o := checkEngine(ctx, f); f.engine != nil {
 		id = inspect.ID(f.info.Store, f.verified())
 	} else {
-		f.log.Warn("no engine: the image is named by the digest of its config", "cause", first(o))
+		f.log.Warn("no engine: the image is named by the digest of its config", "cause", firstError(o))
 	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -82,8 +82,8 @@ func Render(ctx context.Context, options Options) (*Rendered, error) {
 	return &Rendered{Compose: string(compose), NodeConfig: string(node)}, nil
 }
 
-// first returns the errors of an outcome as one, with the exit code of the first.
-func first(o outcome) error {
+// firstError returns the errors of an outcome as one, with the exit code of the first.
+func firstError(o outcome) error {
 	var errs []error
 	var code exit.Code
 	var fix []string

@@ -45,7 +45,7 @@ func checkApproved(_ context.Context, f *facts) outcome {
 	case err != nil:
 		return refuse("", err)
 	case list == nil:
-		return ok("there is none, so the default digest counts")
+		return ok("there is none, so the default digest is used")
 	}
 	f.list = list
 	return ok(fmt.Sprintf("%d approved", len(list.Digests())))
@@ -58,7 +58,7 @@ func checkSelection(_ context.Context, f *facts) outcome {
 	}
 	var found []Finding
 	if f.list == nil && f.config.Override != nil {
-		found = append(found, warning(OverrideIgnored, "mpc_hash_override says nothing while there is no approved list: the default digest runs"))
+		found = append(found, warning(OverrideIgnored, "mpc_hash_override has no effect without an approved list: the default digest runs"))
 	}
 	known := f.boots()
 	if !f.next && f.events != nil {

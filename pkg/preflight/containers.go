@@ -29,7 +29,7 @@ func checkContainers(ctx context.Context, f *facts) outcome {
 	known := f.boots()
 	known.Containers = containers
 	for _, c := range known.Impostors() {
-		found = append(found, warning(admission.WorkloadStopped, f.oldText(c)))
+		found = append(found, warning(admission.WorkloadStopped, f.wouldStop(c)))
 	}
 	f.containers = known.Ended()
 	return ok(fmt.Sprintf("%d in the engine", len(f.containers)), found...)
@@ -67,7 +67,7 @@ func checkHolders(_ context.Context, f *facts) outcome {
 			c.Name, c.RestartPolicy)))
 	}
 	for _, c := range verdict.Old {
-		found = append(found, warning(admission.WorkloadStopped, f.oldText(c)))
+		found = append(found, warning(admission.WorkloadStopped, f.wouldStop(c)))
 	}
 	if len(found) > 0 {
 		return ok("", found...)
@@ -75,11 +75,11 @@ func checkHolders(_ context.Context, f *facts) outcome {
 	return ok("nobody else could measure")
 }
 
-func (f *facts) oldText(c admission.Container) string {
+func (f *facts) wouldStop(c admission.Container) string {
 	if f.next {
-		return fmt.Sprintf("the engine will start container %s (%s) by itself (%s), and it would be stopped then: nobody has measured it in that boot", c.Name, c.ShortID(), c.RestartPolicy)
+		return fmt.Sprintf("the engine will start container %s (%s) by itself (%s), and it would be stopped then: it isn't measured in that boot", c.Name, c.ShortID(), c.RestartPolicy)
 	}
-	return fmt.Sprintf("container %s (%s) is %s (%s) and would be stopped: nobody has measured it in this boot", c.Name, c.ShortID(), c.Status, c.RestartPolicy)
+	return fmt.Sprintf("container %s (%s) is %s (%s) and would be stopped: it isn't measured in this boot", c.Name, c.ShortID(), c.Status, c.RestartPolicy)
 }
 
 // nextBoot returns the containers as the next boot finds them, if nothing else happens: only those
@@ -133,7 +133,7 @@ func checkWorkload(_ context.Context, f *facts) outcome {
 		return outcome{unknown: "another image is measured"}
 	}
 	if f.decision == nil || f.verified() == nil {
-		return outcome{unknown: "which image is meant isn't known"}
+		return outcome{unknown: "it isn't known which image is wanted"}
 	}
 	stays, replaced := known.Sort(f.workload(), f.present)
 	f.stays = stays
@@ -153,7 +153,7 @@ func checkWorkload(_ context.Context, f *facts) outcome {
 // checkState looks whether the container that stays could be started.
 func checkState(_ context.Context, f *facts) outcome {
 	if f.stays == nil {
-		return outcome{skipped: "the container would be a new one"}
+		return outcome{skipped: "a new container would be created"}
 	}
 	if err := admission.Startable(f.stays.Container); err != nil {
 		return refuse("", err)

@@ -46,7 +46,7 @@ func TestTheNextBoot(t *testing.T) {
 	w.settings.For = preflight.ForBoot
 	report := w.run()
 	assert.Equal(t, exit.OK, report.ExitCode, "%s", report.Summary)
-	assert.Equal(t, "At the next boot, run would succeed: measure the image, start the workload, as list, config and sources are at this moment.", report.Summary)
+	assert.Equal(t, "At the next boot, run would succeed: measure the image, start the workload, with the list, config and sources as they are now.", report.Summary)
 	assert.Nil(t, report.WouldRun.RTMR3, "nobody knows what the next boot measures before us")
 
 	w.engine(http.MethodPost, "/containers/other/update", map[string]any{"RestartPolicy": map[string]any{"Name": "always"}})
@@ -57,7 +57,7 @@ func TestTheNextBoot(t *testing.T) {
 
 	w.engine(http.MethodDelete, "/containers/other?force=1", nil)
 	report = w.run()
-	assert.True(t, noted(report, preflight.ImageUnheld))
+	assert.True(t, noted(report, preflight.ImagePrunable))
 	assert.Positive(t, *report.WouldRun.BytesLeft, "it may be pruned")
 	require.NoError(t, w.Registry.Stop())
 	assert.Equal(t, exit.Unavailable, w.run().ExitCode)

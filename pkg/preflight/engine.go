@@ -40,12 +40,12 @@ func checkEngine(ctx context.Context, f *facts) outcome {
 	f.engine, f.info, f.self = engine, info, self
 	var found []Finding
 	if !info.APIAtLeast(oldestAPI) {
-		found = append(found, warning(EngineOld, fmt.Sprintf("engine %s speaks API %s; 1.%d, which is 20.10, is the oldest that was tried", info.Version, info.API, oldestAPI),
+		found = append(found, warning(EngineOld, fmt.Sprintf("engine %s speaks API %s; 1.%d, which is 20.10, is the oldest that was tested", info.Version, info.API, oldestAPI),
 			"upgrade the Docker engine"))
 	}
 	if info.OS != "linux" || info.Architecture != runtime.GOARCH {
-		found = append(found, warning(EngineOther, fmt.Sprintf("the engine is for %s/%s, the launcher and the image that it would pull are for linux/%s",
-			info.OS, info.Architecture, runtime.GOARCH), "use the launcher that was built for the engine's machine"))
+		found = append(found, warning(EngineOther, fmt.Sprintf("the engine is for %s/%s, but the launcher and the image that it would pull are for linux/%s",
+			info.OS, info.Architecture, runtime.GOARCH), "use the launcher that was built for the engine's platform"))
 	}
 	return ok(fmt.Sprintf("%s, API %s, %s store, %s/%s", info.Version, info.API, info.Store, info.OS, info.Architecture), found...)
 }
@@ -56,7 +56,7 @@ func checkEngine(ctx context.Context, f *facts) outcome {
 func checkImage(ctx context.Context, f *facts) outcome {
 	v := f.verified()
 	if v == nil {
-		return outcome{unknown: "which image is meant isn't known"}
+		return outcome{unknown: "it isn't known which image is wanted"}
 	}
 	id, err := f.engine.Prove(ctx, f.info, v)
 	held := func() bool {
@@ -69,10 +69,10 @@ func checkImage(ctx context.Context, f *facts) outcome {
 		f.id, f.left = id, new(int64)
 		return ok("in the engine already")
 	case err == nil:
-		found = append(found, note(ImageUnheld, "the engine has the image, but no container is made of it, so that it may be pruned before it is needed"))
+		found = append(found, note(ImagePrunable, "the engine has the image, but no container uses it, so it may be pruned before it is needed"))
 	case errors.Is(err, inspect.ErrNoImage):
 	case errors.As(err, &unproved):
-		found = append(found, warning(ImageBroken, err.Error(), "nothing: it would be loaded anew"))
+		found = append(found, warning(ImageBroken, err.Error(), "nothing to do: it would be loaded again"))
 	default:
 		return fail(EngineContradicts, err)
 	}
@@ -96,7 +96,7 @@ func checkImage(ctx context.Context, f *facts) outcome {
 // need at the very least.
 func checkSpace(_ context.Context, f *facts) outcome {
 	if !f.id.IsZero() {
-		return outcome{skipped: "nothing is to be loaded"}
+		return outcome{skipped: "nothing needs to be loaded"}
 	}
 	free, known := state.Free(f.info, f.self, f.options.Settings, f.options.Free)
 	if !known {
@@ -112,8 +112,8 @@ func checkSpace(_ context.Context, f *facts) outcome {
 func checkVolume(ctx context.Context, f *facts) outcome {
 	_, err := f.engine.Volume(ctx, compose.DataVolume)
 	if inspect.NotFound(err) {
-		return ok("", note(DataVolumeMissing, "there is no volume "+compose.DataVolume+": it would be made, and the node would start without keys",
-			"nothing for a new node; otherwise find out where it went before you boot"))
+		return ok("", note(DataVolumeMissing, "there is no volume "+compose.DataVolume+": it would be created, and the node would start without keys",
+			"nothing to do for a new node; otherwise find out where it went before you boot"))
 	}
 	if err != nil {
 		return outcome{unknown: err.Error()} // a boot doesn't ask, it makes it where it is missing

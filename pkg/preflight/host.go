@@ -20,7 +20,7 @@ import (
 const maxSockets = 32 << 20
 
 // checkPorts looks whether the workload's host ports are free: by what the engine publishes, and on
-// the host itself by who listens.
+// the host itself by what listens.
 func checkPorts(ctx context.Context, f *facts) outcome {
 	if len(f.config.Ports) == 0 {
 		return outcome{skipped: "none is mapped"}
@@ -50,10 +50,10 @@ func checkPorts(ctx context.Context, f *facts) outcome {
 			found = append(found, ending(PortTaken, exit.Workload, fmt.Errorf("host port %d is published by container %s", p.Host, by),
 				"docker stop "+by, "or map another port in port_mappings of the user config"))
 		case listening[p.Host] && f.engine == nil:
-			found = append(found, warning(PortTaken, fmt.Sprintf("somebody listens on host port %d; without the engine it isn't known who", p.Host)))
+			found = append(found, warning(PortTaken, fmt.Sprintf("host port %d is in use; without the engine it isn't known by what", p.Host)))
 		case listening[p.Host]:
-			found = append(found, ending(PortTaken, exit.Workload, fmt.Errorf("somebody listens on host port %d", p.Host),
-				fmt.Sprintf("see who: ss -ltnp 'sport = :%d'", p.Host), "or map another port in port_mappings of the user config"))
+			found = append(found, ending(PortTaken, exit.Workload, fmt.Errorf("host port %d is in use", p.Host),
+				fmt.Sprintf("see what uses it: ss -ltnp 'sport = :%d'", p.Host), "or map another port in port_mappings of the user config"))
 		}
 	}
 	return ok(fmt.Sprintf("%d mapped", len(f.config.Ports)), found...)

@@ -210,7 +210,7 @@ func TestAfterARun(t *testing.T) {
 
 	report := w.run()
 	assert.Equal(t, exit.OK, report.ExitCode, "%s %v", report.Summary, codes(report))
-	assert.Equal(t, "run would succeed and change nothing: the workload runs already.", report.Summary)
+	assert.Equal(t, "run would succeed and change nothing: the workload is already running.", report.Summary)
 	assert.True(t, noted(report, preflight.AlreadyMeasured))
 	assert.Equal(t, w.Agent.RTMR3(), *report.WouldRun.RTMR3)
 	w.settings.Compose = "/nonexistent"
@@ -266,7 +266,7 @@ func TestEveryCodeHasASeed(t *testing.T) {
 	assert.GreaterOrEqual(t, len(paths), 40)
 	// These have tests of their own: they need a lock or a registry that counts.
 	covered := []string{string(admission.AnotherLauncher), string(preflight.RateLow)}
-	for _, code := range []preflight.Code{admission.WorkloadPaused, admission.EngineNotDocker, preflight.StartsByItself, preflight.ImageUnheld} {
+	for _, code := range []preflight.Code{admission.WorkloadPaused, admission.EngineNotDocker, preflight.StartsByItself, preflight.ImagePrunable} {
 		covered = append(covered, string(code)) // and so do these: they need a boot before, or a server that isn't Docker
 	}
 	for _, path := range paths {

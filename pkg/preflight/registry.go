@@ -15,17 +15,17 @@ import (
 	"tee-launcher/pkg/registry"
 )
 
-// checkKept proves the manifest and config that an earlier boot kept. Where the engine still has the image, no registry is needed.
-func checkKept(_ context.Context, f *facts) outcome {
+// checkCached proves the manifest and config that an earlier boot cached. Where the engine still has the image, no registry is needed.
+func checkCached(_ context.Context, f *facts) outcome {
 	v, err := f.own.Restore(f.config.Image.At(f.decision.Digest))
 	if errors.Is(err, fs.ErrNotExist) {
 		return ok("there is none")
 	}
 	if err != nil {
-		return ok("", warning(KeptUseless, fmt.Sprintf("the kept manifest is of no use: %v", err), "nothing: it will be replaced when the image is loaded"))
+		return ok("", warning(CachedUnusable, fmt.Sprintf("the cached manifest can't be used: %v", err), "nothing to do: it is replaced when the image is loaded"))
 	}
-	f.kept = v
-	return ok("proves itself")
+	f.cached = v
+	return ok("proved")
 }
 
 // headerTimeout is how long a registry may take to answer at first; the puller doubles it twice.
@@ -97,7 +97,7 @@ func checkOthers(ctx context.Context, f *facts) outcome {
 		for _, h := range newer[max(0, len(newer)-maxOthers):] {
 			if err := f.resolves(ctx, h); err != nil {
 				return ok("", warning(NewerUnavailable, fmt.Sprintf("%s is approved and newer than the selected digest, and can't be pulled: %v", h, err),
-					"push it before mpc_hash_override is removed"))
+					"push it before you remove mpc_hash_override"))
 			}
 		}
 		if len(newer) == 0 {
@@ -108,7 +108,7 @@ func checkOthers(ctx context.Context, f *facts) outcome {
 	older := approved[at+1:]
 	for _, h := range older[:min(maxOthers, len(older))] {
 		if f.resolves(ctx, h) == nil {
-			return ok("", warning(NewerUnavailable, fmt.Sprintf("the selected digest can't be pulled, %s, which is approved and older, can", h),
+			return ok("", warning(NewerUnavailable, fmt.Sprintf("the selected digest can't be pulled, but %s, which is approved and older, can", h),
 				"push the selected one, or write this into [launcher_config] of the user config:", fmt.Sprintf("mpc_hash_override = %q", h)))
 		}
 	}
@@ -120,8 +120,8 @@ func (f *facts) resolves(ctx context.Context, h digest.Digest) error {
 	return err
 }
 
-// fewLeft is how many requests should be left: a boot that is repeated a few times, and an index.
-const fewLeft = 10
+// lowRate is how many requests should be left: a boot that is repeated a few times, and an index.
+const lowRate = 10
 
 // checkRate reads what the registry says beside its answers: how many more there will be, and its clock.
 func checkRate(ctx context.Context, f *facts) outcome {
@@ -132,8 +132,8 @@ func checkRate(ctx context.Context, f *facts) outcome {
 	f.notice = notice
 	switch {
 	case !notice.Limited:
-		return ok("the registry tells none")
-	case notice.Remaining < fewLeft:
+		return ok("the registry states none")
+	case notice.Remaining < lowRate:
 		return ok("", warning(RateLow, fmt.Sprintf("the registry allows %d more of %d requests", notice.Remaining, notice.Limit),
 			"wait, or log in for a higher limit: docker login, with DOCKER_CONFIG where the launcher runs"))
 	}
@@ -147,7 +147,7 @@ func checkLayers(ctx context.Context, f *facts) outcome {
 	}
 	v := f.verified()
 	if v == nil {
-		return outcome{unknown: "which image is meant isn't known"}
+		return outcome{unknown: "it isn't known which image is wanted"}
 	}
 	if err := f.sourceOf(f.decision.Digest).CheckLayers(ctx, v, f.missing); err != nil {
 		code := LayerMissing
@@ -169,7 +169,7 @@ func checkDownload(ctx context.Context, f *facts) outcome {
 	for i := range indices {
 		indices[i] = i
 	}
-	if err := drain(ctx, f.image, f.source, indices); err != nil {
+	if err := readAll(ctx, f.image, f.source, indices); err != nil {
 		code := LayerMissing
 		var e *image.Error
 		switch {
@@ -180,13 +180,13 @@ func checkDownload(ctx context.Context, f *facts) outcome {
 		}
 		return fail(code, err)
 	}
-	return ok(fmt.Sprintf("%d layers, %s, all as their digests say", len(indices), Size(f.image.Size())))
+	return ok(fmt.Sprintf("%d layers, %s, all match their digests", len(indices), Size(f.image.Size())))
 }
 
-// drain reads the layers to their ends, which proves them, again where a registry's damage may be gone.
-func drain(ctx context.Context, v *image.Verified, from image.Source, layers []int) error {
+// readAll reads the layers to their ends, which proves them, again where a registry's damage may be gone.
+func readAll(ctx context.Context, v *image.Verified, from image.Source, layers []int) error {
 	for {
-		n, err := drainOnce(ctx, v, from, layers)
+		n, err := readOnce(ctx, v, from, layers)
 		var e *image.Error
 		if !errors.As(err, &e) || !e.Restart {
 			return err
@@ -195,8 +195,8 @@ func drain(ctx context.Context, v *image.Verified, from image.Source, layers []i
 	}
 }
 
-// drainOnce returns how many layers were proved.
-func drainOnce(ctx context.Context, v *image.Verified, from image.Source, layers []int) (n int, err error) {
+// readOnce returns how many layers were proved.
+func readOnce(ctx context.Context, v *image.Verified, from image.Source, layers []int) (n int, err error) {
 	stream := v.Open(ctx, from, layers)
 	defer func() { err = errors.Join(err, stream.Close()) }()
 	for {

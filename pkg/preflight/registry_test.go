@@ -20,7 +20,7 @@ import (
 func TestTheRateLimit(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, launchtest.MachineOptions{})
-	assert.Equal(t, "the registry tells none", result(t, w.run(), "rate limit").Detail)
+	assert.Equal(t, "the registry states none", result(t, w.run(), "rate limit").Detail)
 
 	left := "76"
 	proxy := httptest.NewServer(&httputil.ReverseProxy{

@@ -128,8 +128,8 @@ func (f *facts) report(results []Result, started time.Time) *Report {
 func (f *facts) demote(results []Result) {
 	for i := range results {
 		r := &results[i]
-		// An earlier boot kept what proves the image, and the layers are checked by that.
-		spared := f.kept.Valid() && (r.Check == "manifest" || r.Group == GroupRegistry && !f.id.IsZero())
+		// An earlier boot cached what proves the image, and the layers are checked by that.
+		spared := f.cached.Valid() && (r.Check == "manifest" || r.Group == GroupRegistry && !f.id.IsZero())
 		// The workload runs, proved and measured.
 		spared = spared || f.running() && (r.Step == string(admission.AtCreate) || r.Step == string(admission.AtStart))
 		if !spared || r.Status != Failed {
@@ -147,7 +147,7 @@ func (f *facts) demote(results []Result) {
 func (f *facts) skippedGroups() []Group {
 	skipped := []Group{}
 	for _, g := range Groups() {
-		if f.leaves(g) {
+		if f.skips(g) {
 			skipped = append(skipped, g)
 		}
 	}
@@ -198,8 +198,8 @@ func eventOf(h digest.Digest) *Event {
 // verified returns the proved image, from wherever it is known; nil if it isn't.
 func (f *facts) verified() *image.Verified {
 	switch {
-	case f.kept.Valid(): // as a boot does
-		return f.kept
+	case f.cached.Valid(): // as a boot does
+		return f.cached
 	case f.image.Valid():
 		return f.image
 	}
@@ -207,7 +207,7 @@ func (f *facts) verified() *image.Verified {
 }
 
 // AsOfNow is what holds for every answer about the next boot.
-const AsOfNow = "as list, config and sources are at this moment"
+const AsOfNow = "with the list, config and sources as they are now"
 
 // summary says in one sentence of one line what a boot would come to. After says that the first
 // error is none of the boot's own.
@@ -232,7 +232,7 @@ func (f *facts) summary(r *Report, code Code, count int, after bool) string {
 		if after {
 			what := "verifiers would refuse the node"
 			if r.ExitCode == exit.Config {
-				what = "the document that was named can't be judged"
+				what = "the named document can't be judged"
 			}
 			s = fmt.Sprintf("%s would go on, but %s: exit code %d, %s", run, what, r.ExitCode, code)
 		}
@@ -246,7 +246,7 @@ func (f *facts) summary(r *Report, code Code, count int, after bool) string {
 	case len(left) > 0:
 		return "No error was found; not checked: " + strings.Join(left, ", ") + end
 	case f.running():
-		return run + " would succeed and change nothing: the workload runs already" + end
+		return run + " would succeed and change nothing: the workload is already running" + end
 	}
 	s := run + " would succeed: "
 	if w := r.WouldRun; w != nil && w.BytesLeft != nil && *w.BytesLeft > 0 {
@@ -256,7 +256,7 @@ func (f *facts) summary(r *Report, code Code, count int, after bool) string {
 	case !f.options.TEE():
 		return s + "start the workload, unmeasured" + end
 	case f.present:
-		return s + "start the workload, which is measured already" + end
+		return s + "start the workload, which is already measured" + end
 	}
 	return s + "measure the image, start the workload" + end
 }

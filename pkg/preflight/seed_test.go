@@ -419,7 +419,7 @@ func (w *world) run() *preflight.Report {
 	return report
 }
 
-// isLayer tells whether a blob's path is that of anything but a config of the machine's images.
+// isLayer reports whether a blob's path is that of anything but a config of the machine's images.
 func (w *world) isLayer(path string) bool {
 	for name, value := range w.names {
 		if strings.HasPrefix(name, "@config") && strings.HasSuffix(path, value) {
@@ -460,7 +460,7 @@ func codes(r *preflight.Report) []string {
 	return found
 }
 
-// noted tells whether a note with the code was found.
+// noted reports whether a note with the code was found.
 func noted(r *preflight.Report, code preflight.Code) bool {
 	return slices.ContainsFunc(r.Checks, func(c preflight.Result) bool {
 		return slices.ContainsFunc(c.Findings, func(f preflight.Finding) bool { return f.Code == code && f.Severity == preflight.Note })

@@ -34,7 +34,7 @@ func checkBoot(_ context.Context, f *facts) outcome {
 	switch {
 	case err == nil:
 		f.boot = id
-		return ok("its name is known")
+		return ok("its ID is known")
 	case !f.options.TEE():
 		return outcome{unknown: "the kernel doesn't say which it is, and outside a CVM nothing depends on it"}
 	}
@@ -62,13 +62,13 @@ func checkSharedVolume(ctx context.Context, f *facts) outcome {
 	return ok("the workload will see this very directory")
 }
 
-// checkOwnDir looks whether the launcher's own directory is there, or could be made.
+// checkOwnDir looks whether the launcher's own directory exists, or could be created.
 func checkOwnDir(_ context.Context, f *facts) outcome {
 	if err := f.own.CanMake(); err != nil {
 		return ok("", warning(admission.OwnDirBlocked, fmt.Sprintf("our own directory can't be used: %v", err),
 			"mount the shared volume writable, with room in it, and remove what stands in the directory's place; nothing of value is kept there"))
 	}
-	return ok("is there, or could be made")
+	return ok("exists, or could be created")
 }
 
 // checkRecord looks whether the record could be written without which nothing is measured.
@@ -77,7 +77,7 @@ func checkRecord(_ context.Context, f *facts) outcome {
 	case !f.options.TEE():
 		return outcome{skipped: "nothing is measured outside a CVM"}
 	case f.measuring().AnImage():
-		return outcome{skipped: "an image is measured already"}
+		return outcome{skipped: "an image is already measured"}
 	}
 	if err := f.own.CanRecord(); err != nil {
 		return refuse("", err)
@@ -85,14 +85,14 @@ func checkRecord(_ context.Context, f *facts) outcome {
 	return ok("could be written")
 }
 
-// checkLock looks, without taking it, who holds the shared directory's lock. Where it is a
+// checkLock finds, without taking it, the holder of the shared directory's lock. Where it is a
 // launcher, which looks after the workload, what is asked about is the next boot, unless somebody
 // says otherwise.
 func checkLock(ctx context.Context, f *facts) outcome {
 	lock, err := state.LockHolder(ctx, f.engine, f.shared, f.options.Proc)
 	switch {
 	case err != nil:
-		return outcome{unknown: fmt.Sprintf("who holds it can't be seen: %v", err)}
+		return outcome{unknown: fmt.Sprintf("its holder can't be found: %v", err)}
 	case lock.PID == "":
 		return ok("free")
 	}

@@ -35,7 +35,7 @@ func TestTheLockIsSeenAndNotTaken(t *testing.T) {
 	assert.True(t, noted(report, admission.AnotherLauncher), "%+v", result(t, report, "lock"))
 	assert.Equal(t, exit.OK, report.ExitCode, "the next boot is what is asked about")
 	assert.Equal(t, preflight.ForBoot, report.For)
-	assert.Regexp(t, "^At the next boot, .* as list, config and sources are at this moment.$", report.Summary)
+	assert.Regexp(t, "^At the next boot, .* with the list, config and sources as they are now.$", report.Summary)
 	w.settings.For = preflight.ForNow
 	report = w.run()
 	assert.Equal(t, []string{"HST003"}, codes(report))

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mapBuffers returns count buffers of size bytes, and what gives them back: nobody may touch them
+// mapBuffers returns count buffers of size bytes, and what gives them back: nothing may touch them
 // after that. They lie outside the Go heap, because the collector lets garbage grow to the size of
 // what lives: buffers that live for a whole pull would cost their memory twice.
 func mapBuffers(count int, size int64) (buffers [][]byte, release func() error, err error) {

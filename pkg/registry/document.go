@@ -80,7 +80,7 @@ func readDocument(a *answer) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(z, image.MaxManifest+1))
 }
 
-// encoded reports whether an answer says that it is compressed, although nobody asked for that.
+// encoded reports whether an answer says that it is compressed, although that wasn't asked for.
 func encoded(a *answer) bool {
 	coding := a.Header.Get("Content-Encoding")
 	return strings.EqualFold(coding, "gzip") || strings.EqualFold(coding, "x-gzip")

@@ -68,7 +68,7 @@ func networkHints(err error, now time.Time) []string {
 	case errors.As(err, &unknown):
 		return []string{"the certificate's issuer isn't known here: SSL_CERT_FILE names a file with further ones"}
 	case errors.As(err, &hostname):
-		return []string{"somebody else answered under this name: look at DNS and proxies"}
+		return []string{"another server answered under this name: check DNS and proxies"}
 	case errors.As(err, &dns):
 		return []string{"the name can't be resolved: check the registry's name, DNS and the network"}
 	}
@@ -79,7 +79,7 @@ func networkHints(err error, now time.Time) []string {
 func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 	e := &image.Error{
 		Ref: s.ref.String(), Part: part, Host: f.host, Status: f.status, Attempts: t.total,
-		Code: f.code, Message: f.message, Err: s.guard.washError(f.err), Help: f.hints,
+		Code: f.code, Message: f.message, Err: s.guard.redactError(f.err), Help: f.hints,
 	}
 	if f.status != 0 {
 		e.Answer = strings.TrimSpace(fmt.Sprintf("%d %s", f.status, http.StatusText(f.status)))
@@ -103,9 +103,9 @@ func (s *Source) statusHints(f *failure) []string {
 	case f.status == 0:
 		return nil
 	case f.token && f.status == http.StatusNotFound:
-		return []string{fmt.Sprintf("the registry names %s as its token server, which has none there", f.host)}
+		return []string{fmt.Sprintf("the registry names %s as its token server, but it has none there", f.host)}
 	case !f.token && f.host != s.host() && f.status < 500:
-		return []string{fmt.Sprintf("the registry leads to %s for this; no credentials are sent there", f.host)}
+		return []string{fmt.Sprintf("the registry redirects to %s for this; no credentials are sent there", f.host)}
 	}
 	switch f.status {
 	case http.StatusUnauthorized:
@@ -168,10 +168,10 @@ func (s *Source) said(a *answer) (code, message string) {
 		if found := storeMessage.FindSubmatch(data); found != nil {
 			text = string(found[1])
 		}
-		return "", sanitize.Line(s.guard.wash(text), 200)
+		return "", sanitize.Line(s.guard.redact(text), 200)
 	}
-	code = sanitize.Line(s.guard.wash(document.Errors[0].Code), 40)
-	message = sanitize.Line(s.guard.wash(document.Errors[0].Message), 200)
+	code = sanitize.Line(s.guard.redact(document.Errors[0].Code), 40)
+	message = sanitize.Line(s.guard.redact(document.Errors[0].Message), 200)
 	if strings.EqualFold(code, message) {
 		message = ""
 	}

@@ -52,7 +52,7 @@ type part struct {
 	err     error
 }
 
-// whole says whether the part is all of its blob.
+// whole reports whether the part is all of its blob.
 func (p *part) whole() bool { return p.offset == 0 && int64(len(p.buffer)) == p.blob.layer.Size }
 
 // next is the offset of the byte that is missing first.
@@ -122,7 +122,7 @@ func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 		b.answered()
 		defer a.Close()
 		n := int(end-start) + 1
-		if f := s.read(t, a, p, n); f != nil || n >= leastProgress || p.filled == len(p.buffer) {
+		if f := s.read(t, a, p, n); f != nil || n >= minProgress || p.filled == len(p.buffer) {
 			return f
 		}
 		return &failure{host: a.host, err: fmt.Errorf("no more than %d bytes in an answer", n)}
@@ -304,7 +304,7 @@ func (s *Source) open(ctx context.Context, t *tries, b *blob, header http.Header
 // parseContentRange reads the header of a 206 answer (RFC 9110, 14.4): closed, within the total,
 // which is -1 if unknown.
 func parseContentRange(value string) (start, end, total int64, err error) {
-	bad := fmt.Errorf("%.80q is no content range", value)
+	bad := fmt.Errorf("%.80q is not a content range", value)
 	rest, ok := strings.CutPrefix(value, "bytes ")
 	if !ok {
 		return 0, 0, 0, bad

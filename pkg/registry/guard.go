@@ -18,14 +18,14 @@ import (
 )
 
 // guard is the one way out: every request to a registry, a token server or a redirect's target
-// passes it, go-containerregistry's own too. Whoever sends a request doesn't have to know what may
+// passes it, go-containerregistry's own too. What sends a request doesn't have to know what may
 // go where.
 //
 //   - Plain http goes to loopback hosts and to those that the operator named, and https is never left
 //     for it, neither by a redirect nor because a registry that spoke https doesn't for once.
 //   - A public host leads neither to this machine nor to an address in a private network.
 //   - Nothing secret goes over plain http to another machine, nor where a redirect leads to another
-//     origin than it was meant for. What was sent as a secret is known, and washed out of messages.
+//     origin than it was meant for. What was sent as a secret is known, and redacted in messages.
 //   - An answer's header has to come in time, and its body in a steady flow.
 type guard struct {
 	source *Source
@@ -93,9 +93,9 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 }
 
 // allowed returns why a request may not be sent. Where a redirect or a challenge of the registry
-// names another host, its rules are those for whoever named it.
+// names another host, its rules are those for the host that named it.
 func (g *guard) allowed(request *http.Request) error {
-	to, from := request.URL, cameFrom(request)
+	to, from := request.URL, redirectedFrom(request)
 	led := from != nil
 	if !led {
 		from = g.base()
@@ -125,8 +125,8 @@ func (g *guard) allowed(request *http.Request) error {
 	return nil
 }
 
-// cameFrom is where a redirect led to the request, nil if none did.
-func cameFrom(request *http.Request) *url.URL {
+// redirectedFrom is where a redirect led to the request, nil if none did.
+func redirectedFrom(request *http.Request) *url.URL {
 	if request.Response == nil || request.Response.Request == nil {
 		return nil
 	}
@@ -147,10 +147,10 @@ func (g *guard) speaks(scheme string) {
 	g.scheme = scheme
 }
 
-// strip takes out of a request what is secret and may not go where it goes. A token for anybody is
+// strip takes out of a request what is secret and may not go where it goes. An anonymous token is
 // no secret, and over plain http to another machine there is no other.
 func (g *guard) strip(request *http.Request) {
-	from := cameFrom(request)
+	from := redirectedFrom(request)
 	elsewhere := from != nil && origin(from) != origin(request.URL)
 	plain := request.URL.Scheme == "http" && !isLoopback(request.URL.Host)
 	scheme, _, _ := strings.Cut(request.Header.Get("Authorization"), " ")
@@ -193,8 +193,8 @@ func (g *guard) remember(request *http.Request) {
 	slices.SortFunc(g.secrets, func(a, b string) int { return len(b) - len(a) })
 }
 
-// wash takes what was sent as a secret out of what somebody says.
-func (g *guard) wash(text string) string {
+// redact takes what was sent as a secret out of a text from outside.
+func (g *guard) redact(text string) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, secret := range g.secrets {
@@ -203,21 +203,21 @@ func (g *guard) wash(text string) string {
 	return text
 }
 
-// washed is an error whose text holds no secret.
-type washed struct {
+// redacted is an error whose text holds no secret.
+type redacted struct {
 	error
 	text string
 }
 
-func (w washed) Error() string { return w.text }
-func (w washed) Unwrap() error { return w.error }
+func (w redacted) Error() string { return w.text }
+func (w redacted) Unwrap() error { return w.error }
 
-func (g *guard) washError(err error) error {
+func (g *guard) redactError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if text := g.wash(err.Error()); text != err.Error() {
-		return washed{err, text}
+	if text := g.redact(err.Error()); text != err.Error() {
+		return redacted{err, text}
 	}
 	return err
 }

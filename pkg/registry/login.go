@@ -21,13 +21,13 @@ import (
 type login struct {
 	source *Source
 
-	turn chan struct{} // held by who asks the registry how to log in, or logs in
+	turn chan struct{} // held by the request that asks the registry how to log in, or logs in
 
 	mu         sync.Mutex
-	door       *door    // of the last one who logged in
-	session    *session // nil until the registry was asked
-	exchanges  int      // attempts to log in or renew
-	failed     *failure // of the last one
+	through    *loginTransport // of the last login
+	session    *session        // nil until the registry was asked
+	exchanges  int             // attempts to log in or renew
+	failed     *failure        // of the last one
 	credential *credential
 }
 
@@ -92,7 +92,7 @@ func (l *login) set(session *session, f *failure) {
 	}
 }
 
-// once does what needs the turn, unless somebody else did it since seen: they share its end,
+// once does what needs the turn, unless another request did it since seen: they share its end,
 // instead of asking a broken token server in turn.
 func (l *login) once(ctx context.Context, seen int, do func() (*session, *failure)) (*session, *failure) {
 	if err := l.take(ctx); err != nil {
@@ -106,13 +106,13 @@ func (l *login) once(ctx context.Context, seen int, do func() (*session, *failur
 	}
 	made, f := do()
 	if ctx.Err() != nil {
-		return nil, &failure{err: context.Cause(ctx)} // nobody else's end
+		return nil, &failure{err: context.Cause(ctx)} // no other request's end
 	}
 	l.set(made, f)
 	return made, f
 }
 
-// begin returns how requests to the registry are sent. The first time, that is asked at /v2/: who
+// begin returns how requests to the registry are sent. The first time, that is asked at /v2/: what
 // hides a repository from strangers says there how to log in, and only there.
 func (l *login) begin(ctx context.Context, t *tries) (*session, *failure) {
 	current, seen := l.state()
@@ -125,7 +125,7 @@ func (l *login) begin(ctx context.Context, t *tries) (*session, *failure) {
 			return nil, f
 		}
 		refused := l.source.rejected(a)
-		ways := offers(a.Header.Values("WWW-Authenticate"))
+		ways := usable(a.Header.Values("WWW-Authenticate"))
 		switch {
 		case a.StatusCode == http.StatusUnauthorized && len(ways) > 0:
 			return l.in(ctx, t, ways)
@@ -150,11 +150,11 @@ func (l *login) in(ctx context.Context, t *tries, ways []string) (*session, *fai
 	}
 	var first *failure
 	for _, way := range ways {
-		door := &door{guard: s.guard, challenge: way}
+		through := &loginTransport{guard: s.guard, challenge: way}
 		l.mu.Lock()
-		l.door = door
+		l.through = through
 		l.mu.Unlock()
-		inside, err := transport.NewWithContext(t.with(ctx, nil), registry, authenticator{l}, door,
+		inside, err := transport.NewWithContext(t.with(ctx, nil), registry, authenticator{l}, through,
 			[]string{s.ref.Context().Scope(transport.PullScope)})
 		if err == nil {
 			return &session{transport: inside, loggedIn: true, token: isToken(way)}, nil
@@ -173,7 +173,7 @@ func (l *login) in(ctx context.Context, t *tries, ways []string) (*session, *fai
 // nil if there can't be any.
 func (l *login) renew(ctx context.Context, t *tries, used *session, seen int, challenged []string,
 	again func() *failure) (*session, *failure) {
-	switch ways := offers(challenged); {
+	switch ways := usable(challenged); {
 	case !used.loggedIn && len(ways) > 0:
 		return l.once(ctx, seen, func() (*session, *failure) { return l.in(ctx, t, ways) })
 	case used.token:
@@ -192,7 +192,7 @@ var errNoTokenServer = errors.New("the registry names no token server that may b
 func (l *login) failure(err error) *failure {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	d := l.door
+	d := l.through
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var route *routeError
@@ -210,28 +210,28 @@ func (l *login) failure(err error) *failure {
 		return d.refused
 	case d.led:
 		return &failure{class: permanent, host: d.host, token: true,
-			err: errors.New("the token server leads to where no token may be got")}
+			err: errors.New("the token server redirects to where no token may be got")}
 	case d.host == "":
 		return &failure{class: permanent, host: l.source.host(), err: errNoTokenServer}
 	}
 	return &failure{host: d.host, err: errors.New("token: the answer is not the JSON of a token")}
 }
 
-// door stands between go-containerregistry's login and the guard. The registry was asked at /v2/
-// already, so it answers that itself, with the one challenge that is to be met.
-type door struct {
+// loginTransport stands between go-containerregistry's login and the guard. The registry was
+// already asked at /v2/, so it answers that itself, with the one challenge that is to be met.
+type loginTransport struct {
 	guard     *guard
 	challenge string
 
 	mu      sync.Mutex
 	open    bool     // the challenge was handed over
-	host    string   // of who was asked last
+	host    string   // the one asked last
 	led     bool     // it led elsewhere
 	refused *failure // its last answer, if that was a refusal
 }
 
 // RoundTrip implements http.RoundTripper.
-func (d *door) RoundTrip(request *http.Request) (*http.Response, error) {
+func (d *loginTransport) RoundTrip(request *http.Request) (*http.Response, error) {
 	base := d.guard.base()
 	d.mu.Lock()
 	open := d.open
@@ -259,7 +259,7 @@ func (d *door) RoundTrip(request *http.Request) (*http.Response, error) {
 }
 
 // note keeps what a token server says.
-func (d *door) note(request *http.Request, response *http.Response, err error) {
+func (d *loginTransport) note(request *http.Request, response *http.Response, err error) {
 	at, ours := request.Context().Value(attemptKey{}).(*attempt)
 	if ours && at.target != nil && at.target.Path == request.URL.Path {
 		return // the request for which a token is got
@@ -307,10 +307,10 @@ func (a authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthCon
 // schemes finds where in a WWW-Authenticate header a scheme begins that can be met.
 var schemes = regexp.MustCompile(`(?i)(?:^|,)\s*(?:bearer|basic)(?:\s|$)`)
 
-// offers returns the challenges that can be met, each alone, those for a token first: a token is
-// what anybody may get who has no password. Reading them is left to go-containerregistry, which
+// usable returns the challenges that can be met, each alone, those for a token first: a token is
+// what can be had without a password. Reading them is left to go-containerregistry, which
 // takes one from each header.
-func offers(headers []string) []string {
+func usable(headers []string) []string {
 	var tokens, passwords []string
 	for _, header := range headers {
 		begins := schemes.FindAllStringIndex(header, 8)

@@ -136,14 +136,14 @@ func (s *Source) ping(ctx context.Context, t *tries) (*answer, *failure) {
 	return s.follow(a, visit)
 }
 
-// showedCertificate says whether err comes of a server that showed a certificate, which isn't one
+// showedCertificate reports whether err comes of a server that showed a certificate, which isn't one
 // for plain http.
 func showedCertificate(err error) bool {
 	var certificate *tls.CertificateVerificationError
 	return errors.As(err, &certificate)
 }
 
-// plainAllowed says whether host may be spoken to over plain http.
+// plainAllowed reports whether host may be spoken to over plain http.
 func (s *Source) plainAllowed(host string) bool {
 	return isLoopback(host) || slices.ContainsFunc(s.Insecure, func(allowed string) bool {
 		return strings.EqualFold(allowed, host) || strings.EqualFold(allowed, hostname(host))
@@ -276,7 +276,7 @@ func (s *Source) do(request *http.Request) (*http.Response, error) {
 		s.speaksHTTP1[host] = true
 		return response, nil
 	}
-	if speaks1 || request.URL.Scheme != "https" || request.Context().Err() != nil || !handshaken(err) {
+	if speaks1 || request.URL.Scheme != "https" || request.Context().Err() != nil || !failedAfterDial(err) {
 		return nil, err
 	}
 	if request.GetBody != nil {
@@ -294,8 +294,8 @@ func (s *Source) do(request *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// handshaken says whether err came of talking to a server for https, and not of getting there.
-func handshaken(err error) bool {
+// failedAfterDial reports whether err came of talking to a server for https, and not of getting there.
+func failedAfterDial(err error) bool {
 	var plain tls.RecordHeaderError
 	var op *net.OpError
 	return !showedCertificate(err) && !errors.As(err, &plain) && !(errors.As(err, &op) && op.Op == "dial")

@@ -26,7 +26,7 @@ func (s *Source) retry(ctx context.Context, part string, once func(t *tries) *fa
 		if !again {
 			return s.failed(part, &t, f)
 		}
-		s.Log.Info("trying again", "part", part, "host", f.host, "cause", s.guard.washError(f.error()),
+		s.Log.Info("trying again", "part", part, "host", f.host, "cause", s.guard.redactError(f.error()),
 			"attempt", t.total, "delay", wait)
 		if err := s.Tuning.Sleep(ctx, wait); err != nil {
 			return interrupted(ctx)
@@ -46,12 +46,12 @@ type tries struct {
 	advanced  bool // in the attempt under way
 }
 
-// leastProgress is how many bytes are worth a connection: who gets fewer gets nowhere.
-const leastProgress = 64 << 10
+// minProgress is how many bytes are worth a connection: one that brings fewer gets nowhere.
+const minProgress = 64 << 10
 
 // arrived takes in that n bytes came, and whether they were the last of a part.
 func (t *tries) arrived(n int, last bool) {
-	if t.bytes += n; t.bytes >= leastProgress || last {
+	if t.bytes += n; t.bytes >= minProgress || last {
 		t.bytes = 0
 		t.progress()
 	}
@@ -83,7 +83,7 @@ func (s *Source) again(t *tries, f *failure) (time.Duration, bool) {
 		return jitter(s.Tuning.QuickDelay), t.lies < maxAttempts
 	}
 	t.quick++
-	// Who asks for a longer pause than a round's isn't asked quickly.
+	// A host that asks for a longer pause than a round's isn't asked quickly.
 	if t.quick < s.Tuning.QuickTries && f.after <= s.Interval {
 		return max(jitter(s.Tuning.QuickDelay<<(t.quick-1)), after), true
 	}

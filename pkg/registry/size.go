@@ -21,7 +21,7 @@ const (
 )
 
 // PlainSize returns the size that a gzip layer claims for its uncompressed tar, from the last four
-// bytes of its blob. It is a hint for who has to name a size before he sees the bytes: nothing
+// bytes of its blob. It is a hint for what has to name a size before it sees the bytes: nothing
 // proves it, and a layer of several gzip members claims that of its last one. False means that
 // there is no hint.
 func (s *Source) PlainSize(ctx context.Context, l image.Layer) (int64, bool) {

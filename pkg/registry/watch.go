@@ -23,7 +23,7 @@ func (e *slowError) Error() string {
 	return fmt.Sprintf("only %d bytes arrived in %s", e.bytes, e.window)
 }
 
-// isTimeout says whether err is the end of waiting.
+// isTimeout reports whether err is the end of waiting.
 func isTimeout(err error) bool {
 	var slow *slowError
 	return errors.Is(err, errNoHeader) || errors.As(err, &slow)
@@ -84,7 +84,7 @@ func (w *watch) body() {
 	w.next()
 }
 
-// pause is for the time in which nobody reads.
+// pause is for the time in which nothing reads.
 func (w *watch) pause() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

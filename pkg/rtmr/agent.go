@@ -132,7 +132,7 @@ func (a *Agent) Log(ctx context.Context) (Log, error) {
 }
 
 // Await reads the log until it holds an image event and replays to its register, or patience is used up, and returns the last
-// reading. It is for whoever has reason to think that an emit is under way.
+// reading. It is for a caller that has reason to think that an emit is under way.
 func (a *Agent) Await(ctx context.Context) (Log, error) {
 	info, err := a.poll(ctx, func(info Info, err error) bool {
 		return err == nil && len(info.Log.Images()) > 0 && info.Log.Replays() == nil
@@ -209,7 +209,7 @@ func (a *Agent) emit(ctx context.Context, name string, payload []byte) error {
 }
 
 // call posts request and returns the complete body of a 200. All other ends are an AgentError, or the context's error where
-// it is the caller who gave up.
+// it is the caller that gave up.
 func (a *Agent) call(ctx context.Context, method string, timeout time.Duration, limit int64, request any) ([]byte, error) {
 	payload, err := json.Marshal(request)
 	if err != nil {

@@ -63,7 +63,7 @@ type MeasureError struct {
 func (e *MeasureError) Error() string {
 	s := fmt.Sprintf("measuring %s: %s after %d emits", e.Image, e.Outcome, e.Emits)
 	if e.Err == nil {
-		return s + ": the agent answers yes and logs nothing"
+		return s + ": the agent reports success and logs nothing"
 	}
 	return s + ": " + e.Err.Error()
 }
@@ -129,7 +129,7 @@ func (a *Agent) emitOnce(ctx context.Context, image digest.Digest) (Measurement,
 		emitErr := a.emit(ctx, EventName, image[:])
 		fault := faultOf(emitErr)
 		if emitErr != nil {
-			a.logger().Warn("the emit failed, the log tells how far it came", "error", emitErr)
+			a.logger().Warn("the emit failed, the event log says whether it was measured", "error", emitErr)
 			if err := a.sleep(ctx, time.Second); err != nil {
 				return Measurement{}, &MeasureError{image, Unclear, emits, follows(emitErr, err)}
 			}

@@ -18,16 +18,16 @@ import (
 const (
 	keptPrefix = "image-"
 	keptSuffix = ".json"
-	// keptImages is how many images' manifests are kept, the newest first.
+	// keptImages is how many images' manifests are cached, the newest first.
 	keptImages = 3
-	// maxKept bounds one kept document: three documents of at most 4 MiB in base64, and change.
+	// maxKept bounds one cached document: three documents of at most 4 MiB in base64, and change.
 	maxKept = 18 << 20
 	// maxEntries bounds how many names are looked at when old ones are removed.
 	maxEntries = 10_000
 )
 
-// Restore proves the manifest and config that an earlier run kept. fs.ErrNotExist: none was.
-// Whoever else can write there can only make them useless.
+// Restore proves the manifest and config that an earlier run cached. fs.ErrNotExist: none was.
+// What else can write there can only make them useless.
 func (d Dir) Restore(ref name.Digest) (*image.Verified, error) {
 	data, err := d.read(keptName(ref), maxKept)
 	if err != nil {

@@ -156,19 +156,19 @@ func available(path string) (int64, error) {
 	return int64(disk.Bavail) * disk.Bsize, nil
 }
 
-// Lock is who holds the shared directory's lock.
+// Lock is the holder of the shared directory's lock.
 type Lock struct {
 	PID       string               // empty: nobody
 	Container *admission.Container // whose process it is, as far as that can be seen
 }
 
-// Launcher reports whether it is a launcher's: that of whoever isn't the workload, which may take
+// Launcher reports whether it is a launcher's: that of anything but the workload, which may take
 // the lock of its volume too.
 func (l Lock) Launcher() bool {
 	return l.PID != "" && (l.Container == nil || !compose.OfWorkload(l.Container.Container))
 }
 
-// LockHolder returns who holds the shared directory's lock, as the kernel tells it to proc, without
+// LockHolder returns the holder of the shared directory's lock, as the kernel shows it in proc, without
 // taking it. Processes of other containers can be seen only from outside of all.
 func LockHolder(
 	ctx context.Context, e *inspect.Engine, shared *files.Dir, proc string,

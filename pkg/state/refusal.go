@@ -27,7 +27,7 @@ func notTheVolume(err error) *admission.Refusal {
 		"outside of one, name its place with --shared-dir: docker volume inspect "+compose.SharedVolume)
 }
 
-// Locked refuses where somebody else holds the shared directory's lock.
+// Locked refuses where another process holds the shared directory's lock.
 func Locked(err error) *admission.Refusal {
 	return refusal(admission.AnotherLauncher, exit.Busy,
 		fmt.Errorf("another launcher is at work here: %w", err),
@@ -40,7 +40,7 @@ func Locked(err error) *admission.Refusal {
 // to it.
 func noBoot(err error) *admission.Refusal {
 	return refusal(admission.BootUnknown, exit.Measurement, err,
-		"the kernel tells it in /proc; is that mounted?")
+		"the kernel gives it in /proc; is that mounted?")
 }
 
 // noConfig refuses a user config that can't be read.
@@ -65,14 +65,14 @@ func unrecorded(err error) *admission.Refusal {
 	return refusal(admission.RecordBlocked, exit.Config,
 		fmt.Errorf("record of the measurement: %w", err),
 		"make room in the shared volume, or remove what stands in the record's place; "+
-			"it is made anew")
+			"it is made again")
 }
 
 // NodeConfig refuses where the workload's config can't be written.
 func NodeConfig(err error) *admission.Refusal {
 	return refusal(admission.NodeConfigFails, exit.Config, fmt.Errorf("node config: %w", err),
 		"make room in the shared volume, or remove what stands in the file's place; "+
-			"it is made anew")
+			"it is made again")
 }
 
 func refusal(

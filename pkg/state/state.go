@@ -3,7 +3,7 @@
 // ones, in a directory of their own in the shared volume: the record of a boot, and the manifests
 // of images that were loaded.
 //
-// It guarantees that nothing is believed because it stands there: a kept manifest proves itself by
+// It guarantees that nothing is believed because it stands there: a cached manifest proves itself by
 // its digest. A record proves nothing. Whoever has the volume, such as the workload, may have
 // written, removed or replaced any of it at any time, so a caller may refuse because of a record
 // and must never allow anything because of one.

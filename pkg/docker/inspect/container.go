@@ -59,7 +59,7 @@ func (c Container) HostPath(path string) string {
 	return host
 }
 
-// Live tells whether processes of the container run or may run without anybody starting it.
+// Live reports whether processes of the container run or may run without anybody starting it.
 func (c Container) Live() bool {
 	switch c.Status {
 	case "created", "exited", "dead":
@@ -68,7 +68,7 @@ func (c Container) Live() bool {
 	return true // running, paused, restarting, removing, and whatever comes that we don't know
 }
 
-// NeverStarted tells whether no process of the container ever ran.
+// NeverStarted reports whether no process of the container ever ran.
 func (c Container) NeverStarted() bool { return c.Status == "created" && c.StartedAt.IsZero() }
 
 // ShortID is the ID as people know it.

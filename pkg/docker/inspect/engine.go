@@ -19,7 +19,7 @@ import (
 // Error is an engine that couldn't be reached or refused. It ends in exit code 7.
 type Error = api.Error
 
-// NotFound tells whether err says that the image, container or volume asked for doesn't exist.
+// NotFound reports whether err says that the image, container or volume asked for doesn't exist.
 func NotFound(err error) bool { return api.NotFound(err) }
 
 // Engine is a reader of one engine.
@@ -59,7 +59,7 @@ type Info struct {
 	Podman       bool   // it isn't Docker
 }
 
-// APIAtLeast tells whether the engine speaks API version 1.minor or a newer one.
+// APIAtLeast reports whether the engine speaks API version 1.minor or a newer one.
 func (i Info) APIAtLeast(minor int) bool {
 	major, rest, _ := strings.Cut(i.API, ".")
 	got, err := strconv.Atoi(rest)

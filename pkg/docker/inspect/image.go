@@ -28,7 +28,7 @@ func (id ImageID) String() string {
 	return id.digest.String()
 }
 
-// IsZero tells whether nothing was proved.
+// IsZero reports whether nothing was proved.
 func (id ImageID) IsZero() bool { return id.digest.IsZero() }
 
 // ErrNoImage is returned by Prove where the engine doesn't have the image.

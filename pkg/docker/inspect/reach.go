@@ -28,7 +28,7 @@ func (e *Engine) Reaches(ctx context.Context, c Container, path string) (source 
 	return "", nil
 }
 
-// reaches tells whether source is path or a directory above it, by any of their names.
+// reaches reports whether source is path or a directory above it, by any of their names.
 func reaches(source, path string) bool {
 	for _, s := range spellings(source) {
 		for _, p := range spellings(path) {

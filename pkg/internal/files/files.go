@@ -1,4 +1,4 @@
-// Package files reads and writes small files in places that somebody else can write to as well.
+// Package files reads and writes small files in places that others can write to as well.
 //
 // It guarantees that below an opened Dir no link is followed, nothing but a regular file is read,
 // no read is larger than its bound, and that a written file is there whole or not at all, even
@@ -231,7 +231,7 @@ const (
 	lockPoll     = 10 * time.Millisecond
 )
 
-// Lock takes the directory's own lock, or returns ErrLocked where that is held by somebody for
+// Lock takes the directory's own lock, or returns ErrLocked where that is held by another for
 // longer than a killed holder's child can have it. Sleep waits between two tries. The lock is held
 // until Close or the end of the process, however that ends, and nothing that is done to the
 // directory's entries can take it away.

@@ -85,19 +85,19 @@ func (e *Error) Hints() []string {
 	return nil
 }
 
-// DiskFull tells whether the engine ran out of space. Its answers carry no code for that, only the system's words.
+// DiskFull reports whether the engine ran out of space. Its answers carry no code for that, only the system's words.
 func DiskFull(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && strings.Contains(e.Message, syscall.ENOSPC.Error())
 }
 
-// NotFound tells whether the engine answered that a thing doesn't exist.
+// NotFound reports whether the engine answered that a thing doesn't exist.
 func NotFound(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Status == http.StatusNotFound
 }
 
-// Answered tells whether err is the engine's own refusal, not a failure to reach it.
+// Answered reports whether err is the engine's own refusal, not a failure to reach it.
 func Answered(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Status != 0
