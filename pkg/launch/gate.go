@@ -42,7 +42,11 @@ func (m *machine) endImpostors(ctx context.Context) error {
 			m.Log.Warn("ending a workload that nobody has measured in this boot",
 				"container", c.Name, "id", c.ShortID(), "status", c.Status, "policy", c.RestartPolicy)
 			err := m.rename(ctx, c.Container, facts.ImpostorName(c))
-			if err == nil {
+			if err != nil {
+				// It must not run on without its name either. Its policy stays: without one of the
+				// two, the next run would take it for an old container like any.
+				err = errors.Join(err, m.engine.Stop(ctx, c.ID, stopGrace))
+			} else {
 				err = m.end(ctx, c.Container)
 			}
 			errs = append(errs, err)

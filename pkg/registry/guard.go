@@ -150,8 +150,11 @@ func (g *guard) speaks(scheme string) {
 // strip takes out of a request what is secret and may not go where it goes. An anonymous token is
 // no secret, and over plain http to another machine there is no other.
 func (g *guard) strip(request *http.Request) {
-	from := redirectedFrom(request)
-	elsewhere := from != nil && origin(from) != origin(request.URL)
+	// Every redirect that led here counts: the client makes each hop's body anew from the first one's.
+	elsewhere := false
+	for q := request; q.Response != nil && q.Response.Request != nil; q = q.Response.Request {
+		elsewhere = elsewhere || origin(q.Response.Request.URL) != origin(request.URL)
+	}
 	plain := request.URL.Scheme == "http" && !isLoopback(request.URL.Host)
 	scheme, _, _ := strings.Cut(request.Header.Get("Authorization"), " ")
 	if elsewhere || plain && !strings.EqualFold(scheme, "Bearer") {

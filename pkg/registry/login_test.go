@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -206,6 +207,37 @@ func TestRedirectsAndCredentials(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestARedirectedRefreshToken isn't sent to another origin, however many redirects lead there.
+func TestARedirectedRefreshToken(t *testing.T) {
+	t.Parallel()
+	thief := newFront(t, false)
+	thief.hook = func(w http.ResponseWriter, q *http.Request) bool {
+		body, _ := io.ReadAll(q.Body)
+		assert.NotContains(t, string(body), identity, "%s", q.URL)
+		http.Redirect(w, q, thief.URL+q.URL.Path+"/next", http.StatusTemporaryRedirect)
+		return true
+	}
+	for _, first := range []string{thief.URL + "/token", "/again"} {
+		f := newFront(t, false)
+		var asked atomic.Int64
+		f.hook = func(w http.ResponseWriter, q *http.Request) bool {
+			switch q.URL.Path {
+			case "/token":
+				asked.Add(1)
+				http.Redirect(w, q, first, http.StatusTemporaryRedirect)
+			case "/again":
+				http.Redirect(w, q, thief.URL+"/token", http.StatusTemporaryRedirect)
+			default:
+				refuse(w, http.StatusUnauthorized, "", `Bearer realm="`+f.URL+`/token",service="x"`)
+			}
+			return true
+		}
+		_, _, err := pull(t.Context(), f.client(keychain{IdentityToken: identity}), f.ref)
+		require.Error(t, err)
+		assert.Positive(t, asked.Load())
 	}
 }
 
