@@ -48,6 +48,8 @@ func (i *impostor) release() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.lock != nil {
+		// A child that is being started has a copy of the descriptor until its exec.
+		_ = unix.Flock(int(i.lock.Fd()), unix.LOCK_UN)
 		i.lock.Close()
 		i.lock = nil
 	}
@@ -68,7 +70,7 @@ func (i *impostor) strikes(s stranger) {
 	i.emitAsSomebody(1)
 	dir, err := os.Open(i.SharedDir)
 	require.NoError(i.t, err)
-	require.NoError(i.t, unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+	require.NoError(i.t, unix.Flock(int(dir.Fd()), unix.LOCK_EX))
 	i.mu.Lock()
 	i.lock = dir
 	i.mu.Unlock()
@@ -152,7 +154,7 @@ func TestAnImpostorIsEndedBeforeEveryOtherRefusal(t *testing.T) {
 			dir, err := os.Open(i.SharedDir)
 			require.NoError(i.t, err)
 			i.t.Cleanup(func() { dir.Close() })
-			require.NoError(i.t, unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+			require.NoError(i.t, unix.Flock(int(dir.Fd()), unix.LOCK_EX))
 		}, exit.Busy},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -260,7 +262,7 @@ func TestASecondLauncherLeavesTheFirstAlone(t *testing.T) {
 		lock, err := os.Open(w.SharedDir) // the first holds it still
 		require.NoError(t, err)
 		t.Cleanup(func() { lock.Close() })
-		require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+		require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
 		for _, project := range []string{"", "launcher", "elsewhere", "mpc-node"} {
 			w.selfID = w.launcherAs("launcher-of-"+project, project)
 			before = append(before, w.seen()[len(before):]...)
