@@ -385,7 +385,7 @@ func TestE2EKilled(t *testing.T) {
 			again := m.start()
 			if c.refused {
 				// A short look is enough here; that it gives up by itself after half a minute is proved elsewhere.
-				again.says("may be measuring still", 1)
+				again.says("may still be measuring", 1)
 				again.kill()
 				m.agent.Heal()
 				sound(digest)
