@@ -104,7 +104,8 @@ func unknowable() []row {
 			quirk: "engine refuses to ",
 			why:   "an engine says only when it is asked for a change whether it does it",
 			steps: []admission.Step{
-				admission.AtSettings, admission.AtGate, admission.AtLoad, admission.AtCreate, admission.AtMeasure, admission.AtStart,
+				admission.AtSettings, admission.AtGate, admission.AtLoad, admission.AtCreate,
+				admission.AtMeasure, admission.AtStart, admission.AtSupervise,
 			},
 			codes: []exit.Code{exit.Engine, exit.Measurement, exit.Workload},
 		},
