@@ -54,6 +54,8 @@ func TestTheNextBoot(t *testing.T) {
 	assert.Equal(t, []string{"ENG008", "HST002"}, codes(report), "it starts by itself")
 	assert.True(t, noted(report, preflight.StartsByItself))
 	assert.Equal(t, exit.Measurement, report.ExitCode)
+	w.engine(http.MethodPost, "/containers/other/stop", nil)
+	assert.Equal(t, []string{"ENG008", "HST002"}, codes(w.run()), "with its port, though it doesn't run now")
 
 	w.engine(http.MethodDelete, "/containers/other?force=1", nil)
 	report = w.run()

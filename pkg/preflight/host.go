@@ -79,6 +79,15 @@ func (f *facts) published(ctx context.Context) (map[uint16]string, error) {
 			ports[p.Port] = ""
 		}
 	}
+	if f.next {
+		for _, c := range f.containers { // what the engine will start by itself may not run now
+			for _, port := range c.HostPorts {
+				if c.Live() && !compose.OfWorkload(c.Container) {
+					ports[port] = c.Name
+				}
+			}
+		}
+	}
 	return ports, nil
 }
 

@@ -34,6 +34,7 @@ type Container struct {
 	RestartPolicy string // "no", "always", "unless-stopped", "on-failure"; the API's empty word is "no"
 	SecurityOpt   []string
 	Privileged    bool
+	HostPorts     []uint16 // TCP ports of the host that it publishes while it runs, as it was created
 	Mounts        []Mount
 }
 
@@ -153,6 +154,7 @@ func (e *Engine) Container(ctx context.Context, id string) (Container, error) {
 			RestartPolicy struct{ Name string }
 			SecurityOpt   []string
 			Privileged    bool
+			PortBindings  map[string][]struct{ HostPort string }
 		}
 		Mounts []Mount
 	}
@@ -167,6 +169,14 @@ func (e *Engine) Container(ctx context.Context, id string) (Container, error) {
 		Command: answer.Config.Cmd, Entrypoint: answer.Config.Entrypoint, Environment: answer.Config.Env,
 		StopSignal: answer.Config.StopSignal, RestartPolicy: answer.HostConfig.RestartPolicy.Name, SecurityOpt: answer.HostConfig.SecurityOpt,
 		Privileged: answer.HostConfig.Privileged, Mounts: answer.Mounts,
+	}
+	for port, bindings := range answer.HostConfig.PortBindings {
+		for _, b := range bindings {
+			host, err := strconv.ParseUint(b.HostPort, 10, 16)
+			if err == nil && host != 0 && strings.HasSuffix(port, "/tcp") {
+				c.HostPorts = append(c.HostPorts, uint16(host))
+			}
+		}
 	}
 	if c.RestartPolicy == "" {
 		c.RestartPolicy = "no"
