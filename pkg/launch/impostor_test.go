@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -226,17 +225,7 @@ func TestKilledWhileAnImpostorEnds(t *testing.T) {
 				t.Parallel()
 				i := impostorWorld(t)
 				i.strikes(s)
-				before := len(i.Engine.Requests())
-				fault := launchtest.EngineFault{Match: "*", Skip: n, Times: -1, After: done, Hang: true}
-				var did atomic.Bool
-				if done {
-					fault.Edit = func(body []byte) []byte { did.Store(true); return body }
-				}
-				i.Engine.Fail(fault)
-				p := i.start(0)
-				require.True(t, p.until(func() bool { return len(i.Engine.Requests()) > before+n && did.Load() == done }), "%s", &p.stderr)
-				p.kill()
-				i.Engine.Heal()
+				i.killAtRequest(n, done)
 				i.litter()
 				i.refused()
 				i.litter()

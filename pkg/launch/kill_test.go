@@ -201,17 +201,7 @@ func TestKilledAtEveryRequestToTheEngine(t *testing.T) {
 		killed := func(t *testing.T, done, sameBoot bool) {
 			w, j := judgedWorld(t)
 			w.older(j)
-			before := len(w.Engine.Requests())
-			fault := launchtest.EngineFault{Match: "*", Skip: i, Times: -1, After: done, Hang: true}
-			var did atomic.Bool
-			if done {
-				fault.Edit = func(body []byte) []byte { did.Store(true); return body }
-			}
-			w.Engine.Fail(fault)
-			p := w.start(0)
-			require.True(t, p.until(func() bool { return len(w.Engine.Requests()) > before+i && did.Load() == done }), "%s", &p.stderr)
-			p.kill()
-			w.Engine.Heal()
+			w.killAtRequest(i, done)
 			w.aftermath(j, sameBoot, false)
 		}
 		name := fmt.Sprintf("%d %.60s", i+1, request)
@@ -258,6 +248,24 @@ func TestKilledUnsupervisedBeforeReadingBack(t *testing.T) {
 			assert.Equal(t, 1, w.workload().Starts)
 		})
 	}
+}
+
+// killAtRequest starts a launcher and kills it after so many requests to the engine: when nothing of
+// the next one was done, or when all of it was and the answer is still to come.
+func (w *world) killAtRequest(n int, done bool) {
+	w.t.Helper()
+	before := len(w.Engine.Requests())
+	fault := launchtest.EngineFault{Match: "*", Skip: n, Times: -1, After: done, Hang: true}
+	var did atomic.Bool
+	if done {
+		fault.Edit = func(body []byte) []byte { did.Store(true); return body }
+	}
+	w.Engine.Fail(fault)
+	p := w.start(0)
+	asked := func() bool { return len(w.Engine.Requests()) > before+n && did.Load() == done }
+	require.True(w.t, p.until(asked), "%s", &p.stderr)
+	p.kill()
+	w.Engine.Heal()
 }
 
 // TestKilledAtEveryRequestToTheAgent does the same there.
