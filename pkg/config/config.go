@@ -171,8 +171,9 @@ func (s *source) node(node map[string]any, p Platform) {
 // The keys of [launcher_config], those of older generations last.
 func launcherKeys() []string {
 	return []string{
-		"image", "mpc_hash_override", "port_mappings", "pull_max_retries", "pull_retry_interval_secs", "pull_max_delay_secs",
-		"image_reference", "registry", "image_name", "image_tags",
+		"image_reference", "mpc_hash_override", "port_mappings",
+		"pull_max_retries", "pull_retry_interval_secs", "pull_max_delay_secs",
+		"image", "registry", "image_name", "image_tags",
 		"rpc_request_timeout_secs", "rpc_request_interval_secs", "rpc_max_attempts",
 	}
 }
@@ -255,7 +256,7 @@ func (s *source) ports(t table) []Port {
 func (s *source) image(t table) Image {
 	var image Image
 	var from string // the key that image is from
-	for _, key := range []string{"image", "image_reference"} {
+	for _, key := range []string{"image_reference", "image"} {
 		text, ok := get[string](t, key)
 		if !ok {
 			continue
@@ -265,9 +266,6 @@ func (s *source) image(t table) Image {
 			s.problem(t.place(key), "%s: %v", key, err)
 			continue
 		}
-		if key == "image_reference" {
-			s.warn(t.place(key), "image_reference is deprecated; use image = %q", parsed)
-		}
 		if from != "" && (parsed.Repository != image.Repository || !sameTag(parsed.Tag, image.Tag)) {
 			s.problem(t.place(key), "%s and %s have different values", from, key)
 			continue
@@ -276,7 +274,7 @@ func (s *source) image(t table) Image {
 	}
 	image = s.oldImage(t, image, from)
 	if !t.has("image") && !t.has("image_reference") && !t.has("image_name") {
-		s.problem(t.place(), "image is missing")
+		s.problem(t.place(), "image_reference is missing")
 	}
 	return image
 }
@@ -324,7 +322,7 @@ func (s *source) oldImage(t table, image Image, from string) Image {
 		}
 		image.Tag = cmp.Or(image.Tag, tags[0])
 	}
-	s.warn(t.place(used[0]), "deprecated: %s; use image = %q", strings.Join(used, ", "), image)
+	s.warn(t.place(used[0]), "deprecated: %s; use image_reference = %q", strings.Join(used, ", "), image)
 	return image
 }
 

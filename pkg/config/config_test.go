@@ -101,9 +101,8 @@ func TestGenerations(t *testing.T) {
 			image: "nearone/mpc-node:3.9.0",
 		},
 		"image_reference": {
-			lines:    []string{`image_reference = "nearone/mpc-node:3.8.1"`},
-			image:    "nearone/mpc-node:3.8.1",
-			warnings: []string{`/tapp/user_config:2:1: image_reference is deprecated; use image = "nearone/mpc-node:3.8.1"`},
+			lines: []string{`image_reference = "nearone/mpc-node:3.8.1"`},
+			image: "nearone/mpc-node:3.8.1",
 		},
 		"3.8, Docker Hub": {
 			lines: []string{
@@ -120,7 +119,7 @@ func TestGenerations(t *testing.T) {
 			},
 			image: "nearone/mpc-node:main-260e88b",
 			warnings: []string{
-				`/tapp/user_config:4:1: deprecated: registry, image_name, image_tags; use image = "nearone/mpc-node:main-260e88b"`,
+				`/tapp/user_config:4:1: deprecated: registry, image_name, image_tags; use image_reference = "nearone/mpc-node:main-260e88b"`,
 				`/tapp/user_config:5:1: rpc_request_timeout_secs is deprecated and has no effect; use pull_max_retries and pull_max_delay_secs`,
 				`/tapp/user_config:6:1: rpc_request_interval_secs is deprecated and has no effect; use pull_retry_interval_secs`,
 				`/tapp/user_config:7:1: rpc_max_attempts is deprecated and has no effect; use pull_max_retries`,
@@ -129,22 +128,22 @@ func TestGenerations(t *testing.T) {
 		"3.8, another registry": {
 			lines:    []string{`registry = "ghcr.io"`, `image_name = "nearone/mpc-node"`, `image_tags = ["a", "b"]`},
 			image:    "ghcr.io/nearone/mpc-node:a",
-			warnings: []string{`/tapp/user_config:2:1: deprecated: registry, image_name, image_tags; use image = "ghcr.io/nearone/mpc-node:a"`},
+			warnings: []string{`/tapp/user_config:2:1: deprecated: registry, image_name, image_tags; use image_reference = "ghcr.io/nearone/mpc-node:a"`},
 		},
 		"3.8, a registry with a port": {
 			lines:    []string{`registry = "localhost:5000"`, `image_name = "mpc-node"`},
 			image:    "localhost:5000/mpc-node",
-			warnings: []string{`/tapp/user_config:2:1: deprecated: registry, image_name; use image = "localhost:5000/mpc-node"`},
+			warnings: []string{`/tapp/user_config:2:1: deprecated: registry, image_name; use image_reference = "localhost:5000/mpc-node"`},
 		},
 		"3.8, without a registry": {
 			lines:    []string{`image_name = "nearone/mpc-node"`, `image_tags = []`},
 			image:    "nearone/mpc-node",
-			warnings: []string{`/tapp/user_config:2:1: deprecated: image_name, image_tags; use image = "nearone/mpc-node"`},
+			warnings: []string{`/tapp/user_config:2:1: deprecated: image_name, image_tags; use image_reference = "nearone/mpc-node"`},
 		},
 		"3.8, the registry twice": {
 			lines:    []string{`registry = "ghcr.io"`, `image_name = "ghcr.io/nearone/mpc-node"`},
 			image:    "ghcr.io/nearone/mpc-node",
-			warnings: []string{`/tapp/user_config:2:1: deprecated: registry, image_name; use image = "ghcr.io/nearone/mpc-node"`},
+			warnings: []string{`/tapp/user_config:2:1: deprecated: registry, image_name; use image_reference = "ghcr.io/nearone/mpc-node"`},
 		},
 		"all of them, agreeing": {
 			lines: []string{
@@ -156,14 +155,13 @@ func TestGenerations(t *testing.T) {
 			},
 			image: "nearone/mpc-node:x",
 			warnings: []string{
-				`/tapp/user_config:3:1: image_reference is deprecated; use image = "nearone/mpc-node:x"`,
-				`/tapp/user_config:4:1: deprecated: registry, image_name, image_tags; use image = "nearone/mpc-node:x"`,
+				`/tapp/user_config:4:1: deprecated: registry, image_name, image_tags; use image_reference = "nearone/mpc-node:x"`,
 			},
 		},
 		"left-overs beside image": {
 			lines:    []string{`image = "ghcr.io/nearone/mpc-node"`, `registry = "ghcr.io"`, `image_tags = ["x"]`},
 			image:    "ghcr.io/nearone/mpc-node:x",
-			warnings: []string{`/tapp/user_config:3:1: deprecated: registry, image_tags; use image = "ghcr.io/nearone/mpc-node:x"`},
+			warnings: []string{`/tapp/user_config:3:1: deprecated: registry, image_tags; use image_reference = "ghcr.io/nearone/mpc-node:x"`},
 		},
 		"a fraction of a second": {
 			lines:    []string{`image = "nearone/mpc-node"`, `rpc_request_interval_secs = 0.5`},
@@ -188,7 +186,7 @@ func TestLauncherProblems(t *testing.T) {
 		lines []string
 		want  []string // without the file
 	}{
-		"no image":                   {nil, []string{`1:2: image is missing`}},
+		"no image":                   {nil, []string{`1:2: image_reference is missing`}},
 		"an empty image":             {[]string{`image = ""`}, []string{`2:1: image: "" is not [registry[:port]/]name[:tag]`}},
 		"an image of the wrong type": {[]string{`image = ["x"]`}, []string{`2:1: image must be a string, not an array`}},
 		"a misspelt key": {[]string{image, `pull_max_retry = 1`},
@@ -196,7 +194,7 @@ func TestLauncherProblems(t *testing.T) {
 		"another letter case": {[]string{image, `IMAGE = "x"`},
 			[]string{`3:1: unknown key "IMAGE" in [launcher_config]; the nearest known one is "image"`}},
 		"another letter case, alone": {[]string{`Image = "x"`},
-			[]string{`1:2: image is missing`, `2:1: unknown key "Image" in [launcher_config]; the nearest known one is "image"`}},
+			[]string{`1:2: image_reference is missing`, `2:1: unknown key "Image" in [launcher_config]; the nearest known one is "image"`}},
 		"a long key": {[]string{image, strings.Repeat("x", 1000) + ` = 1`},
 			[]string{`3:1: unknown key "` + strings.Repeat("x", 60) + `" in [launcher_config]; the nearest known one is "pull_max_retries"`}},
 		"a strange key": {[]string{image, `"\u001b[2J" = 1`},
@@ -259,11 +257,11 @@ func TestLauncherProblems(t *testing.T) {
 			[]string{`7:1: host port 80 is mapped twice`, `8:1: container must be 1 to 65535, not 70000`,
 				`9:1: unknown key "hots" in port_mappings; the nearest known one is "host"`}},
 		"image and image_reference": {[]string{image, `image_reference = "nearone/mpc-node-gcp"`},
-			[]string{`3:1: image and image_reference have different values`}},
+			[]string{`2:1: image_reference and image have different values`}},
 		"different tags": {[]string{`image = "x:1"`, `image_reference = "x:2"`},
-			[]string{`3:1: image and image_reference have different values`}},
+			[]string{`2:1: image_reference and image have different values`}},
 		"different registries": {[]string{image, `image_reference = "ghcr.io/nearone/mpc-node"`},
-			[]string{`3:1: image and image_reference have different values`}},
+			[]string{`2:1: image_reference and image have different values`}},
 		"image and image_name": {[]string{image, `image_name = "nearone/mpc-node-gcp"`},
 			[]string{`3:1: image and image_name have different values`}},
 		"image_reference and image_name": {[]string{`image_reference = "x"`, `registry = "ghcr.io"`, `image_name = "x"`},
@@ -273,8 +271,8 @@ func TestLauncherProblems(t *testing.T) {
 			[]string{`3:1: image and image_tags have different values`}},
 		"image_name with a tag": {[]string{`image_name = "x:1"`, `image_tags = ["2"]`},
 			[]string{`3:1: image_name and image_tags have different values`}},
-		"a registry alone": {[]string{`registry = "ghcr.io"`}, []string{`1:2: image is missing`}},
-		"tags alone":       {[]string{`image_tags = ["x"]`}, []string{`1:2: image is missing`}},
+		"a registry alone": {[]string{`registry = "ghcr.io"`}, []string{`1:2: image_reference is missing`}},
+		"tags alone":       {[]string{`image_tags = ["x"]`}, []string{`1:2: image_reference is missing`}},
 		"a registry of another name": {[]string{`registry = "quay.io"`, `image_name = "ghcr.io/x/y"`},
 			[]string{`3:1: image_name: "ghcr.io/x/y" is not in registry "quay.io"`}},
 		"a registry without a dot": {[]string{`registry = "harbor"`, `image_name = "x/y"`},
@@ -297,7 +295,7 @@ func TestLauncherProblems(t *testing.T) {
 			[]string{`3:1: image_tags must be an array, not a string`}},
 		"everything at once": {[]string{`pull_max_retries = "many"`, `imge = "x"`, `port_mappings = [{ host = 0, container = 0 }]`, `mpc_hash_override = "x"`},
 			[]string{
-				`1:2: image is missing`,
+				`1:2: image_reference is missing`,
 				`2:1: pull_max_retries must be an integer, not a string`,
 				`3:1: unknown key "imge" in [launcher_config]; the nearest known one is "image"`,
 				`4:20: host must be 1 to 65535, not 0`,
@@ -368,7 +366,7 @@ func TestTables(t *testing.T) {
 
 func TestWarningsComeWithProblems(t *testing.T) {
 	t.Parallel()
-	_, warnings, err := config.Parse(file, []byte(with(`image_reference = "x"`, `y = 1`)), config.TEE)
+	_, warnings, err := config.Parse(file, []byte(with(`image_name = "x"`, `y = 1`)), config.TEE)
 	require.Error(t, err)
 	require.Len(t, warnings, 1)
 	assert.Equal(t, 2, warnings[0].Line)

@@ -59,7 +59,7 @@ func dotenvTOML(values map[string]string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "[%s]\n", launcherTable)
 	if image, err := dotenvImage(values); err == nil {
-		fmt.Fprintf(&b, "image = %q\n", image)
+		fmt.Fprintf(&b, "image_reference = %q\n", image)
 	} else {
 		fmt.Fprintf(&b, "# image: what the file says can't be used\n")
 	}

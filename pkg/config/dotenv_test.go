@@ -44,7 +44,7 @@ PORTS=8080:8080, 3030:80,24567:24567
 `)
 	assert.Equal(t, file+":2:1", place)
 	assert.Equal(t, `[launcher_config]
-image = "nearone/mpc-node-gcp:068d88b-tee"
+image_reference = "nearone/mpc-node-gcp:068d88b-tee"
 mpc_hash_override = "`+hashA.String()+`"  # must be a manifest's digest now, not an image's ID
 port_mappings = [{ host = 8080, container = 8080 }, { host = 3030, container = 80 }, { host = 24567, container = 24567 }]
 # RPC_MAX_ATTEMPTS: see pull_max_retries, pull_retry_interval_secs, pull_max_delay_secs
@@ -70,17 +70,17 @@ func TestDotenvValues(t *testing.T) {
 		text string
 		want []string
 	}{
-		"the defaults":             {"MPC_ENV=testnet", []string{`image = "nearone/mpc-node"`}},
-		"another registry":         {"MPC_REGISTRY=ghcr.io\nMPC_IMAGE_NAME=x/y", []string{`image = "ghcr.io/x/y"`}},
-		"the older names":          {"LAUNCHER_IMAGE_NAME=x/y\nLAUNCHER_REGISTRY=ghcr.io\nLAUNCHER_IMAGE_TAGS=z", []string{`image = "ghcr.io/x/y:z"`}},
-		"the last one counts":      {"MPC_IMAGE_TAGS=a\nMPC_IMAGE_TAGS=b", []string{`image = "nearone/mpc-node:b"`}},
-		"white space":              {"  MPC_IMAGE_NAME = x/y \r\n", []string{`image = "x/y"`}},
+		"the defaults":             {"MPC_ENV=testnet", []string{`image_reference = "nearone/mpc-node"`}},
+		"another registry":         {"MPC_REGISTRY=ghcr.io\nMPC_IMAGE_NAME=x/y", []string{`image_reference = "ghcr.io/x/y"`}},
+		"the older names":          {"LAUNCHER_IMAGE_NAME=x/y\nLAUNCHER_REGISTRY=ghcr.io\nLAUNCHER_IMAGE_TAGS=z", []string{`image_reference = "ghcr.io/x/y:z"`}},
+		"the last one counts":      {"MPC_IMAGE_TAGS=a\nMPC_IMAGE_TAGS=b", []string{`image_reference = "nearone/mpc-node:b"`}},
+		"white space":              {"  MPC_IMAGE_NAME = x/y \r\n", []string{`image_reference = "x/y"`}},
 		"a quoted name":            {"MPC_IMAGE_NAME=\"x/y\"", []string{`# image: what the file says can't be used`}},
-		"a tag that is none":       {"MPC_IMAGE_TAGS=$(x)", []string{`image = "nearone/mpc-node"`}},
+		"a tag that is none":       {"MPC_IMAGE_TAGS=$(x)", []string{`image_reference = "nearone/mpc-node"`}},
 		"a password":               {"MPC_REGISTRY=user:secret@ghcr.io", []string{`# image: what the file says can't be used`}},
 		"a secret in the image":    {"MPC_IMAGE_NAME=x secret", []string{`# image: what the file says can't be used`}},
 		"no digest":                {"MPC_HASH_OVERRIDE=secret", []string{`# mpc_hash_override: what the file says can't be used`}},
-		"an empty digest":          {"MPC_HASH_OVERRIDE=", []string{`image = "nearone/mpc-node"`}},
+		"an empty digest":          {"MPC_HASH_OVERRIDE=", []string{`image_reference = "nearone/mpc-node"`}},
 		"ports, some of them none": {"PORTS=1:2,secret,1:3,0:1,--env SECRET=1,70000:1,5", []string{`port_mappings = [{ host = 1, container = 2 }]`, `# 6 of PORTS can't be used`}},
 		"no ports":                 {"PORTS=", []string{`port_mappings = []`, `# 1 of PORTS can't be used`}},
 		"everything quoted":        {"MPC_ENV = \"testnet\"\nRUST_LOG = \"secret\"", []string{`# RUST_LOG: under`}},
