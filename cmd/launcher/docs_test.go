@@ -4,6 +4,8 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,34 +13,190 @@ import (
 	"github.com/stretchr/testify/require"
 
 	main "tee-launcher/cmd/launcher"
+	"tee-launcher/pkg/exit"
 )
 
 var update = flag.Bool("update", false, "write the generated parts of the documents anew")
 
-// TestDocs holds the generated parts of the README to the tables and the program that they come from.
-func TestDocs(t *testing.T) {
-	path := filepath.Join("..", "..", "README.md")
-	old, err := os.ReadFile(path)
-	require.NoError(t, err)
-	text := string(old)
-	for _, sections := range []map[string]string{main.Generated(), sessions(t)} {
-		for name, content := range sections {
-			text = replaceSection(t, text, name, content)
+// documents returns the texts of all documents by their paths, which begin at the repository's root.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	texts := map[string]string{}
+	for _, pattern := range []string{"*.md", "docs/*.md", "examples/*.md", "testdata/*.md"} {
+		paths, err := filepath.Glob(filepath.Join("..", "..", pattern))
+		require.NoError(t, err)
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			require.NoError(t, err)
+			texts[strings.TrimPrefix(filepath.ToSlash(path), "../../")] = string(text)
 		}
 	}
-	if *update {
-		require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
-		return
-	}
-	assert.Equal(t, text, string(old), "README.md is out of date: run make docs")
+	require.Contains(t, texts, "README.md")
+	require.Contains(t, texts, "docs/verify.md")
+	return texts
 }
+
+// TestDocs holds the generated parts of the documents to the tables and the programs that they come from.
+func TestDocs(t *testing.T) {
+	sections := main.Generated()
+	shown := sessions(t)
+	for name, content := range shown {
+		sections[name] = content
+	}
+	sections["verify short"] = abridged(t, shown["verify"])
+	deployment, err := os.ReadFile(filepath.Join("..", "..", "examples", "compose.yaml"))
+	require.NoError(t, err)
+	sections["compose"] = "```yaml\n" + string(deployment) + "```\n"
+	texts := documents(t)
+	found := map[string]int{}
+	for path, old := range texts {
+		text := old
+		for name, content := range sections {
+			if strings.Contains(text, marker("begin", name)) {
+				found[name]++
+				text = replaceSection(t, text, name, content)
+			}
+		}
+		if *update {
+			require.NoError(t, os.WriteFile(filepath.Join("..", "..", path), []byte(text), 0o644))
+			continue
+		}
+		assert.Equal(t, text, old, "%s is out of date: run make docs", path)
+	}
+	for name := range sections {
+		assert.Equal(t, 1, found[name], "documents with the section %q", name)
+	}
+}
+
+// abridged is a session in ten lines or so: how it begins, what runs, and how it ends.
+func abridged(t *testing.T, session string) string {
+	t.Helper()
+	lines := strings.SplitAfter(session, "\n")
+	short := slices.Clone(lines[:5])
+	short = append(short, "…\n")
+	for _, line := range lines[5:] {
+		for _, begin := range []string{"image ", "digest ", "reason ", "run would ", "$ echo"} {
+			if strings.HasPrefix(line, begin) {
+				short = append(short, line)
+			}
+		}
+	}
+	require.Len(t, short, 11, "the lines of verify that README shows")
+	return strings.Join(append(short, lines[len(lines)-3:]...), "")
+}
+
+func marker(which, name string) string { return "<!-- " + which + " " + name + " -->\n" }
 
 // replaceSection puts content between the markers of the section name.
 func replaceSection(t *testing.T, text, name, content string) string {
-	begin, end := "<!-- begin "+name+" -->\n", "<!-- end "+name+" -->\n"
-	before, rest, ok := strings.Cut(text, begin)
-	require.True(t, ok, "README.md has no %q", begin)
-	_, after, ok := strings.Cut(rest, end)
-	require.True(t, ok, "README.md has no %q", end)
-	return before + begin + content + end + after
+	before, rest, _ := strings.Cut(text, marker("begin", name))
+	_, after, ok := strings.Cut(rest, marker("end", name))
+	require.True(t, ok, "section %q has no end", name)
+	return before + marker("begin", name) + content + marker("end", name) + after
+}
+
+// TestLinks looks that whatever a document links to is there, and that README can be read in one go.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	texts := documents(t)
+	assert.LessOrEqual(t, strings.Count(texts["README.md"], "\n"), 150, "lines of README.md")
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	links := 0
+	for path, text := range texts {
+		for _, match := range link.FindAllStringSubmatch(text, -1) {
+			target, anchor, _ := strings.Cut(match[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			links++
+			file := path
+			if target != "" {
+				file = filepath.ToSlash(filepath.Join(filepath.Dir(path), target))
+			}
+			_, err := os.Stat(filepath.Join("..", "..", file))
+			if !assert.NoError(t, err, "%s links to %s", path, match[1]) || anchor == "" {
+				continue
+			}
+			assert.Contains(t, anchors(texts[file]), anchor, "%s links to %s", path, match[1])
+		}
+	}
+	assert.Greater(t, links, 20)
+}
+
+// anchors are the names under which the headings of a document can be linked to.
+func anchors(text string) []string {
+	var names []string
+	for line := range strings.Lines(text) {
+		if title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); ok && strings.HasPrefix(line, "#") {
+			name := strings.ToLower(strings.TrimSpace(title))
+			name = regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(name, "")
+			names = append(names, strings.ReplaceAll(name, " ", "-"))
+		}
+	}
+	return names
+}
+
+// TestCommandsInDocuments looks that each command that a document shows is one: the launcher's with its flags, and make's.
+func TestCommandsInDocuments(t *testing.T) {
+	t.Parallel()
+	makefile, err := os.ReadFile(filepath.Join("..", "..", "Makefile"))
+	require.NoError(t, err)
+	inText := regexp.MustCompile("`(launcher [a-z0-9]+[^`]*|make [a-z-]+[^`]*)`")
+	shown := regexp.MustCompile(`(?m)^\$ ((?:launcher|make) .*)$`)
+	count := 0
+	for path, text := range documents(t) {
+		if path == "CHANGELOG.md" {
+			continue // tells of what was, too
+		}
+		var commands []string
+		for _, match := range append(inText.FindAllStringSubmatch(text, -1), shown.FindAllStringSubmatch(text, -1)...) {
+			for _, command := range strings.Split(match[1], "&&") {
+				words, _, _ := strings.Cut(command, " # ")
+				commands = append(commands, strings.TrimSpace(words))
+			}
+		}
+		for _, command := range commands {
+			count++
+			words := strings.Fields(command)
+			if words[0] == "make" {
+				assert.Contains(t, string(makefile), "\n"+words[1]+":", "%s: %s", path, command)
+				continue
+			}
+			help, _, code := run(t, nil, words[1], "--help")
+			if !assert.Zero(t, code, "%s: %s", path, command) || !assert.Contains(t, help, "launcher "+words[1], "%s: %s", path, command) {
+				continue
+			}
+			for _, word := range words[2:] {
+				name, _, _ := strings.Cut(word, "=")
+				if strings.HasPrefix(name, "-") {
+					assert.Regexp(t, `(^|[\s,])`+regexp.QuoteMeta(name)+`\b`, help, "%s: %s", path, command)
+				}
+			}
+		}
+	}
+	assert.Greater(t, count, 20)
+}
+
+// TestTheUnit looks that the systemd unit of the examples starts a launcher that would understand it.
+func TestTheUnit(t *testing.T) {
+	t.Parallel()
+	unit, err := os.ReadFile(filepath.Join("..", "..", "examples", "launcher.service"))
+	require.NoError(t, err)
+	var environ, command []string
+	for line := range strings.Lines(string(unit)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "Environment":
+			environ = append(environ, strings.Fields(value)...)
+		case "ExecStart":
+			command = strings.Fields(value)
+		}
+	}
+	require.Len(t, environ, 5)
+	require.Equal(t, "/usr/local/bin/launcher", command[0])
+	// It gets as far as the config, which isn't here: no setting is missing, and none is wrong.
+	report, _, code := run(t, environ, append([]string{"verify", "-o", "json", "--skip", "engine,registry,compose,agent,host"}, command[2:]...)...)
+	assert.Equal(t, exit.Config, code)
+	assert.NotContains(t, report, `"SET00`)
+	assert.Contains(t, report, "/etc/launcher/user_config.toml")
 }

@@ -46,33 +46,21 @@ const (
 	maxLauncher       = 12_000_000
 )
 
-// teeFile is the contract's first compose file, to the letter. The arguments are the launcher's image, by digest, and the default digest.
-const teeFile = `services:
-  launcher:
-    image: %s
-    container_name: launcher
-    environment: [PLATFORM=TEE, DOCKER_CONTENT_TRUST=1, "DEFAULT_IMAGE_DIGEST=%s"]
-    volumes:
-      - /var/run/docker.sock:/var/run/docker.sock
-      - /var/run/dstack.sock:/var/run/dstack.sock
-      - /tapp:/tapp:ro
-      - shared-volume:/mnt/shared:rw
-    security_opt: [no-new-privileges:true]
-    read_only: true
-    tmpfs: [/tmp]
-volumes: {shared-volume: {name: shared-volume}}
-`
-
-// outside makes the contract's second compose file of the first.
-func outside(text string) string {
-	return strings.NewReplacer(
-		"PLATFORM=TEE", "PLATFORM=NONTEE",
-		"      - /var/run/dstack.sock:/var/run/dstack.sock\n", "",
-		"      - /tapp:/tapp:ro\n", "      - /tapp/user_config:/tapp/user_config:ro\n",
-	).Replace(text)
+// deployment is an example's compose file, as people deploy it, with the launcher's image and the default digest filled in.
+func deployment(t *testing.T, name, image string, fallback fmt.Stringer) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "..", "examples", name))
+	require.NoError(t, err)
+	filled := strings.NewReplacer(
+		"nearone/mpc-launcher@sha256:<digest of the launcher's image>", image,
+		"sha256:<64 hex>", fallback.String(),
+		"./user_config.toml:", "/tapp/user_config:",
+	).Replace(string(text))
+	require.NotContains(t, filled, "<")
+	return filled
 }
 
-// TestE2EDropIn runs the image as `make image` builds it, with nothing but the contract's compose files, on an engine with a bridge of its own.
+// TestE2EDropIn runs the image as `make image` builds it, with nothing but the compose files of the examples, on an engine with a bridge of its own.
 // The launcher has only its own loopback, and there a registry.
 func TestE2EDropIn(t *testing.T) {
 	t.Parallel()
@@ -188,7 +176,7 @@ func TestE2EDropIn(t *testing.T) {
 
 func dropInTEE(t *testing.T, d *dropIn, socket string) {
 	m := d.machine
-	text := strings.Replace(fmt.Sprintf(teeFile, d.image, m.digests[0]), "- /var/run/dstack.sock:", "- "+socket+":", 1)
+	text := strings.Replace(deployment(t, "compose.yaml", d.image, m.digests[0]), "- /var/run/dstack.sock:", "- "+socket+":", 1)
 	d.listen(socket)
 	d.up(text)
 	first := d.settle()
@@ -254,7 +242,7 @@ func dropInTEE(t *testing.T, d *dropIn, socket string) {
 
 func dropInOutside(t *testing.T, d *dropIn) {
 	m := d.machine
-	text := outside(fmt.Sprintf(teeFile, d.image, m.digests[0]))
+	text := deployment(t, "compose-nontee.yaml", d.image, m.digests[0])
 	d.listen("/var/run/dstack.sock")
 	d.up(text)
 	report := d.settle()

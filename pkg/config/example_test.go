@@ -1,0 +1,33 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/config"
+)
+
+// TestTheExample looks that the example for people to copy has every key, and not a single mistake.
+func TestTheExample(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile(filepath.Join("..", "..", "examples", "user_config.toml"))
+	require.NoError(t, err)
+	text := string(data)
+	_, warnings, err := config.Parse("user_config.toml", data, config.TEE)
+	require.NoError(t, err)
+	assert.Empty(t, warnings)
+	whole := strings.ReplaceAll(text, "\n# mpc_hash_override", "\nmpc_hash_override")
+	c, warnings, err := config.Parse("user_config.toml", []byte(whole), config.TEE)
+	require.NoError(t, err)
+	assert.Empty(t, warnings)
+	assert.NotNil(t, c.Override)
+	require.Contains(t, config.Keys(), "image_reference")
+	for _, key := range config.Keys() {
+		assert.Contains(t, whole, "\n"+key+" = ")
+	}
+}
