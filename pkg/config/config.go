@@ -27,6 +27,7 @@ const MaxSize = 1 << 20
 const (
 	launcherTable = "launcher_config"
 	nodeTable     = "mpc_node_config"
+	portsKey      = "port_mappings"
 )
 
 // Platform says whether there is a TEE around us. Its zero value is no platform.
@@ -171,7 +172,7 @@ func (s *source) node(node map[string]any, p Platform) {
 // The keys of [launcher_config], those of older generations last.
 func launcherKeys() []string {
 	return []string{
-		"image_reference", "mpc_hash_override", "port_mappings",
+		"image_reference", "mpc_hash_override", portsKey,
 		"pull_max_retries", "pull_retry_interval_secs", "pull_max_delay_secs",
 		"image", "registry", "image_name", "image_tags",
 		"rpc_request_timeout_secs", "rpc_request_interval_secs", "rpc_max_attempts",
@@ -229,14 +230,18 @@ func (s *source) override(t table) *digest.Digest {
 }
 
 func (s *source) ports(t table) []Port {
-	list, ok := get[[]any](t, "port_mappings")
+	list, ok := get[[]any](t, portsKey)
 	if !ok {
+		return nil
+	}
+	if len(list) > maxPorts {
+		s.problem(t.place(portsKey), "%s has more than %d entries", portsKey, maxPorts)
 		return nil
 	}
 	var ports []Port
 	taken := map[int64]bool{}
 	for i, entry := range list {
-		mapping := table{source: s, name: "port_mappings", path: append(slices.Clone(t.path), "port_mappings", element(i))}
+		mapping := table{source: s, name: "port_mappings", path: append(slices.Clone(t.path), portsKey, element(i))}
 		if mapping.values, ok = entry.(map[string]any); !ok {
 			s.problem(mapping.place(), "port_mappings holds tables { host = …, container = … }, not %s", kind(entry))
 			continue

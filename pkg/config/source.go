@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,12 +13,16 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// Bounds on what the file may hold, far above what a real one does. The decoder's time grows with the square of the
-// number of keys, and the encoder repeats a table's whole path in each header; the original's parser gave up at a depth of 80.
+// Bounds on what the file may hold, far above what a real one does: with them, nothing in 1 MiB
+// costs decoder or encoder more than 64 MiB and 2 s. The decoder keeps a node for each part of an
+// expression, and its time grows with the square of the number of keys; the encoder repeats a
+// table's whole path in each header. The original's parser gave up at a depth of 80.
 const (
+	maxMarks     = 100_000 // of what stands before a value or a part of a key: . = , [ {
 	maxDepth     = 128
 	maxKeys      = 10_000
-	maxExpansion = 16 << 20
+	maxExpansion = 4 << 20 // bytes of all paths, each written out
+	maxPorts     = 3_000   // as many as maxKeys leaves room for
 )
 
 // source is the text of the user config, where its keys stand, and what was found to be wrong with it.
@@ -30,7 +35,8 @@ type source struct {
 }
 
 func newSource(file string, data []byte) *source {
-	s := &source{file: file, lines: []int{0}, places: map[string]int{}}
+	lines := make([]int, 1, 1+bytes.Count(data, []byte("\n")))
+	s := &source{file: file, lines: lines, places: map[string]int{}}
 	for i, b := range data {
 		if b == '\n' {
 			s.lines = append(s.lines, i+1)
@@ -74,6 +80,10 @@ func (s *source) decode(data []byte) map[string]any {
 		s.problem(at, "not UTF-8")
 		return nil
 	}
+	if at := tooManyMarks(data); at >= 0 {
+		s.problem(at, "too many keys and values: more than %d of the characters . = , [ {", maxMarks)
+		return nil
+	}
 	if !s.outline(data) {
 		return nil
 	}
@@ -104,23 +114,67 @@ func invalidUTF8(data []byte) int {
 	return -1
 }
 
-// outline walks the document's syntax before any value is decoded: it notes where the keys stand and refuses what
-// would cost decoder or encoder out of all proportion.
+// tooManyMarks returns where the document has more marks than nodes may be made for, or -1. It is
+// no judge of syntax: what it misreads, the parser refuses there.
+func tooManyMarks(data []byte) int {
+	marks := 0
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; c {
+		case '.', '=', ',', '[', '{':
+			if marks++; marks > maxMarks {
+				return i
+			}
+		case '#':
+			i = endOf(data, i, "\n", false)
+		case '"', '\'':
+			quote := string(c)
+			triple := strings.Repeat(quote, 3)
+			if !bytes.HasPrefix(data[i:], []byte(triple)) {
+				i = endOf(data, i+1, quote, c == '"')
+				continue
+			}
+			i = endOf(data, i+3, triple, c == '"')
+			for range 2 { // quotes that belong to the text
+				if bytes.HasPrefix(data[min(i+1, len(data)):], []byte(quote)) {
+					i++
+				}
+			}
+		}
+	}
+	return -1
+}
+
+// endOf returns where the next end from i on has its last byte, or the length of data.
+func endOf(data []byte, i int, end string, escapes bool) int {
+	for ; i < len(data); i++ {
+		switch {
+		case data[i] == end[0] && bytes.HasPrefix(data[i:], []byte(end)):
+			return i + len(end) - 1
+		case escapes && data[i] == '\\':
+			i++
+		}
+	}
+	return len(data)
+}
+
+// outline walks the document's syntax before any value is decoded: it notes where the keys stand
+// and refuses what would cost decoder or encoder out of all proportion.
 func (s *source) outline(data []byte) bool {
 	data = slices.Clip(data)
 	var parser unstable.Parser
 	parser.Reset(data)
-	o := outliner{source: s, elements: map[string]int{}}
+	o := outliner{source: s}
 	for parser.NextExpression() {
 		switch expression := parser.Expression(); expression.Kind {
 		case unstable.Table:
-			o.header = o.key(nil, expression)
+			o.header = o.key(position{}, expression)
 		case unstable.ArrayTable:
-			array := o.key(nil, expression)
-			i := o.elements[join(array)]
-			o.elements[join(array)]++
-			o.header = append(array, element(i))
-			s.note(o.header, o.last)
+			array := o.key(position{}, expression)
+			o.header = array.element(o.ports)
+			if array.isPorts() {
+				o.note(o.header, o.last)
+				o.ports++
+			}
 		case unstable.KeyValue:
 			o.keyValue(o.header, expression)
 		}
@@ -143,78 +197,115 @@ func (s *source) outline(data []byte) bool {
 	return true
 }
 
-func (s *source) note(path []string, offset int) {
-	// Only these are ever asked for.
-	if len(path) > 2 && path[0] != launcherTable || len(path) > 4 {
-		return
+// position is where something stands in the document.
+type position struct {
+	names []string // of the first maxNoted levels
+	depth int
+	size  int // of the whole path
+}
+
+// maxNoted is the depth down to which places are ever asked for, that of a port's numbers.
+const maxNoted = 4
+
+// below returns where what has that name in p stands.
+func (p position) below(name string) position {
+	p.depth++
+	p.size += len(name) + 1
+	if p.depth <= maxNoted {
+		p.names = append(slices.Clip(p.names), name)
 	}
-	if _, ok := s.places[join(path)]; !ok {
-		s.places[join(path)] = offset
+	return p
+}
+
+// isPorts reports whether p is the one array whose elements have places of their own.
+func (p position) isPorts() bool {
+	return p.depth == 2 && p.names[0] == launcherTable && p.names[1] == portsKey
+}
+
+// element returns where the element i of the array p stands; where that is never asked for, it is
+// enough how deep.
+func (p position) element(i int) position {
+	if p.isPorts() {
+		return p.below(element(i))
+	}
+	return p.below("")
+}
+
+func (s *source) note(p position, offset int) {
+	if p.depth > 2 && p.names[0] != launcherTable || p.depth > maxNoted {
+		return // nobody will ask for it
+	}
+	path := join(p.names)
+	if _, ok := s.places[path]; !ok {
+		s.places[path] = offset
 	}
 }
 
 type outliner struct {
 	*source
-	header    []string
-	elements  map[string]int
+	header    position
+	ports     int // tables of the array of ports so far
 	last      int // offset of the last key
 	keys      int
-	longest   int
+	expansion int
 	overLimit string // why to stop
 }
 
-func (o *outliner) key(prefix []string, n *unstable.Node) []string {
-	path := slices.Clone(prefix)
+func (o *outliner) key(prefix position, n *unstable.Node) position {
 	for parts := n.Key(); parts.Next(); {
 		part := parts.Node()
-		o.keys++
 		o.last = int(part.Raw.Offset)
-		path = append(path, string(part.Data))
-		if len(path) > maxDepth {
+		prefix = prefix.below(string(part.Data))
+		if o.count(prefix); !o.within(prefix) {
 			break
 		}
-		o.note(path, o.last)
+		o.note(prefix, o.last)
 	}
-	o.bound(path)
-	return path
+	return prefix
 }
 
-// bound notes why the decoding would be out of proportion, if it would.
-func (o *outliner) bound(path []string) {
-	o.longest = max(o.longest, len(join(path)))
+// count counts what may become a header.
+func (o *outliner) count(p position) {
+	o.keys++
+	o.expansion += p.size
+}
+
+// within reports whether the decoding is in proportion so far, and notes why not.
+func (o *outliner) within(p position) bool {
 	switch {
-	case len(path) > maxDepth:
+	case p.depth > maxDepth:
 		o.overLimit = fmt.Sprintf("nested deeper than %d levels", maxDepth)
 	case o.keys > maxKeys:
 		o.overLimit = fmt.Sprintf("more than %d keys", maxKeys)
-	case o.keys*o.longest > maxExpansion:
+	case o.expansion > maxExpansion:
 		o.overLimit = "too many keys for keys as long as these"
 	}
+	return o.overLimit == ""
 }
 
-func (o *outliner) keyValue(prefix []string, n *unstable.Node) {
+func (o *outliner) keyValue(prefix position, n *unstable.Node) {
 	path := o.key(prefix, n)
 	o.value(path, n.Value())
 }
 
-func (o *outliner) value(path []string, n *unstable.Node) {
+func (o *outliner) value(path position, n *unstable.Node) {
 	if n.Kind == unstable.InlineTable {
-		o.keys++ // it may become a header of its own
+		o.count(path)
 	}
-	if o.bound(path); o.overLimit != "" {
+	if !o.within(path) {
 		return
 	}
 	switch n.Kind {
 	case unstable.InlineTable:
-		for pairs := n.Children(); pairs.Next(); {
+		for pairs := n.Children(); pairs.Next() && o.overLimit == ""; {
 			o.keyValue(path, pairs.Node())
 		}
 	case unstable.Array:
 		i := 0
-		for elements := n.Children(); elements.Next(); i++ {
+		for elements := n.Children(); elements.Next() && o.overLimit == ""; i++ {
 			child := elements.Node()
-			below := append(slices.Clone(path), element(i))
-			if child.Kind != unstable.Array { // which has no place of its own
+			below := path.element(i)
+			if path.isPorts() && child.Kind != unstable.Array { // which has no place of its own
 				o.note(below, int(child.Raw.Offset))
 			}
 			o.value(below, child)

@@ -11,6 +11,11 @@ import (
 	"tee-launcher/pkg/config"
 )
 
+const (
+	tooMany    = "too many keys and values: more than 100000 of the characters . = , [ {"
+	fiveQuotes = "a1 = \"\"\"\\\"\"\"\"\"\"\na2 = '''\\'''''\na3 = '\\'\na4 = \"\\\\\"\na5 = \"\" # \"\n"
+)
+
 // TestBrokenDocuments has the place and the reason of what isn't TOML at all.
 func TestBrokenDocuments(t *testing.T) {
 	t.Parallel()
@@ -83,16 +88,21 @@ func TestBrokenDocuments(t *testing.T) {
 		"JSON":                         {"{\"launcher_config\": {}}", `1:1: invalid TOML: a key can't begin like this`},
 		"a shell's export":             {"export A=1", `1:8: invalid TOML: expected = after the key`},
 		"one byte too many":            {"#" + strings.Repeat("x", config.MaxSize), `1:1: larger than 1048576 bytes`},
-		"too many arrays in arrays":    {"a = " + strings.Repeat("[", 500_000), `1:10005: invalid TOML: nested too deep`},
+		"too many arrays in arrays":    {"a = " + strings.Repeat("[", 50_000), `1:10005: invalid TOML: nested too deep`},
 		"arrays in arrays":             {"a = " + strings.Repeat("[", 9000) + strings.Repeat("]", 9000), `1:1: nested deeper than 128 levels`},
 		"tables in tables":             {"a = " + strings.Repeat("{a = ", 5000) + "1" + strings.Repeat("}", 5000), `1:641: nested deeper than 128 levels`},
-		"a long dotted key":            {strings.Repeat("a.", 100_000) + "a = 1", `1:257: nested deeper than 128 levels`},
-		"a long header":                {"[" + strings.Repeat("a.", 100_000) + "a]", `1:258: nested deeper than 128 levels`},
+		"a long dotted key":            {strings.Repeat("a.", 50_000) + "a = 1", `1:257: nested deeper than 128 levels`},
+		"a long header":                {"[" + strings.Repeat("a.", 50_000) + "a]", `1:258: nested deeper than 128 levels`},
 		"too many keys":                {manyLines(10_001, "a%05d = 1\n"), `10001:1: more than 10000 keys`},
 		"too many tables":              {manyLines(10_001, "[a%05d]\n"), `10001:2: more than 10000 keys`},
 		"too many of an array":         {strings.Repeat("[[a]]\n", 10_001), `10001:3: more than 10000 keys`},
 		"too many inline tables":       {"a = [" + strings.Repeat("{},", 10_001) + "]", `1:1: more than 10000 keys`},
-		"long keys, repeated":          {"[" + strings.Repeat("a", 100_000) + "]\n" + manyLines(1000, "b%d = {}\n"), `85:1: too many keys for keys as long as these`},
+		"too many values":              {"a = [" + strings.Repeat("0,", 100_000), `1:200003: ` + tooMany},
+		"too many dots":                {strings.Repeat("a.", 100_001), `1:200002: ` + tooMany},
+		"too many after texts":         {fiveQuotes + "c = [" + strings.Repeat("[", 100_000), `6:99999: ` + tooMany},
+		"many in texts":                {"a = \"\"\"" + strings.Repeat(",", 100_001) + "\"\"\"\nb = '" + strings.Repeat("{", 100_001) + "'\nc", `3:1: invalid TOML: expected = after the key`},
+		"many in comments":             {"#" + strings.Repeat(",", 100_001) + "\nc", `2:1: invalid TOML: expected = after the key`},
+		"long keys, repeated":          {"[" + strings.Repeat("a", 100_000) + "]\n" + manyLines(1000, "b%d = {}\n"), `22:1: too many keys for keys as long as these`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
