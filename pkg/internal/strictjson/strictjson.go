@@ -182,7 +182,7 @@ func (s *scanner) check(depth int, free bool) error {
 		if depth == MaxDepth {
 			return fmt.Errorf("nested more than %d deep", MaxDepth)
 		}
-		var names map[string]string
+		var seen names
 		for more := s.open(); more; more = s.next() {
 			inner := false
 			if c == '{' {
@@ -195,15 +195,11 @@ func (s *scanner) check(depth int, free bool) error {
 				if !free {
 					key = fold(name)
 				}
-				if before, there := names[key]; there && before == name {
+				if before, there := seen.add(key, name); there && before == name {
 					return twice(name)
 				} else if there {
 					return otherCase(name, before)
 				}
-				if names == nil {
-					names = map[string]string{}
-				}
-				names[key] = name
 				inner = slices.Contains(s.free, name)
 				s.colon()
 			}
@@ -223,6 +219,34 @@ func (s *scanner) check(depth int, free bool) error {
 		return fmt.Errorf("the number %.60s is out of range", s.data[start:s.at])
 	}
 	return nil
+}
+
+// names are those of an object, by what has to be unlike. Most objects have few, for which a map
+// would cost far more than they do.
+type names struct {
+	few  [][2]string
+	many map[string]string
+}
+
+// add returns the name that has the key already, and whether there is one.
+func (n *names) add(key, name string) (before string, there bool) {
+	for _, pair := range n.few {
+		if pair[0] == key {
+			return pair[1], true
+		}
+	}
+	if len(n.few) < 8 {
+		n.few = append(n.few, [2]string{key, name})
+		return "", false
+	}
+	if before, there = n.many[key]; there {
+		return before, true
+	}
+	if n.many == nil {
+		n.many = map[string]string{}
+	}
+	n.many[key] = name
+	return "", false
 }
 
 // open goes behind the opening bracket and reports whether there is a first element.

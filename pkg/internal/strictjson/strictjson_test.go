@@ -4,16 +4,15 @@ import (
 	"encoding/json"
 	"maps"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/internal/strictjson"
+	"tee-launcher/pkg/launchtest/growth"
 )
 
 func TestParseRefuses(t *testing.T) {
@@ -37,6 +36,7 @@ func TestParseRefuses(t *testing.T) {
 		"a name twice, once escaped":   `{"a":1,"\u0061":1}`,
 		"a name twice, far inside":     `[{"x":[{"a":1,"b":2,"a":3}]}]`,
 		"a name in two cases":          `{"name":1,"Name":1}`,
+		"a name twice among many":      `{"0":0,"1":0,"2":0,"3":0,"4":0,"5":0,"6":0,"7":0,"8":0,"9":0,"8":0}`,
 		"a name in two cases, kelvin":  `{"key":1,"\u212aey":1}`,
 		"a number that is too large":   `[1e999]`,
 		"a number that is too small":   `[-1e999]`,
@@ -125,36 +125,16 @@ func TestValues(t *testing.T) {
 }
 
 // The worst kinds of documents cost little more than their size.
-func TestParseIsLinear(t *testing.T) {
-	const size = 1 << 20
-	fill := func(open, one, end string) string {
-		return open + strings.Repeat(one, (size-len(open)-len(end))/len(one)) + end
-	}
-	var names strings.Builder
-	for i := 0; names.Len() < size-40; i++ {
-		names.WriteString(`"` + strings.Repeat("k", i%7) + string(rune('a'+i%26)) + time.Duration(i).String() + `":0,`)
-	}
-	for name, document := range map[string]string{
-		"numbers":       fill("[0", ",0", "]"),
-		"empty arrays":  fill("[[]", ",[]", "]"),
-		"empty objects": fill("[{}", ",{}", "]"),
-		"escapes":       fill(`["`, `\u0041`, `"]`),
-		"pairs":         fill(`["`, `\ud83d\ude00`, `"]`),
-		"one long name": fill(`{"`, "K", `":0}`),
-		"many names":    "{" + names.String() + `"":0}`,
-		"a long number": fill("[1", "7", "e-300]"),
-		"brackets":      fill("", "[", ""),
-		"space":         fill("[", " ", "]"),
-	} {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		begin := time.Now()
-		_, _ = strictjson.Parse([]byte(document))
-		took := time.Since(begin)
-		runtime.ReadMemStats(&after)
-		assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(128<<20), name)
-		assert.Less(t, took, 10*time.Second, name)
-	}
+func TestGrowth(t *testing.T) {
+	growth.Check(t, 64<<20, growth.JSON("%s"), func(document []byte) {
+		v, err := strictjson.Parse(document)
+		if err != nil {
+			return
+		}
+		_, _ = v.Object("known")
+		_, _ = v.Array(10_000)
+		_, _ = v.Text()
+	})
 }
 
 // Whatever Parse takes, encoding/json reads in the same way.
