@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
 	"tee-launcher/pkg/config"
@@ -137,11 +136,11 @@ func describe(reference string, got *image.Described) described {
 		EventDigest: rtmr.DigestV1(rtmr.EventName, got.Digest[:]).String(), Platforms: []platformImage{},
 	}
 	var here []platformImage
-	for _, v := range got.Images {
-		c := v.ConfigFile()
-		platform := v1.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+	for _, image := range got.Images {
+		platform := image.Platform
 		i := platformImage{
-			Platform: platform.String(), ManifestDigest: v.ManifestDigest(), ConfigDigest: v.ConfigDigest(), SizeBytes: v.Size(), Layers: len(v.Layers()),
+			Platform: platform.String(), ManifestDigest: image.ManifestDigest,
+			ConfigDigest: image.ConfigDigest, SizeBytes: image.Size, Layers: image.Layers,
 		}
 		d.Platforms = append(d.Platforms, i)
 		if !got.IsIndex() || platform.OS == "linux" && platform.Architecture == runtime.GOARCH {

@@ -27,8 +27,11 @@ import (
 const (
 	// MaxManifest bounds an index, a manifest and a config, as containerd does.
 	MaxManifest = 4 << 20
+	maxEntries  = 1000 // of an index
 	maxLayers   = 1000
 	maxLayer    = 1 << 40
+	// maxHistory bounds a config's entries, each of which costs many times its two bytes to read.
+	maxHistory = 10_000
 )
 
 // orThisMachine is platform, or Linux on this architecture where it is zero.

@@ -88,7 +88,7 @@ func parseIndex(mediaType types.MediaType, entries json.RawMessage) (*document, 
 	default:
 		return nil, fmt.Errorf("it has manifests but calls itself %.100q", mediaType)
 	}
-	manifests, err := parseDescriptors("manifests", entries)
+	manifests, err := parseDescriptors("manifests", entries, maxEntries)
 	if err != nil {
 		return nil, err
 	}
@@ -119,11 +119,8 @@ func parseManifest(mediaType types.MediaType, config, layers json.RawMessage) (*
 	if d.config.size > MaxManifest {
 		return nil, fmt.Errorf("config: %d bytes are over the limit of %d", d.config.size, MaxManifest)
 	}
-	if d.layers, err = parseDescriptors("layers", layers); err != nil {
+	if d.layers, err = parseDescriptors("layers", layers, maxLayers); err != nil {
 		return nil, err
-	}
-	if len(d.layers) > maxLayers {
-		return nil, fmt.Errorf("%d layers are over the limit of %d", len(d.layers), maxLayers)
 	}
 	for i, l := range d.layers {
 		if compressionOf(l.mediaType) == unsupported {
@@ -133,17 +130,21 @@ func parseManifest(mediaType types.MediaType, config, layers json.RawMessage) (*
 	return d, nil
 }
 
-func parseDescriptors(field string, data json.RawMessage) ([]descriptor, error) {
-	var raw []json.RawMessage
-	if err := json.Unmarshal(data, &raw); err != nil {
-		return nil, fmt.Errorf("%s: %w", field, plain(err))
+func parseDescriptors(field string, data json.RawMessage, limit int) ([]descriptor, error) {
+	array, err := strictjson.Parse(data, freeNames()...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", field, err)
 	}
-	if len(raw) == 0 {
+	elements, err := array.Array(limit)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", field, err)
+	}
+	if len(elements) == 0 {
 		return nil, fmt.Errorf("%s: there is none", field)
 	}
-	all := make([]descriptor, 0, len(raw))
-	for i, data := range raw {
-		d, err := parseDescriptor(data)
+	all := make([]descriptor, 0, len(elements))
+	for i, element := range elements {
+		d, err := parseDescriptor(element.Raw())
 		if err != nil {
 			return nil, fmt.Errorf("%s[%d]: %w", field, i, err)
 		}
@@ -210,9 +211,14 @@ func parseConfig(data []byte) (config *v1.ConfigFile, diffIDs []digest.Digest, e
 			Type    string   `json:"type"`
 			DiffIDs []string `json:"diff_ids"`
 		} `json:"rootfs"`
+		History []struct{} `json:"history"` // to be counted
 	}
 	if err := json.Unmarshal(data, &exact); err != nil {
 		return nil, nil, plain(err)
+	}
+	if len(exact.History) > maxHistory {
+		return nil, nil, fmt.Errorf("history: %d entries are over the limit of %d",
+			len(exact.History), maxHistory)
 	}
 	if exact.RootFS.Type != "layers" {
 		return nil, nil, fmt.Errorf("rootfs: type is %.100q, want \"layers\"", exact.RootFS.Type)
@@ -318,10 +324,12 @@ func checkBytes(data []byte, h digest.Digest, size int64) error {
 	return nil
 }
 
-// parseObject returns the members of the one JSON object in data. Keys that people choose may
-// differ in letter case.
+// freeNames are the objects whose keys people choose, which may differ in letter case.
+func freeNames() []string { return []string{"annotations", "Labels", "Volumes", "ExposedPorts"} }
+
+// parseObject returns the members of the one JSON object in data.
 func parseObject(data []byte, known ...string) (map[string]json.RawMessage, error) {
-	document, err := strictjson.Parse(data, "annotations", "Labels", "Volumes", "ExposedPorts")
+	document, err := strictjson.Parse(data, freeNames()...)
 	if err != nil {
 		return nil, err
 	}

@@ -47,10 +47,10 @@ func TestDescribe(t *testing.T) {
 		for i, img := range []v1.Image{one, other} {
 			want, err := img.Digest()
 			require.NoError(t, err)
-			assert.Equal(t, want, image.Hash(d.Images[i].Digest()))
+			assert.Equal(t, want, image.Hash(d.Images[i].ManifestDigest))
 			config, err := img.ConfigName()
 			require.NoError(t, err)
-			assert.Equal(t, config, image.Hash(d.Images[i].ConfigDigest()))
+			assert.Equal(t, config, image.Hash(d.Images[i].ConfigDigest))
 		}
 	}
 	for _, ref := range []name.Reference{foreign, tag("test/foreign")} {
@@ -59,8 +59,8 @@ func TestDescribe(t *testing.T) {
 		assert.False(t, d.IsIndex())
 		assert.Equal(t, foreign.DigestStr(), d.Digest.String())
 		require.Len(t, d.Images, 1)
-		assert.Equal(t, "s390x", d.Images[0].ConfigFile().Architecture)
-		assert.Len(t, d.Images[0].Layers(), 1)
+		assert.Equal(t, "s390x", d.Images[0].Platform.Architecture)
+		assert.Equal(t, 1, d.Images[0].Layers)
 	}
 	_, err = resolve(t.Context(), p, foreign)
 	requireError(t, err, image.Refused)
