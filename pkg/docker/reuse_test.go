@@ -359,6 +359,24 @@ func TestADiskThatIsTooSmallForWhatIsUnpackedHere(t *testing.T) {
 	assert.Equal(t, 1, b.images())
 }
 
+// TestNoRoomForWhatIsUnpackedHere, by what the layers claim: they are sent as they are.
+func TestNoRoomForWhatIsUnpackedHere(t *testing.T) {
+	t.Parallel()
+	for room, want := range map[int64]int64{15 * unit: 10 * unit, 25 * unit: 20 * unit} {
+		b := newBench(t, launchtest.EngineOptions{})
+		b.linkedBy(launchtest.RegistryOptions{TotalRate: 40 * unit})
+		v := b.pushed(imageOf(t, gzipped(t, halfRandom(t))))
+		_, err := b.load(t.Context(), v, docker.LoadOptions{Space: func(_ inspect.Info, bytes int64) error {
+			if bytes > room {
+				return errors.New("too little space")
+			}
+			return nil
+		}})
+		require.NoError(t, err)
+		assert.InDelta(t, want, b.double.LoadedBytes(), unit)
+	}
+}
+
 // linkedBy puts the registry behind another link.
 func (b *bench) linkedBy(o launchtest.RegistryOptions) {
 	b.t.Helper()

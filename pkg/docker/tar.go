@@ -217,6 +217,7 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 	linkFast := sync.OnceValue(func() bool { return linkIsFast(ctx, arrived, l.engine.loadSize()) })
 	var mu sync.Mutex
 	var questions sync.WaitGroup
+	var claimed []digest.Digest
 	for n, g := range groups {
 		for _, i := range g.send {
 			if layers[i].Size < l.engine.loadSize() || n == 0 && linkFast() {
@@ -227,11 +228,33 @@ func (l *loading) choosePlain(ctx context.Context, groups []group, arrived func(
 					mu.Lock()
 					defer mu.Unlock()
 					l.plain[layers[i].DiffID], l.gunzipped = size, true
+					claimed = append(claimed, layers[i].DiffID)
 				}
 			})
 		}
 	}
 	questions.Wait()
+	if l.options.Space == nil || !l.gunzipped {
+		return
+	}
+	// The engine keeps a load until it is unpacked. A claim isn't proved, so it is no reason to
+	// refuse the image; but what would fill the disk is sent as it is.
+	var bytes int64
+	for _, g := range groups {
+		for _, i := range g.send {
+			size, plain := l.plain[layers[i].DiffID]
+			if !plain {
+				size = layers[i].Size
+			}
+			bytes += size
+		}
+	}
+	if l.options.Space(l.info, bytes) != nil {
+		for _, id := range claimed {
+			delete(l.plain, id)
+		}
+		l.gunzipped = false
+	}
 }
 
 // linkIsFast reports whether the link brings bytes so fast that gunzip here would hold them up.

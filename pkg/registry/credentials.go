@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/sanitize"
 )
 
@@ -73,7 +75,10 @@ func dockerCredential(ctx context.Context, repository name.Repository, forbidden
 		return none("because there is no %s", missing)
 	}
 	docker, err := readConfig(path)
-	if err != nil {
+	switch {
+	case errors.Is(err, files.ErrTooLarge):
+		return none("because %s is larger than %d bytes", path, maxConfig)
+	case err != nil:
 		return none("because %s is not a Docker config", path)
 	}
 	var c *credential
@@ -136,16 +141,19 @@ func configPath() (path, missing string) {
 	return "", missing
 }
 
+// maxConfig is the size of the largest Docker config that is read.
+const maxConfig = 1 << 20
+
+// readConfig reads the file before authn.DefaultKeychain does, which takes a file of any size.
 func readConfig(path string) (*configfile.ConfigFile, error) {
-	file, err := os.Open(path)
+	data, err := files.ReadFile(path, maxConfig)
 	if errors.Is(err, os.ErrNotExist) {
 		return configfile.New(path), nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	return config.LoadFromReader(file)
+	return config.LoadFromReader(bytes.NewReader(data))
 }
 
 // hostKey is how a Docker config names the repository's registry.

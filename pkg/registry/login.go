@@ -307,6 +307,9 @@ func (a authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthCon
 // schemes finds where in a WWW-Authenticate header a scheme begins that can be met.
 var schemes = regexp.MustCompile(`(?i)(?:^|,)\s*(?:bearer|basic)(?:\s|$)`)
 
+// maxWays is how many challenges of one scheme are met in turn, each with a request to whom it names.
+const maxWays = 4
+
 // usable returns the challenges that can be met, each alone, those for a token first: a token is
 // what can be had without a password. Reading them is left to go-containerregistry, which
 // takes one from each header.
@@ -327,7 +330,7 @@ func usable(headers []string) []string {
 			}
 		}
 	}
-	return append(tokens, passwords...)
+	return append(tokens[:min(maxWays, len(tokens))], passwords[:min(maxWays, len(passwords))]...)
 }
 
 // isToken tells the two schemes apart.

@@ -18,6 +18,9 @@ const (
 	trailerTimeout = 5 * time.Second
 	// maxHinted is below where gzip's 32 bits of size wrap around, whatever a layer compresses to.
 	maxHinted = 1 << 30
+	// maxHintedRatio is how many times its size a layer may claim: somebody makes room for it, and
+	// what really compresses better costs more to send unpacked than it spares.
+	maxHintedRatio = 20
 )
 
 // PlainSize returns the size that a gzip layer claims for its uncompressed tar, from the last four
@@ -44,5 +47,6 @@ func (s *Source) PlainSize(ctx context.Context, l image.Layer) (int64, bool) {
 		return 0, false
 	}
 	size := int64(binary.LittleEndian.Uint32(trailer[:]))
-	return size, size >= l.Size/2 // what claims to be far smaller than its blob has wrapped around, or is one of several members
+	// What claims to be far smaller than its blob has wrapped around, or is one of several members.
+	return size, size >= l.Size/2 && size <= maxHintedRatio*l.Size
 }
