@@ -23,6 +23,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/launchtest/growth"
 )
 
 // FuzzLoadAnswer: an answer that says anywhere that something went wrong is never taken for success, and whatever comes is read
@@ -70,6 +71,29 @@ func TestAnswersAreJudged(t *testing.T) {
 		err := docker.ReadAnswer(strings.NewReader(answers()[i]), func(string, int64) {})
 		assert.Equal(t, fine, err == nil, "%s: %v", answers()[i], err)
 	}
+}
+
+// TestGrowth: whatever the engine says during a load costs little more than its size, and what
+// doesn't end is given up.
+func TestGrowth(t *testing.T) {
+	read := func(data []byte) {
+		_ = docker.ReadAnswer(bytes.NewReader(data), func(string, int64) {})
+	}
+	growth.Check(t, 64<<20, growth.JSON("%s"), read)
+	growth.Check(t, 64<<20, growth.JSON(`{"stream":%s}`), read)
+	growth.Check(t, 64<<20, func(size int) map[string]string {
+		return map[string]string{
+			"lines":         growth.Fill(size, "", "{}\n", ""),
+			"a line of all": growth.Fill(size, `{"stream":"`, "x", ""),
+		}
+	}, read)
+	long := `{"stream":"` + strings.Repeat("x", growth.Large) + `"}`
+	err := docker.ReadAnswer(strings.NewReader(long), func(string, int64) {})
+	assert.ErrorContains(t, err, "1048576 in one line")
+	long = strings.Repeat(`{"stream":"`+strings.Repeat("x", growth.Large/2)+`"}`, 4)
+	assert.NoError(t, docker.ReadAnswer(strings.NewReader(long), func(string, int64) {}))
+	long = strings.Repeat(`{"stream":"`+strings.Repeat("x", growth.Large/2)+`"}`, 129)
+	assert.ErrorContains(t, docker.ReadAnswer(strings.NewReader(long), func(string, int64) {}), "67108864 bytes")
 }
 
 // FuzzInspect: there is an ImageID only for an answer that has the right ID and the right layers.

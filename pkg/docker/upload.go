@@ -19,8 +19,10 @@ import (
 
 const (
 	opLoad = "loading the image"
-	// maxLoadAnswer bounds all that the engine says during a load; it is mostly progress.
+	// maxLoadAnswer bounds all that the engine says during a load, which is mostly progress, and
+	// maxLoadLine each thing that it says: that is read whole.
 	maxLoadAnswer = 64 << 20
+	maxLoadLine   = 1 << 20
 	// stallLimit is how long an engine may take neither bytes nor say anything while it is its turn.
 	stallLimit = 5 * time.Minute
 	// slowUnpacking is how many bytes a second of an archive the slowest engine unpacks that is waited for.
@@ -127,9 +129,9 @@ func (w *timed) Write(p []byte) (int, error) {
 // the newest engines say even that in a line that looks like any other. Unpacked is told how far the engine is with which layer, where it
 // says so; alive is called for every line.
 func readAnswer(r io.Reader, alive func(), unpacked func(id string, current int64)) error {
-	limited := &io.LimitedReader{R: r, N: maxLoadAnswer}
+	limited := &io.LimitedReader{R: r}
 	lines := json.NewDecoder(limited)
-	for {
+	for left := int64(maxLoadAnswer); ; {
 		var line struct {
 			ID             string
 			Status         string
@@ -138,12 +140,16 @@ func readAnswer(r io.Reader, alive func(), unpacked func(id string, current int6
 			Error          string
 			ErrorDetail    struct{ Message string }
 		}
+		limited.N = min(left, maxLoadLine)
+		left -= limited.N
 		err := lines.Decode(&line)
+		left += limited.N // what is read ahead counts for the next line
 		switch {
 		case errors.Is(err, io.EOF) && limited.N > 0:
 			return nil
 		case limited.N <= 0:
-			return &Error{Op: opLoad, Err: fmt.Errorf("answer of more than %d bytes", maxLoadAnswer)}
+			return &Error{Op: opLoad, Err: fmt.Errorf("answer of more than %d bytes, or %d in one line",
+				maxLoadAnswer, maxLoadLine)}
 		case err != nil:
 			return &Error{Op: opLoad, Err: fmt.Errorf("answer: %w", err)}
 		case line.ErrorDetail.Message != "":
