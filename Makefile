@@ -44,12 +44,12 @@ demo: build ## boot a small real image, end to end, and show what came of it
 .PHONY: test
 test: hermetic e2e ## run all tests: the hermetic ones, with the race detector, and the end-to-end ones
 
-# What the race detector costs in memory isn't the launcher's.
+# What the race detector costs in memory and time isn't the launcher's.
 .PHONY: hermetic
 hermetic: ## run the hermetic tests, which need nothing of the machine but a C compiler, with the race detector
 	hack/need cc
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
-	go test -run TestPeakMemory ./pkg/registry
+	go test -run '^TestPeakMemory|^TestGrowth' ./pkg/...
 
 # Most of it is waiting, so more tests run at once than there are cores.
 .PHONY: e2e

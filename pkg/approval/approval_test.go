@@ -15,6 +15,7 @@ import (
 	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launchtest/growth"
 )
 
 // hash returns a digest of one repeated digit.
@@ -40,6 +41,23 @@ func parse(t *testing.T, text string) approval.List {
 	list, err := approval.Parse([]byte(text))
 	require.NoError(t, err)
 	return list
+}
+
+// TestGrowth feeds the reader the worst kinds of lists, as large as they may be.
+func TestGrowth(t *testing.T) {
+	const part = growth.Large / approval.MaxSize
+	read := func(data []byte) { _, _ = approval.Parse(data) }
+	for _, around := range []string{"%s", `{"approved_hashes":%s}`} {
+		growth.Check(t, 64<<20/part, func(size int) map[string]string {
+			return growth.JSON(around)(size / part)
+		}, read)
+	}
+	growth.Check(t, 64<<20/part, func(size int) map[string]string {
+		last := `"` + hash("a").String() + `"]}`
+		return map[string]string{
+			"entries": growth.FillCounting(size/part, `{"approved_hashes":[`, `"sha256:%064x",`, last),
+		}
+	}, read)
 }
 
 func TestParse(t *testing.T) {

@@ -43,7 +43,16 @@ func TestDockerConfigIsBounded(t *testing.T) {
 	got := find(fits + " ")
 	assert.Empty(t, got.Username)
 	assert.Equal(t, "because "+file+" is larger than 1048576 bytes", got.Note)
+}
 
+// TestGrowth finds credentials in configs that hold the worst kinds of JSON.
+func TestGrowth(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("HOME", dir)
+	t.Setenv("DOCKER_CONFIG", dir)
+	file := filepath.Join(dir, "config.json")
+	repo, err := name.NewRepository("registry.test/a/b")
+	require.NoError(t, err)
 	growth.Check(t, 160<<20, growth.JSON(`{"auths":%s}`), func(document []byte) {
 		require.NoError(t, os.WriteFile(file, document, 0o600))
 		registry.FindCredential(t.Context(), new(registry.Client), repo)

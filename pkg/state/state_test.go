@@ -17,6 +17,7 @@ import (
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/internal/files"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/launchtest/growth"
 	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/state"
 )
@@ -168,6 +169,23 @@ func TestTheLastFewImagesAreKept(t *testing.T) {
 	_, err = d.Restore(refs[4])
 	assert.Error(t, err)
 	assert.Len(t, d.Known(refs[0].Context()), 1)
+}
+
+// TestGrowth restores what somebody else put in the place of a cached document.
+func TestGrowth(t *testing.T) {
+	d, shared := in(t)
+	require.NoError(t, d.Make())
+	ref, err := name.NewDigest("registry.test/a@" + hash("a").String())
+	require.NoError(t, err)
+	file := filepath.Join(shared, state.Name, "image-"+hash("a").Hex()+".json")
+	for _, around := range []string{"%s", `{"Manifest":%s}`} {
+		growth.Check(t, 128<<20, growth.JSON(around), func(document []byte) {
+			require.NoError(t, os.WriteFile(file, document, 0o600))
+			_, err := d.Restore(ref)
+			require.Error(t, err)
+			require.NotErrorIs(t, err, fs.ErrNotExist)
+		})
+	}
 }
 
 func TestWhoseLockItIs(t *testing.T) {

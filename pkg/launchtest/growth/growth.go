@@ -13,7 +13,8 @@ import (
 // Large is the size of the documents that readers of outside bytes are held to.
 const Large = 1 << 20
 
-// Check feeds read the documents that worst makes, of Large bytes and of a quarter of that. It
+// Check feeds read the documents that worst makes, of Large bytes and of a quarter of that, or
+// of a part of both under the race detector. It
 // asserts that none allocates more than limit, and that the allocations grow no faster than the
 // documents. Allocations stand for time, too, which no test can assert. The test must not be
 // parallel: they are those of the whole process.
@@ -21,8 +22,8 @@ func Check(
 	t *testing.T, limit int64, worst func(size int) map[string]string, read func([]byte),
 ) {
 	t.Helper()
-	quarter := worst(Large / 4)
-	for name, document := range worst(Large) {
+	quarter := worst(checked / 4)
+	for name, document := range worst(checked) {
 		var small, large, most int64
 		for range 3 { // what else runs allocates as well
 			small, large = allocated(quarter[name], read), allocated(document, read)
