@@ -27,7 +27,7 @@ func TestGrowth(t *testing.T) {
 
 // largestTOML is near the bounds on what is taken.
 func largestTOML(size int) map[string]string {
-	n := 99_000 * size / growth.Large
+	n := 79_000 * size / growth.Large
 	array := func(key, one, end string) string {
 		return key + " = [" + strings.Repeat(one, n) + "]" + end
 	}

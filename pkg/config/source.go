@@ -18,7 +18,7 @@ import (
 // expression, and its time grows with the square of the number of keys; the encoder repeats a
 // table's whole path in each header. The original's parser gave up at a depth of 80.
 const (
-	maxMarks     = 100_000 // of what stands before a value or a part of a key: . = , [ {
+	maxMarks     = 80_000 // of what stands before a value or a part of a key: . = , [ {
 	maxDepth     = 128
 	maxKeys      = 10_000
 	maxExpansion = 4 << 20 // bytes of all paths, each written out

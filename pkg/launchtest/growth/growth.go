@@ -13,11 +13,10 @@ import (
 // Large is the size of the documents that readers of outside bytes are held to.
 const Large = 1 << 20
 
-// Check feeds read the documents that worst makes, of Large bytes and of a quarter of that, or
-// of a part of both under the race detector. It
-// asserts that none allocates more than limit, and that the allocations grow no faster than the
-// documents. Allocations stand for time, too, which no test can assert. The test must not be
-// parallel: they are those of the whole process.
+// Check feeds read the documents that worst makes, of Large bytes and of a quarter of that, or of a
+// part of both under the race detector. It asserts that none allocates more than limit, and that the
+// allocations grow about as fast as the documents. Allocations stand for time, too, which no test can
+// assert. The test must not be parallel: they are those of the whole process.
 func Check(
 	t *testing.T, limit int64, worst func(size int) map[string]string, read func([]byte),
 ) {
@@ -29,7 +28,7 @@ func Check(
 			small, large = allocated(quarter[name], read), allocated(document, read)
 			// Half as much again for buffers that grow by doubling, and what pools of buffers make
 			// of it.
-			if most = min(limit, 6*small+limit/4); large <= most {
+			if most = min(limit, 6*small+limit/2); large <= most {
 				break
 			}
 		}
