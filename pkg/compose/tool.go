@@ -8,14 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/child"
 	"tee-launcher/pkg/sanitize"
 )
 
@@ -175,15 +174,8 @@ func (t Tool) run(ctx context.Context, stdin []byte, args ...string) (stdout str
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, complaints tail
 	cmd.Stdout, cmd.Stderr = &out, &complaints
-	// A group of its own, so that a plugin ends with its front end, and an end together with us: a Compose that outlived
-	// a killed launcher would get in the way of the next one.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 5 * time.Second
-	// Pdeathsig is sent when the thread that started the process ends, so it has to stay.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := cmd.Run(); err != nil {
+	// A Compose that outlived a killed launcher would get in the way of the next one.
+	if err := child.Run(cmd); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}

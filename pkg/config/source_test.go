@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	tooMany    = "too many keys and values: more than 100000 of the characters . = , [ {"
+	tooMany    = "too many keys and values: more than 80000 of the characters . = , [ {"
 	fiveQuotes = "a1 = \"\"\"\\\"\"\"\"\"\"\na2 = '''\\'''''\na3 = '\\'\na4 = \"\\\\\"\na5 = \"\" # \"\n"
 )
 

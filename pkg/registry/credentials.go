@@ -2,18 +2,19 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 
 	"github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/configfile"
+	"github.com/docker/cli/cli/config/credentials"
 	"github.com/docker/cli/cli/config/types"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -66,38 +67,85 @@ func resolve(ctx context.Context, keychain authn.Keychain,
 	return authn.Authorization(ctx, authenticator)
 }
 
-// dockerCredential asks go-containerregistry's keychain, and where that fails over a helper,
-// Docker's own package for the host's key alone, as docker itself does. Neither says where it found
-// something, so the file that counts is looked at as well.
+// dockerCredential finds what docker and go-containerregistry's default keychain find for the
+// repository: what is for its name, and then what is for its host. A helper that fails is none, but
+// what the file has beside it for the host counts.
 func dockerCredential(ctx context.Context, repository name.Repository, forbidden []string) *credential {
 	path, missing := configPath()
 	if path == "" {
 		return none("because there is no %s", missing)
 	}
-	docker, err := readConfig(path)
+	d := dockerConfig{path: path, forbidden: forbidden}
+	var err error
+	d.file, err = readConfig(path)
 	switch {
 	case errors.Is(err, files.ErrTooLarge):
 		return none("because %s is larger than %d bytes", path, maxConfig)
 	case err != nil:
 		return none("because %s is not a Docker config", path)
 	}
-	var c *credential
-	withoutPath(forbidden, func() {
-		found, failed := resolve(ctx, authn.DefaultKeychain, repository)
-		if failed != nil {
-			// Docker, too, goes on with what the file has beside a helper that fails.
-			var entry types.AuthConfig
-			entry, failed = docker.GetAuthConfig(hostKey(repository))
-			found = &authn.AuthConfig{Username: entry.Username, Password: entry.Password, Auth: entry.Auth,
-				IdentityToken: entry.IdentityToken, RegistryToken: entry.RegistryToken}
+	ignored := ""
+	if d.variable, err = readVariable(); err != nil {
+		ignored = configfile.DockerEnvConfigKey + " is ignored, because it isn't what Docker takes there"
+	}
+	key := hostKey(repository)
+	found, source, failed := d.get(ctx, repository.String())
+	if failed != nil || found == (authn.AuthConfig{}) {
+		found, source, failed = d.get(ctx, key)
+	}
+	c := &credential{config: found, source: source, note: ignored}
+	if found == (authn.AuthConfig{}) {
+		c = none("because %s", d.whyNone(repository, failed))
+		if ignored != "" {
+			c.note += "; " + ignored
 		}
-		if *found == (authn.AuthConfig{}) {
-			c = none("because %s", whyNone(docker, path, repository, failed))
-			return
-		}
-		c = &credential{config: *found, source: sourceOf(docker, path, repository, failed != nil)}
-	})
+	}
 	return c
+}
+
+// dockerConfig is what a Docker config says, as Docker's own packages read it. They would start the
+// helpers that it names, too, but can neither end them nor keep what they say off our stderr.
+type dockerConfig struct {
+	file      *configfile.ConfigFile
+	path      string                      // of the file
+	variable  map[string]types.AuthConfig // DOCKER_AUTH_CONFIG, which goes first
+	forbidden []string
+}
+
+// get returns what there is for a key, and where. Where a helper failed, that is what the file has.
+func (d *dockerConfig) get(ctx context.Context, key string) (found authn.AuthConfig, source string, failed *helperError) {
+	if entry, ok := d.variable[key]; ok {
+		return fromDocker(entry), configfile.DockerEnvConfigKey, nil
+	}
+	entry, _ := credentials.NewFileStore(d.file).Get(key) // never an error
+	suffix := d.helper(key)
+	if suffix == "" {
+		return fromDocker(entry), d.path, nil
+	}
+	said, failed := askHelper(ctx, suffix, key, d.forbidden)
+	if failed != nil {
+		return fromDocker(entry), d.path, failed
+	}
+	entry.Username, entry.Password, entry.IdentityToken = said.Username, said.Secret, ""
+	if said.Username == "<token>" {
+		entry.Username, entry.Password, entry.IdentityToken = "", "", said.Secret
+	}
+	return fromDocker(entry), helperPrefix + suffix, nil
+}
+
+// helper names the one that is asked for a key, without its prefix; empty if none is.
+func (d *dockerConfig) helper(key string) string {
+	if suffix, ok := d.file.CredentialHelpers[key]; ok {
+		return suffix
+	}
+	return d.file.CredentialsStore
+}
+
+func fromDocker(entry types.AuthConfig) authn.AuthConfig {
+	return authn.AuthConfig{
+		Username: entry.Username, Password: entry.Password, Auth: entry.Auth,
+		IdentityToken: entry.IdentityToken, RegistryToken: entry.RegistryToken,
+	}
 }
 
 // configPath returns the file that authn.DefaultKeychain reads, or what it would have read.
@@ -164,100 +212,52 @@ func hostKey(repository name.Repository) string {
 	return authn.DefaultAuthKey
 }
 
-// helperOf names the helper that is asked for key, if there is one.
-func helperOf(docker *configfile.ConfigFile, key string) string {
-	helper, ok := docker.CredentialHelpers[key]
-	if !ok {
-		helper = docker.CredentialsStore
+// readVariable reads DOCKER_AUTH_CONFIG and takes what Docker takes, which would complain on our
+// stderr about the rest.
+func readVariable() (map[string]types.AuthConfig, error) {
+	value := os.Getenv(configfile.DockerEnvConfigKey)
+	if value == "" {
+		return nil, nil
 	}
-	if helper == "" {
-		return ""
+	var strict struct {
+		Auths map[string]struct {
+			Auth string `json:"auth"`
+		} `json:"auths"`
 	}
-	return "docker-credential-" + sanitize.Line(helper, 60)
+	decoder := json.NewDecoder(strings.NewReader(value))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&strict); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if decoder.More() {
+		return nil, errors.New("more than one document")
+	}
+	for _, entry := range strict.Auths {
+		if entry.Auth == "" {
+			return nil, errors.New("an entry without auth")
+		}
+	}
+	read, err := config.LoadFromReader(strings.NewReader(value))
+	if err != nil {
+		return nil, err
+	}
+	return read.AuthConfigs, nil
 }
 
-// sourceOf says where credentials were found.
-func sourceOf(docker *configfile.ConfigFile, path string, repository name.Repository, helperFailed bool) string {
-	keys := []string{repository.String(), hostKey(repository)}
-	variable, err := config.LoadFromReader(strings.NewReader(os.Getenv(configfile.DockerEnvConfigKey)))
-	if err == nil {
-		for _, key := range keys {
-			if _, ok := variable.AuthConfigs[key]; ok {
-				return configfile.DockerEnvConfigKey
-			}
-		}
+// whyNone says why there are no credentials. A helper that failed is why.
+func (d *dockerConfig) whyNone(repository name.Repository, failed *helperError) string {
+	if failed != nil {
+		return fmt.Sprintf("%s, which %s names, %s", failed.helper, d.path, failed.why)
 	}
-	for _, key := range keys {
-		if helper := helperOf(docker, key); helper != "" && !helperFailed {
-			if key == keys[0] && docker.CredentialHelpers[key] == "" {
-				helper = helperOf(docker, keys[1]) // the same one, or that of the host
-			}
-			return helper
-		}
+	key := hostKey(repository)
+	if suffix := cmp.Or(d.helper(key), d.helper(repository.String())); suffix != "" {
+		return fmt.Sprintf("%s, which %s names, has none", helperPrefix+suffix, d.path)
 	}
-	return path
-}
-
-// whyNone says why there are no credentials.
-func whyNone(docker *configfile.ConfigFile, path string, repository name.Repository, failed error) string {
-	helper := helperOf(docker, hostKey(repository))
-	if helper == "" {
-		helper = helperOf(docker, repository.String())
-	}
-	switch {
-	case failed != nil && helper != "":
-		// Its words aren't told: they may be a secret.
-		if _, err := exec.LookPath(helper); err != nil {
-			return fmt.Sprintf("%s, which %s names, isn't on PATH", helper, path)
-		}
-		return fmt.Sprintf("%s, which %s names, failed", helper, path)
-	case failed != nil:
-		return fmt.Sprintf("the entry for %s in %s can't be read", repository.RegistryStr(), path)
-	case helper != "":
-		return fmt.Sprintf("%s, which %s names, has none", helper, path)
-	}
-	for key := range docker.AuthConfigs {
-		if hostKey(repository) == authn.DefaultAuthKey && (key == "docker.io" || strings.HasPrefix(key, "docker.io/")) {
+	for podmans := range d.file.AuthConfigs {
+		if key == authn.DefaultAuthKey && (podmans == "docker.io" || strings.HasPrefix(podmans, "docker.io/")) {
 			return fmt.Sprintf("%s has none for %s; its entry %s is Podman's spelling, which isn't used here",
-				path, hostKey(repository), sanitize.Line(key, 100))
+				d.path, key, sanitize.Line(podmans, 100))
 		}
 	}
-	return fmt.Sprintf("%s has none for %s", path, repository.RegistryStr())
-}
-
-// environment is held while PATH is another one: it belongs to the whole process.
-var environment sync.Mutex
-
-// withoutPath runs f while PATH lacks the entries in or below dirs, in which anybody may have put a
-// program. The packages that run helpers take no other say.
-func withoutPath(dirs []string, f func()) {
-	environment.Lock()
-	defer environment.Unlock()
-	whole := os.Getenv("PATH")
-	kept := slices.DeleteFunc(filepath.SplitList(whole), func(entry string) bool { return below(entry, dirs) })
-	path := strings.Join(kept, string(filepath.ListSeparator))
-	if path == whole {
-		f()
-		return
-	}
-	defer os.Setenv("PATH", whole)
-	os.Setenv("PATH", path)
-	f()
-}
-
-// below reports whether path is one of dirs, or in one, whatever links lead there.
-func below(path string, dirs []string) bool {
-	real := func(path string) string {
-		if resolved, err := filepath.EvalSymlinks(path); err == nil {
-			return resolved
-		}
-		return filepath.Clean(path)
-	}
-	for _, dir := range dirs {
-		rel, err := filepath.Rel(real(dir), real(path))
-		if err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
-			return true
-		}
-	}
-	return false
+	return fmt.Sprintf("%s has none for %s", d.path, repository.RegistryStr())
 }

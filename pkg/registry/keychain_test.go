@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -169,6 +170,8 @@ func TestKeychainThatFails(t *testing.T) {
 	answer := `echo '{"Username":"helped","Secret":"p"}'`
 	for path, script := range map[string]string{
 		bin + "/docker-credential-fails":     "echo no such thing as a password-of-somebody; exit 2",
+		bin + "/docker-credential-complains": "echo password-of-somebody >&2; exit 2",
+		bin + "/docker-credential-talkative": answer + "; head -c 2000000 /dev/zero",
 		bin + "/docker-credential-babbles":   "echo hello",
 		bin + "/docker-credential-talks":     answer + "; echo 'warning: there is an update'",
 		bin + "/docker-credential-host":      `if [ "$key" = registry.test ]; then ` + answer + "; else echo \"nothing for $key\"; exit 1; fi",
@@ -180,10 +183,12 @@ func TestKeychainThatFails(t *testing.T) {
 		require.NoError(t, os.Chmod(path, 0o755))
 	}
 	require.NoError(t, os.Symlink(tapp+"/b", home+"/link"))
+	require.NoError(t, os.Symlink(tapp+"/b/docker-credential-theirs", bin+"/docker-credential-linked"))
 	path := strings.Join([]string{home + "/link", tapp + "/b", bin, os.Getenv("PATH")}, ":")
 	t.Setenv("PATH", path)
 	t.Setenv("HOME", home)
 	t.Setenv("DOCKER_CONFIG", filepath.Join(home, ".docker"))
+	complaints := redirectStderr(t)
 	file := filepath.Join(home, ".docker", "config.json")
 	repo, err := name.NewRepository("registry.test/a/b")
 	require.NoError(t, err)
@@ -191,22 +196,32 @@ func TestKeychainThatFails(t *testing.T) {
 	require.NoError(t, err)
 	entry := `"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}`
 	for config, want := range map[string]struct{ user, source, note string }{
-		`{"credsStore":"fails"}`:   {note: "docker-credential-fails, which " + file + " names, failed"},
-		`{"credsStore":"babbles"}`: {note: "failed"},
-		`{"credsStore":"missing"}`: {note: "isn't on PATH"},
-		`{"credsStore":"theirs"}`:  {note: "isn't on PATH"},
-		`{"auths":`:                {note: "is not a Docker config"},
-		`[]`:                       {note: "is not a Docker config"},
-		`{"auths":{"registry.test":{"auth":"%"}}}`:                          {note: "is not a Docker config"},
-		`{"auths":{"other.test":{"auth":"` + auth("u", "not-ours") + `"}}}`: {note: "has none for registry.test"},
-		`{"auths":{"registry.test/a":{"auth":"` + auth("u", "p") + `"}}}`:   {user: "u", source: file},
-		`{"credsStore":"works"}`:                                            {user: "helped", source: "docker-credential-works"},
-		`{"credsStore":"talks"}`:                                            {user: "helped", source: "docker-credential-talks"},
-		`{"credsStore":"host"}`:                                             {user: "helped", source: "docker-credential-host"},
-		`{"credsStore":"missing","credHelpers":{"registry.test":"works"}}`:  {user: "helped", source: "docker-credential-works"},
-		`{"credsStore":"missing",` + entry + `}`:                            {user: "u", source: file},
-		`{"credsStore":"fails",` + entry + `}`:                              {user: "u", source: file},
-		`{"credHelpers":{"registry.test":""},` + entry + `}`:                {user: "u", source: file},
+		`{"credsStore":"fails"}`:     {note: "docker-credential-fails, which " + file + " names, failed"},
+		`{"credsStore":"babbles"}`:   {note: "failed"},
+		`{"credsStore":"missing"}`:   {note: "isn't on PATH"},
+		`{"credsStore":"theirs"}`:    {note: "isn't on PATH"},
+		`{"credsStore":"linked"}`:    {note: "isn't on PATH"},
+		`{"credsStore":"talkative"}`: {note: "failed"},
+		`{"credsStore":"complains"}`: {note: "failed"},
+		// A name can't be a path, which could lead to anything.
+		`{"credsStore":"/../` + tapp + `/b/docker-credential-works"}`:          {note: "is no name of a program"},
+		`{"credHelpers":{"registry.test":"../x"}}`:                             {note: "docker-credential-../x, which " + file + " names, is no name of a program"},
+		`{"credHelpers":{"registry.test/a/b":"x/works"},"credsStore":"works"}`: {user: "helped", source: "docker-credential-works"},
+		`{"credsStore":"x\\works"}`:                                            {note: "is no name of a program"},
+		`{"credsStore":"x\u0000works"}`:                                        {note: "is no name of a program"},
+		`{"credsStore":"../x",` + entry + `}`:                                  {user: "u", source: file},
+		`{"auths":`:                                                            {note: "is not a Docker config"},
+		`[]`:                                                                   {note: "is not a Docker config"},
+		`{"auths":{"registry.test":{"auth":"%"}}}`:                             {note: "is not a Docker config"},
+		`{"auths":{"other.test":{"auth":"` + auth("u", "not-ours") + `"}}}`:    {note: "has none for registry.test"},
+		`{"auths":{"registry.test/a":{"auth":"` + auth("u", "p") + `"}}}`:      {user: "u", source: file},
+		`{"credsStore":"works"}`:                                               {user: "helped", source: "docker-credential-works"},
+		`{"credsStore":"talks"}`:                                               {user: "helped", source: "docker-credential-talks"},
+		`{"credsStore":"host"}`:                                                {user: "helped", source: "docker-credential-host"},
+		`{"credsStore":"missing","credHelpers":{"registry.test":"works"}}`:     {user: "helped", source: "docker-credential-works"},
+		`{"credsStore":"missing",` + entry + `}`:                               {user: "u", source: file},
+		`{"credsStore":"fails",` + entry + `}`:                                 {user: "u", source: file},
+		`{"credHelpers":{"registry.test":""},` + entry + `}`:                   {user: "u", source: file},
 	} {
 		write(t, file, config)
 		c := &registry.Client{ForbiddenHelperDirs: []string{tapp + "/"}}
@@ -220,6 +235,7 @@ func TestKeychainThatFails(t *testing.T) {
 		assert.Equal(t, want.source, got.Source, config)
 		assert.Equal(t, path, os.Getenv("PATH"), "for everybody else PATH stays what it is")
 	}
+	assert.Empty(t, complaints(), "what a helper complains of may be a secret")
 	write(t, file, `{"auths":{"docker.io":{"auth":"`+auth("u", "p")+`"}}}`)
 	got := registry.FindCredential(t.Context(), new(registry.Client), hub)
 	assert.Contains(t, got.Note, "its entry docker.io is Podman's spelling")
@@ -229,6 +245,77 @@ func TestKeychainThatFails(t *testing.T) {
 	t.Setenv("HOME", "")
 	got = registry.FindCredential(t.Context(), new(registry.Client), repo)
 	assert.Contains(t, got.Note, "no HOME and no DOCKER_CONFIG set")
+}
+
+// redirectStderr returns what is written to the process's stderr from now on.
+func redirectStderr(t *testing.T) func() string {
+	t.Helper()
+	file, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	require.NoError(t, err)
+	before := os.Stderr
+	os.Stderr = file
+	t.Cleanup(func() { os.Stderr = before; file.Close() })
+	return func() string {
+		text, err := os.ReadFile(file.Name())
+		require.NoError(t, err)
+		return string(text)
+	}
+}
+
+// TestAVariableThatIsNone: Docker complains on stderr about a DOCKER_AUTH_CONFIG that it doesn't
+// take. The environment is the process's, so this test isn't parallel.
+func TestAVariableThatIsNone(t *testing.T) {
+	home := t.TempDir()
+	complaints := redirectStderr(t)
+	t.Setenv("DOCKER_CONFIG", home)
+	file := filepath.Join(home, "config.json")
+	repo, err := name.NewRepository("registry.test/a/b")
+	require.NoError(t, err)
+	for _, value := range []string{
+		"hunter2", `{"auths":{"registry.test":{"auth":"%hunter2"}}}`, `{"auths":{"registry.test":{"password":"hunter2"}}}`,
+		`{"auths":{"registry.test":{}}}`, `{"auths":{"registry.test":{"auth":"` + auth("e", "v") + `"}}} {"hunter2":1}`,
+		`{"hunter2":{}}`, `["hunter2"]`, `{"auths":{"registry.test":{"auth":"` + auth("", "hunter2") + `"}}}`,
+	} {
+		t.Setenv("DOCKER_AUTH_CONFIG", value)
+		for user, config := range map[string]string{
+			"": "{}", "u": `{"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}}`,
+		} {
+			write(t, file, config)
+			got := registry.FindCredential(t.Context(), new(registry.Client), repo)
+			assert.Equal(t, user, got.Username, value)
+			assert.Contains(t, got.Note, "DOCKER_AUTH_CONFIG is ignored", value)
+			assert.NotContains(t, got.Note, "hunter2")
+			if user != "" {
+				assert.Equal(t, file, got.Source)
+			}
+		}
+	}
+	assert.Empty(t, complaints())
+}
+
+// TestAHelperThatHangs is ended, with all that it started. The environment is the process's, so
+// this test isn't parallel.
+func TestAHelperThatHangs(t *testing.T) {
+	home := t.TempDir()
+	write(t, home+"/docker-credential-hangs", "#!/bin/sh\nsleep 1000 &\necho $! >"+home+"/started\nwait\n")
+	require.NoError(t, os.Chmod(home+"/docker-credential-hangs", 0o755))
+	t.Setenv("PATH", home+":"+os.Getenv("PATH"))
+	t.Setenv("DOCKER_CONFIG", home)
+	repo, err := name.NewRepository("registry.test/a/b")
+	require.NoError(t, err)
+	for user, entry := range map[string]string{"": "", "u": `,"auths":{"registry.test":{"auth":"` + auth("u", "p") + `"}}`} {
+		write(t, home+"/config.json", `{"credHelpers":{"registry.test":"hangs"}`+entry+`}`)
+		c := &registry.Client{Tuning: registry.Tuning{HelperTimeout: time.Second}}
+		got := registry.FindCredential(t.Context(), c, repo)
+		assert.Equal(t, user, got.Username, "what the file has beside it counts, as it does for docker")
+		if user == "" {
+			assert.Contains(t, got.Note, "docker-credential-hangs, which "+home+"/config.json names, didn't answer in time")
+		}
+		id, err := os.ReadFile(home + "/started")
+		require.NoError(t, err)
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(id)) + "/stat")
+		assert.True(t, err != nil || strings.Contains(string(stat), ") Z "), "it still runs: %s", stat)
+	}
 }
 
 // TestHelperAtWork goes all the way from a helper to the token server.

@@ -344,19 +344,16 @@ func (s *Source) findCredential(ctx context.Context) *credential {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.Tuning.HelperTimeout)
 	defer cancel()
-	who := "the credential helper"
-	find := func() *credential { return dockerCredential(ctx, s.ref.Context(), s.ForbiddenHelperDirs) }
-	if s.Keychain != nil {
-		who = givenSource
-		find = func() *credential { return givenCredential(ctx, s.Keychain, s.ref.Context()) }
+	if s.Keychain == nil {
+		return dockerCredential(ctx, s.ref.Context(), s.ForbiddenHelperDirs)
 	}
 	found := make(chan *credential, 1)
-	go func() { found <- find() }()
+	go func() { found <- givenCredential(ctx, s.Keychain, s.ref.Context()) }()
 	select {
 	case c := <-found:
 		return c
 	case <-ctx.Done():
-		return none("because %s didn't answer in time", who)
+		return none("because %s didn't answer in time", givenSource)
 	}
 }
 
