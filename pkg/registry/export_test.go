@@ -23,3 +23,10 @@ func FindCredential(ctx context.Context, c *Client, repo name.Repository) Creden
 	found := s.findCredential(ctx)
 	return Credential{found.config, found.source, found.note}
 }
+
+// Hide takes secrets out of a text.
+func Hide(text string, values ...string) string {
+	var s secrets
+	s.add(values...)
+	return s.hide(text)
+}

@@ -78,7 +78,7 @@ func networkHints(err error, now time.Time) []string {
 // failed makes the error of the last failure.
 func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 	e := &image.Error{
-		Ref: s.ref.String(), Part: part, Host: f.host, Status: f.status, Attempts: t.total,
+		Ref: s.ref.String(), Part: part, Host: s.guard.shown(f.host), Status: f.status, Attempts: t.total,
 		Code: f.code, Message: f.message, Err: s.guard.redactError(f.err), Help: f.hints,
 	}
 	if f.status != 0 {
@@ -103,9 +103,11 @@ func (s *Source) statusHints(f *failure) []string {
 	case f.status == 0:
 		return nil
 	case f.token && f.status == http.StatusNotFound:
-		return []string{fmt.Sprintf("the registry names %s as its token server, but it has none there", f.host)}
+		return []string{fmt.Sprintf("the registry names %s as its token server, but it has none there",
+			s.guard.shown(f.host))}
 	case !f.token && f.host != s.host() && f.status < 500:
-		return []string{fmt.Sprintf("the registry redirects to %s for this; no credentials are sent there", f.host)}
+		return []string{fmt.Sprintf("the registry redirects to %s for this; no credentials are sent there",
+			s.guard.shown(f.host))}
 	}
 	switch f.status {
 	case http.StatusUnauthorized:

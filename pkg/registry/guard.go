@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,9 +28,10 @@ import (
 type guard struct {
 	source *Source
 
-	mu      sync.Mutex
-	scheme  string   // of the registry; empty until it answered
-	secrets []string // in every form in which they were sent
+	secrets secrets
+
+	mu     sync.Mutex
+	scheme string // of the registry; empty until it answered
 }
 
 // attempt is what the sender of a request has to do with the guard, handed through the context.
@@ -101,11 +100,15 @@ func (g *guard) allowed(request *http.Request) error {
 		from = g.base()
 	}
 	refused := func(why string) error {
+		scheme := to.Scheme
+		if scheme != "http" && scheme != "https" {
+			scheme = "another scheme"
+		}
 		if led {
 			return fmt.Errorf("redirect from %s to %s at %s isn't followed: %s",
-				from.Scheme, sanitize.Line(to.Scheme, 20), sanitize.Line(to.Host, 100), why)
+				from.Scheme, scheme, g.shown(to.Host), why)
 		}
-		return fmt.Errorf("%s at %s isn't asked: %s", sanitize.Line(to.Scheme, 20), sanitize.Line(to.Host, 100), why)
+		return fmt.Errorf("%s at %s isn't asked: %s", scheme, g.shown(to.Host), why)
 	}
 	atRegistry := canonical(to) == canonical(&url.URL{Scheme: to.Scheme, Host: g.source.host()})
 	switch {
@@ -166,44 +169,27 @@ func (g *guard) strip(request *http.Request) {
 	}
 }
 
-// remember notes the secrets of a request, in every encoding in which they are sent.
+// remember notes the secrets of a request.
 func (g *guard) remember(request *http.Request) {
-	var secrets []string
-	if scheme, value, ok := strings.Cut(request.Header.Get("Authorization"), " "); ok {
-		secrets = append(secrets, value)
-		if decoded, err := base64.StdEncoding.DecodeString(value); err == nil && strings.EqualFold(scheme, "Basic") {
-			_, password, _ := strings.Cut(string(decoded), ":")
-			secrets = append(secrets, password)
-		}
-	}
+	var form url.Values
 	if request.GetBody != nil {
 		if body, err := request.GetBody(); err == nil {
 			data, _ := io.ReadAll(io.LimitReader(body, 1<<20)) // it was made in memory
-			form, _ := url.ParseQuery(string(data))
-			secrets = append(secrets, form.Get("refresh_token"), form.Get("password"))
+			form, _ = url.ParseQuery(string(data))
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, secret := range secrets {
-		for _, form := range []string{secret, url.QueryEscape(secret), url.PathEscape(secret)} {
-			if form != "" && !slices.Contains(g.secrets, form) {
-				g.secrets = append(g.secrets, form)
-			}
-		}
-	}
-	// The longest first, so that none leaves a part of another.
-	slices.SortFunc(g.secrets, func(a, b string) int { return len(b) - len(a) })
+	g.secrets.add(sentIn(request, form)...)
 }
 
 // redact takes what was sent as a secret out of a text from outside.
-func (g *guard) redact(text string) string {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, secret := range g.secrets {
-		text = strings.ReplaceAll(text, secret, "…")
+func (g *guard) redact(text string) string { return g.secrets.hide(text) }
+
+// shown is a host as it may be told: who leads to one chooses its name.
+func (g *guard) shown(host string) string {
+	if host == g.source.host() {
+		return host
 	}
-	return text
+	return sanitize.Line(g.redact(host), 100)
 }
 
 // redacted is an error whose text holds no secret.

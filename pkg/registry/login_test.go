@@ -495,3 +495,26 @@ func TestNoWayIn(t *testing.T) {
 		assert.NoError(t, err, "what is open is open, whatever /v2/ says: %q", challenges)
 	}
 }
+
+// TestAnInsecureHostIsNoWayOutOfHTTPS: a registry that speaks https can't have a password sent in
+// plain by naming a token server that may be spoken to so.
+func TestAnInsecureHostIsNoWayOutOfHTTPS(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	plain := newRegistry(t, launchtest.RegistryOptions{Auth: launchtest.RegistryBearer, Username: user, Password: password})
+	const realm = "http://token.test:5000/token"
+	for name, o := range map[string]launchtest.RegistryOptions{"realm": {Realm: realm}, "redirect": {}} {
+		for _, config := range []keychain{{Username: user, Password: password}, {IdentityToken: identity}} {
+			r, p, ref := bearerAt(t, o, img)
+			p = away(p, r, map[string]string{
+				remote + ":443": r.Host(), "token.test:443": r.Host(), "token.test:5000": plain.Host(),
+			})
+			p.Insecure, p.Keychain = []string{"token.test"}, config
+			r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultRedirect, On: launchtest.RequestToken, Location: realm, Times: -1})
+			_, err := resolve(t.Context(), p, ref)
+			requireError(t, err, image.Refused)
+			assert.Equal(t, name == "redirect", r.Count(launchtest.RequestToken) > 0, name)
+			assert.Empty(t, plain.Requests(), name)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -44,7 +45,31 @@ func (c *Client) Describe(ctx context.Context, ref name.Reference) (*image.Descr
 	if err != nil {
 		return nil, err
 	}
-	return image.Describe(ref, data, s.getter(ctx))
+	if err := s.repeats(image.PartManifest, data); err != nil {
+		return nil, err
+	}
+	described, err := image.Describe(ref, data, func(d image.Document) ([]byte, error) {
+		data, err := s.document(ctx, d)
+		if err == nil {
+			err = s.repeats(d.Part, data)
+		}
+		return data, err
+	})
+	var e *image.Error
+	if errors.As(err, &e) {
+		e.Err = s.guard.redactError(e.Err)
+	}
+	return described, err
+}
+
+// repeats refuses a document with a secret that was sent. Nobody approved these documents, so
+// whoever was sent it may have made them, and parts of them are shown.
+func (s *Source) repeats(part string, document []byte) error {
+	if !s.guard.secrets.in(document) {
+		return nil
+	}
+	return &image.Error{Kind: image.Refused, Ref: s.ref.String(), Part: part, Host: s.host(),
+		Err: errors.New("it holds what was sent there as a secret")}
 }
 
 // CheckLayers asks the registry whether it has these layers of v, without fetching one.

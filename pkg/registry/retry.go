@@ -26,7 +26,7 @@ func (s *Source) retry(ctx context.Context, part string, once func(t *tries) *fa
 		if !again {
 			return s.failed(part, &t, f)
 		}
-		s.Log.Info("trying again", "part", part, "host", f.host, "cause", s.guard.redactError(f.error()),
+		s.Log.Info("trying again", "part", part, "host", s.guard.shown(f.host), "cause", s.guard.redactError(f.error()),
 			"attempt", t.total, "delay", wait)
 		if err := s.Tuning.Sleep(ctx, wait); err != nil {
 			return interrupted(ctx)
