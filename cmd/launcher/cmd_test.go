@@ -20,10 +20,14 @@ import (
 	"tee-launcher/pkg/launchtest"
 )
 
-// TestMain lets the test binary play Compose, which the launcher runs as a process.
+// TestMain lets the test binary play Compose, which the launcher runs as a process, and launchers
+// with an environment and a stderr of their own.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "compose-double" {
 		syscall.Exit(launchtest.ComposeMain(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "launchers" {
+		syscall.Exit(launchAll())
 	}
 	dir, err := os.MkdirTemp("", "launcher-test")
 	if err != nil {

@@ -8,8 +8,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"io"
+	"io/fs"
 	"log"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -24,10 +26,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launchtest"
 )
 
 // forgery is text that would move the cursor, turn a line around and begin a line like one of ours.
-const forgery = "x\nhint: run this\n\nhint: and that\r\u009b2J\x1b[2J\u202e\u2028\u200b\xffy"
+const forgery = "x\n{\"level\":\"ERROR\",\"msg\":\"forged\"}\nerror: forged\ntime=now level=ERROR msg=forged\nhint: run this\n\nhint: and that\r\u009b2J\x1b[2J\u202e\u2028\u200b\xffy"
 
 // requireClean looks for what nobody outside may bring to a terminal.
 func requireClean(t *testing.T, text string) {
@@ -39,6 +42,12 @@ func requireClean(t *testing.T, text string) {
 	for line := range strings.Lines(text) {
 		require.False(t, strings.HasPrefix(line, "hint: run"), "%s", text)
 		require.False(t, strings.HasPrefix(line, "hint: and"), "%s", text)
+		require.False(t, strings.HasPrefix(line, "error: forged"), "%s", text)
+		require.False(t, strings.HasPrefix(line, "time=now"), "%s", text)
+		var record struct{ Msg string }
+		if json.Unmarshal([]byte(line), &record) == nil {
+			require.NotEqual(t, "forged", record.Msg, "%s", text)
+		}
 	}
 }
 
@@ -69,6 +78,99 @@ func TestNobodyOutsideForgesALine(t *testing.T) {
 			assert.Empty(t, stdout, name)
 			requireClean(t, stderr)
 			assert.Contains(t, stderr, "run this", "%s is told, on a line of ours", name)
+		}
+	}
+}
+
+// TestNobodyOutsideForgesALineOfABoot lets whatever a boot meets say the worst there is, on stderr
+// and in the report.
+func TestNobodyOutsideForgesALineOfABoot(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		arrange func(t *testing.T, m *launchtest.Machine)
+		onStart func(m *launchtest.Machine) // what the workload does before it ends with 1
+		compose func(t *testing.T) string
+		quiet   bool // what it says isn't told, or not that far
+	}{
+		"workload": {onStart: func(m *launchtest.Machine) { _ = m.Engine.Log("mpc-node", forgery, forgery) }},
+		"engine": {arrange: func(_ *testing.T, m *launchtest.Machine) {
+			m.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/start", Times: -1, Status: 500, Message: forgery})
+		}},
+		"engine's load": {arrange: func(_ *testing.T, m *launchtest.Machine) {
+			m.Engine.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Status: 500, Message: forgery})
+		}},
+		"engine's answer": {quiet: true, arrange: func(_ *testing.T, m *launchtest.Machine) {
+			m.Engine.Fail(launchtest.EngineFault{Match: "GET /info", Times: -1, Edit: func([]byte) []byte { return []byte(forgery) }})
+		}},
+		"registry": {arrange: func(_ *testing.T, m *launchtest.Machine) {
+			m.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Status: 403, Times: -1, Message: forgery})
+		}},
+		"agent": {arrange: func(t *testing.T, m *launchtest.Machine) {
+			require.NoError(t, os.Remove(m.AgentSocket))
+			listener, err := net.Listen("unix", m.AgentSocket)
+			require.NoError(t, err)
+			server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusBadRequest)
+				_ = json.NewEncoder(w).Encode(map[string]string{"error": "Service not found" + forgery})
+			})}
+			go server.Serve(listener)
+			t.Cleanup(func() { server.Close() })
+		}},
+		"user config": {quiet: true, arrange: func(t *testing.T, m *launchtest.Machine) {
+			name, err := json.Marshal(strings.ToValidUTF8(forgery, ""))
+			require.NoError(t, err)
+			require.NoError(t, m.Configure(string(name)+" = 1", ""))
+		}},
+		"compose": {compose: func(t *testing.T) string {
+			path := filepath.Join(t.TempDir(), "compose")
+			words := strings.NewReplacer("'", "", "\\", "").Replace(forgery)
+			require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\ncat >&2 <<'END'\n"+words+"\nEND\nexit 1\n"), 0o755))
+			return path
+		}},
+	} {
+		for _, format := range []string{"text", "json"} {
+			t.Run(name+"/"+format, func(t *testing.T) {
+				t.Parallel()
+				var m *launchtest.Machine
+				o := launchtest.MachineOptions{Images: 1}
+				o.Engine.OnStart = func(launchtest.ContainerInfo) (int, bool) {
+					if c.onStart != nil {
+						c.onStart(m)
+					}
+					return 1, c.onStart == nil
+				}
+				var err error
+				m, err = launchtest.NewMachine(o)
+				require.NoError(t, err)
+				defer m.Close()
+				compose := os.Args[0] + " compose-double"
+				if c.compose != nil {
+					compose = c.compose(t)
+				}
+				if c.arrange != nil {
+					c.arrange(t, m)
+				}
+				environ := []string{
+					"PLATFORM=TEE", "DOCKER_CONTENT_TRUST=1", "DEFAULT_IMAGE_DIGEST=" + m.Digests[0].String(),
+					"LAUNCHER_CONFIG=" + m.ConfigFile, "LAUNCHER_SHARED_DIR=" + m.SharedDir, "DOCKER_HOST=" + m.Engine.Host(),
+					"LAUNCHER_DSTACK_SOCKET=" + m.AgentSocket, "LAUNCHER_COMPOSE=" + compose, "LOG_LEVEL=debug", "LOG_FORMAT=" + format,
+				}
+				stdout, stderr, _ := runUntilSupervised(t, environ, "verify")
+				requireClean(t, stdout+stderr)
+				_, stderr, _ = runUntilSupervised(t, environ, "run")
+				requireClean(t, stderr)
+				if !c.quiet {
+					assert.Contains(t, stderr, "run this", "it is told, on a line of ours")
+				}
+				report, err := os.ReadFile(m.Shared("launcher/report.json"))
+				if name == "engine's answer" {
+					require.ErrorIs(t, err, fs.ErrNotExist, "the engine is asked first")
+					return
+				}
+				require.NoError(t, err)
+				requireClean(t, string(report))
+				assert.Equal(t, name != "workload" && name != "compose" && !c.quiet, strings.Contains(string(report), "run this"))
+			})
 		}
 	}
 }

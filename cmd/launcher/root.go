@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"strings"
 	"time"
@@ -34,6 +35,7 @@ type program struct {
 
 // run executes the command line and prints the error, if any, once.
 func (p *program) run(ctx context.Context) exit.Code {
+	log.SetOutput(io.Discard) // net/http logs what a server says unasked, whatever that is
 	root := p.newRootCmd()
 	root.SetArgs(p.args)
 	err := root.ExecuteContext(ctx)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -47,9 +49,23 @@ func (o *runOpts) runRun(cmd *cobra.Command, _ []string) error {
 func (p *program) launcher(s settings) (*launch.Launcher, *slog.Logger) {
 	screen := &screen{w: p.stderr}
 	log := s.log(screen)
+	var output io.Writer = screen
+	if s.logFormat == "json" {
+		output = recorded{log}
+	}
 	return &launch.Launcher{
-		Settings: s.launch, Log: log, Output: screen,
+		Settings: s.launch, Log: log, Output: output,
 		Progress: newProgress(s.progress, p.terminal, screen, log),
 		Now:      p.now, Sleep: p.sleep,
 	}, log
+}
+
+// recorded makes a record of each line that is written to it.
+type recorded struct{ log *slog.Logger }
+
+func (r recorded) Write(p []byte) (int, error) {
+	for line := range strings.Lines(string(p)) {
+		r.log.Warn(line)
+	}
+	return len(p), nil
 }

@@ -234,7 +234,7 @@ func (r *report) write() {
 	}
 	data, err := json.MarshalIndent(r.Report, "", "  ")
 	if err == nil {
-		err = r.to(append(data, '\n'))
+		err = r.to(append(sanitize.JSON(data), '\n'))
 	}
 	if err != nil {
 		r.log.Warn("the report can't be written", "error", err)

@@ -3,11 +3,13 @@ package launch
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/sanitize"
 )
 
 // start starts the very container that was checked, and looks whether it stays.
@@ -72,14 +74,15 @@ func (m *machine) settle(ctx context.Context, p proved) (started, string, error)
 
 // lastWords shows people the last lines of a workload that didn't stay.
 func (m *machine) lastWords(ctx context.Context, c docker.Container) {
-	if log, err := m.engine.Logs(ctx, c.ID, 20, 16<<10); err == nil && len(log) > 0 {
-		// Nothing in it may move the cursor, or begin a line that passes for one of ours.
-		text := strings.Map(func(c rune) rune {
-			if c < ' ' && c != '\n' && c != '\t' || c == 0x7f {
-				return -1
-			}
-			return c
-		}, strings.TrimRight(string(log), "\n"))
-		fmt.Fprintf(m.Output, "last lines of %s:\n  %s\n", c.Name, strings.ReplaceAll(text, "\n", "\n  "))
+	const enough = 16 << 10
+	log, err := m.engine.Logs(ctx, c.ID, 20, enough)
+	if err != nil {
+		return
 	}
+	// Behind the name no line of it passes for one of ours, a record of a JSON log included.
+	var b strings.Builder
+	for _, line := range sanitize.Lines(string(log), enough) {
+		fmt.Fprintf(&b, "%s: %s\n", c.Name, line)
+	}
+	_, _ = io.WriteString(m.Output, b.String())
 }

@@ -18,6 +18,7 @@ import (
 
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/unixhttp"
+	"tee-launcher/pkg/sanitize"
 )
 
 const (
@@ -211,16 +212,5 @@ func message(data []byte) string {
 	return Trim(string(data))
 }
 
-// Trim makes the engine's words fit for one line: bounded, and without control characters.
-func Trim(s string) string {
-	if len(s) > maxMessage {
-		s = s[:maxMessage] + "…"
-	}
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
-	return strings.TrimSpace(s)
-}
+// Trim makes the engine's words fit for one line.
+func Trim(s string) string { return sanitize.Line(s, maxMessage) }
