@@ -57,7 +57,7 @@ func (s *classicStore) load(r *engineRequest, a *archive, say *loadAnswer) error
 		if err != nil {
 			return err
 		}
-		config, err := v1.ParseConfigFile(bytes.NewReader(raw))
+		config, err := parseLoosely(raw)
 		if err != nil {
 			return err
 		}
@@ -82,6 +82,21 @@ func (s *classicStore) load(r *engineRequest, a *archive, say *loadAnswer) error
 		}
 	}
 	return nil
+}
+
+// parseLoosely reads a config in which a command may be a string.
+func parseLoosely(raw []byte) (*v1.ConfigFile, error) {
+	var document map[string]any
+	if err := json.Unmarshal(raw, &document); err != nil {
+		return nil, err
+	}
+	config, _ := document["config"].(map[string]any)
+	for _, field := range []string{"Entrypoint", "Cmd"} {
+		if text, ok := config[field].(string); ok {
+			config[field] = []string{text}
+		}
+	}
+	return v1.ParseConfigFile(bytes.NewReader(must(json.Marshal(document))))
 }
 
 // unpack proves the layers that the store hasn't got; one that is sent although it is there is

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
@@ -416,8 +417,21 @@ func (r *engineRequest) platform(minor int) (*v1.Platform, error) {
 func hostPlatform() v1.Platform { return v1.Platform{OS: "linux", Architecture: runtime.GOARCH} }
 
 func samePlatform(a, b v1.Platform) bool {
+	a, b = asContainerd(a), asContainerd(b)
 	return a.OS == b.OS && a.Architecture == b.Architecture &&
 		(a.Variant == b.Variant || a.Variant == "" || b.Variant == "")
+}
+
+// asContainerd spells a platform as containerd reads it on Linux.
+func asContainerd(p v1.Platform) v1.Platform {
+	p.OS = cmp.Or(p.OS, "linux")
+	switch p.Architecture {
+	case "x86_64":
+		p.Architecture = "amd64"
+	case "aarch64":
+		p.Architecture = "arm64"
+	}
+	return p
 }
 
 // imageName is a reference by name as Docker shows it; "latest" is added where it has neither tag nor
