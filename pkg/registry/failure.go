@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -8,9 +9,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"tee-launcher/pkg/image"
@@ -24,6 +28,7 @@ const (
 	transient class = iota // outages: quick attempts, then rounds
 	permanent              // answers that rarely change: three attempts
 	lie                    // bytes that are not what was asked for: three attempts
+	final                  // what no other attempt can change: none
 )
 
 // failure is one attempt that failed.
@@ -48,15 +53,46 @@ func (f *failure) error() error {
 
 // networkFailure says why a request got no answer.
 func networkFailure(host string, err error, now time.Time) *failure {
-	return &failure{class: transient, host: host, err: err, hints: networkHints(err, now)}
+	f := &failure{class: transient, host: host, err: err, hints: networkHints(host, err, now)}
+	if unchanging(err) {
+		f.class = final
+	}
+	return f
 }
 
-func networkHints(err error, now time.Time) []string {
+// unchanging reports whether err is one of those that waiting can't change, but whoever set
+// something up wrongly.
+func unchanging(err error) bool {
+	var (
+		unknown  x509.UnknownAuthorityError
+		hostname x509.HostnameError
+		proxy    *proxyError
+	)
+	return errors.As(err, &unknown) || errors.As(err, &hostname) || speaksPlain(err) ||
+		errors.As(err, &proxy) && proxy.status == http.StatusProxyAuthRequired
+}
+
+// speaksPlain reports whether err came of a server that answered to https with plain http.
+func speaksPlain(err error) bool {
+	var record tls.RecordHeaderError
+	return errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, &record)
+}
+
+// proxyError is a proxy that let no connection through.
+type proxyError struct{ status int }
+
+func (e *proxyError) Error() string {
+	return fmt.Sprintf("the proxy answers %d %s", e.status, http.StatusText(e.status))
+}
+
+func networkHints(host string, err error, now time.Time) []string {
 	var (
 		invalid  x509.CertificateInvalidError
 		unknown  x509.UnknownAuthorityError
 		hostname x509.HostnameError
 		dns      *net.DNSError
+		op       *net.OpError
+		proxy    *proxyError
 	)
 	clock := "the clock says " + now.UTC().Format(time.RFC3339) + ": set it if that is wrong, certificates depend on it"
 	switch {
@@ -69,10 +105,56 @@ func networkHints(err error, now time.Time) []string {
 		return []string{"the certificate's issuer isn't known here: SSL_CERT_FILE names a file with further ones"}
 	case errors.As(err, &hostname):
 		return []string{"another server answered under this name: check DNS and proxies"}
+	case errors.As(err, &proxy) && proxy.status == http.StatusProxyAuthRequired:
+		return []string{"the proxy wants a login: put it into the URL in " + proxyVariable("https")}
+	case errors.As(err, &proxy), errors.As(err, &op) && op.Op == "proxyconnect":
+		return []string{"the proxy in " + proxyVariable("https") + " doesn't connect to " + host +
+			": check it, or name the host in NO_PROXY"}
+	case speaksPlain(err):
+		return []string{host + " speaks plain http: if it may, allow that with --insecure-registry " + host}
 	case errors.As(err, &dns):
 		return []string{"the name can't be resolved: check the registry's name, DNS and the network"}
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return []string{"nothing listens at " + host + ": check whether the registry is up, and the port"}
+	case errors.Is(err, errNoHeader):
+		return []string{"check the network and firewalls on the way to " + host}
 	}
 	return nil
+}
+
+// proxyVariables are the variables that name the proxy for a scheme, the first one wins.
+func proxyVariables(scheme string) []string {
+	if scheme == "http" {
+		return []string{"HTTP_PROXY", "http_proxy"}
+	}
+	return []string{"HTTPS_PROXY", "https_proxy"}
+}
+
+// proxyVariable is the one that is set.
+func proxyVariable(scheme string) string {
+	names := proxyVariables(scheme)
+	for _, name := range names {
+		if os.Getenv(name) != "" {
+			return name
+		}
+	}
+	return names[0]
+}
+
+// wrongProxy returns the name of a variable that should name a proxy but holds no URL: Go goes
+// without one then, or makes another of it, and says nothing. Its value may hold a password.
+func wrongProxy() string {
+	for _, scheme := range []string{"https", "http"} {
+		name := proxyVariable(scheme)
+		value := os.Getenv(name)
+		if !strings.Contains(value, "://") {
+			value = "http://" + value // as Go reads it
+		}
+		if _, err := url.Parse(value); err != nil {
+			return name
+		}
+	}
+	return ""
 }
 
 // failed makes the error of the last failure.
@@ -89,6 +171,8 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 		e.Kind = image.Unavailable
 	case permanent:
 		e.Kind = image.Refused
+	case final:
+		e.Kind = image.Unavailable
 	case lie:
 		e.Kind = image.Mismatch
 		e.Help = slices.Concat(f.hints, []string{
@@ -118,6 +202,10 @@ func (s *Source) statusHints(f *failure) []string {
 		return []string{"check the repository's name and that the digest was pushed there; " +
 			"for a private repository this may also mean " +
 			"missing credentials (" + s.login.explanation() + ")"}
+	case http.StatusProxyAuthRequired:
+		return []string{"the proxy wants a login: put it into the URL in " + proxyVariable("http")}
+	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return []string{f.host + " is overloaded or down, or a proxy before it can't reach it: try again later"}
 	case http.StatusTooManyRequests:
 		return []string{"the registry limits the rate: wait, or log in for a higher limit"}
 	}
@@ -138,6 +226,8 @@ func (s *Source) rejected(a *answer) *failure {
 		switch a.StatusCode {
 		case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests,
 			http.StatusMisdirectedRequest:
+		case http.StatusProxyAuthRequired:
+			f.class = final
 		default:
 			f.class = permanent
 		}

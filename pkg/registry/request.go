@@ -296,7 +296,6 @@ func (s *Source) do(request *http.Request) (*http.Response, error) {
 
 // failedAfterDial reports whether err came of talking to a server for https, and not of getting there.
 func failedAfterDial(err error) bool {
-	var plain tls.RecordHeaderError
 	var op *net.OpError
-	return !showedCertificate(err) && !errors.As(err, &plain) && !(errors.As(err, &op) && op.Op == "dial")
+	return !showedCertificate(err) && !speaksPlain(err) && !(errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect"))
 }

@@ -81,6 +81,8 @@ func (s *Source) again(t *tries, f *failure) (time.Duration, bool) {
 		t.lies++
 		s.freshConnections()
 		return jitter(s.Tuning.QuickDelay), t.lies < maxAttempts
+	case final:
+		return 0, false
 	}
 	t.quick++
 	// A host that asks for a longer pause than a round's isn't asked quickly.

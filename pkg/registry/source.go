@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"context"
 	"crypto/tls"
 	"net/http"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +44,9 @@ func newSource(settings *Client, ref name.Reference) *Source {
 	two.SetHTTP2(true)
 	s.http1, s.http2 = s.transport(&one), s.transport(&two)
 	s.guard, s.login = &guard{source: s}, newLogin(s)
+	if name := wrongProxy(); name != "" {
+		s.Log.Warn("this variable doesn't hold the URL of a proxy", "variable", name)
+	}
 	return s
 }
 
@@ -49,6 +54,7 @@ func newSource(settings *Client, ref name.Reference) *Source {
 func (s *Source) transport(protocols *http.Protocols) *http.Transport {
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
+		OnProxyConnectResponse: proxyAnswered,
 		DialContext:            s.Tuning.Dial,
 		TLSClientConfig:        &tls.Config{RootCAs: s.Tuning.RootCAs, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    10 * time.Second,
@@ -58,6 +64,14 @@ func (s *Source) transport(protocols *http.Protocols) *http.Transport {
 		MaxResponseHeaderBytes: 64 << 10,
 		Protocols:              protocols,
 	}
+}
+
+// proxyAnswered keeps the status of a proxy that refuses, of which the transport keeps the text.
+func proxyAnswered(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
+	if answer.StatusCode != http.StatusOK {
+		return &proxyError{answer.StatusCode}
+	}
+	return nil
 }
 
 // freshConnections makes the next requests use connections that nothing has gone wrong on.
