@@ -28,7 +28,7 @@ type described struct {
 	Digest      digest.Digest `json:"digest"` // what to vote for
 	MediaType   string        `json:"media_type"`
 	EventDigest string        `json:"event_digest"` // hex; what RTMR3 is extended with when it is measured
-	// Of the image for this machine; null where an index has none or more than one.
+	// Of the image that is pulled on this machine; null where an index has none for it.
 	Platform     *string        `json:"platform"`
 	ConfigDigest *digest.Digest `json:"config_digest"`
 	SizeBytes    *int64         `json:"size_bytes"`
@@ -38,11 +38,12 @@ type described struct {
 }
 
 type platformImage struct {
-	Platform       string        `json:"platform"`
-	ManifestDigest digest.Digest `json:"manifest_digest"`
-	ConfigDigest   digest.Digest `json:"config_digest"`
-	SizeBytes      int64         `json:"size_bytes"`
-	Layers         int           `json:"layers"`
+	Platform       string         `json:"platform"`
+	ManifestDigest digest.Digest  `json:"manifest_digest"`
+	ConfigDigest   *digest.Digest `json:"config_digest"` // null where there is an error
+	SizeBytes      int64          `json:"size_bytes"`
+	Layers         int            `json:"layers"`
+	Error          string         `json:"error,omitempty"` // why it can't be used
 }
 
 func (p *program) newDigestCmd() *cobra.Command {
@@ -97,7 +98,7 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 			return err
 		}
 		d := describe(args[i], got)
-		d.warn(log, got.IsIndex())
+		d.warn(log, got)
 		all = append(all, d)
 	}
 	if o.output == "json" {
@@ -135,37 +136,48 @@ func describe(reference string, got *image.Described) described {
 		Reference: reference, Digest: got.Digest, MediaType: string(got.MediaType),
 		EventDigest: rtmr.DigestV1(rtmr.EventName, got.Digest[:]).String(), Platforms: []platformImage{},
 	}
-	var here []platformImage
-	for _, image := range got.Images {
-		platform := image.Platform
-		i := platformImage{
-			Platform: platform.String(), ManifestDigest: image.ManifestDigest,
-			ConfigDigest: image.ConfigDigest, SizeBytes: image.Size, Layers: image.Layers,
-		}
-		d.Platforms = append(d.Platforms, i)
-		if !got.IsIndex() || platform.OS == "linux" && platform.Architecture == runtime.GOARCH {
-			here = append(here, i)
-		}
+	for _, i := range got.Images {
+		d.Platforms = append(d.Platforms, platformOf(i))
 	}
-	if len(here) == 1 {
-		d.Platform, d.ConfigDigest, d.SizeBytes, d.Layers = &here[0].Platform, &here[0].ConfigDigest, &here[0].SizeBytes, &here[0].Layers
+	here := got.Here
+	if here == nil && !got.IsIndex() {
+		here = &got.Images[0]
+	}
+	if here != nil {
+		i := platformOf(*here)
+		d.Platform, d.ConfigDigest, d.SizeBytes, d.Layers = &i.Platform, i.ConfigDigest, &i.SizeBytes, &i.Layers
 	}
 	return d
 }
 
+func platformOf(s image.DescribedImage) platformImage {
+	i := platformImage{
+		Platform: s.Platform.String(), ManifestDigest: s.ManifestDigest, SizeBytes: s.Size, Layers: s.Layers,
+	}
+	if s.Err != nil {
+		i.Error = s.Err.Error()
+	} else {
+		i.ConfigDigest = &s.ConfigDigest
+	}
+	return i
+}
+
 // warn says what voters should know.
-func (d *described) warn(log *slog.Logger, index bool) {
+func (d *described) warn(log *slog.Logger, got *image.Described) {
 	var runnable []string
-	here := false
 	for _, p := range d.Platforms {
+		if p.Error != "" {
+			log.Warn("the index holds an image that can't be used", "reference", d.Reference,
+				"platform", p.Platform, "error", p.Error)
+			continue
+		}
 		runnable = append(runnable, p.Platform)
-		here = here || strings.HasPrefix(p.Platform+"/", "linux/"+runtime.GOARCH+"/")
 	}
 	attributes := []any{"reference", d.Reference, "platforms", strings.Join(runnable, ", ")}
-	if index && len(runnable) > 1 {
+	if got.IsIndex() && len(runnable) > 1 {
 		log.Warn("the index holds several images that can run: approving its digest approves them all", attributes...)
 	}
-	if !here {
+	if got.Here == nil {
 		log.Warn("there is no image for this machine, linux/"+runtime.GOARCH, attributes...)
 	}
 }

@@ -17,10 +17,10 @@ type Kind int
 const (
 	// Unavailable is a registry or network that didn't answer well within all attempts.
 	Unavailable Kind = iota + 1
-	// Refused is a permanent answer: no access, not there, no such platform, nothing this package
-	// may follow.
+	// Refused is a permanent answer: no access, not there, no such platform, a form that can't be
+	// used.
 	Refused
-	// Mismatch is an answer that isn't what the digest says.
+	// Mismatch is an answer that isn't what the digest says, or an image that contradicts itself.
 	Mismatch
 )
 
@@ -110,26 +110,53 @@ func (e *Error) ExitCode() exit.Code {
 // Hints returns Help, for package exit.
 func (e *Error) Hints() []string { return e.Help }
 
+// BadForm reports whether the pull ended because the image, although it is the one that was asked
+// for, is in a form that can't be used.
+func (e *Error) BadForm() bool {
+	return e.Kind == Refused && (e.Host == "" || errors.Is(e.Err, ErrTooLarge)) && !e.NoPlatform()
+}
+
+// ErrTooLarge is a document over the limit, whatever is in it.
+var ErrTooLarge = fmt.Errorf("it is larger than %d bytes, the limit for a document", MaxManifest)
+
 // errNotVerified is what a zero Verified answers.
 var errNotVerified = errors.New("not a verified image")
 
-// mismatch is the end of a proof whose documents are not what they have to be.
+// mismatch is the end of a proof for which a source sent other bytes than those that were asked for.
 func mismatch(ref name.Digest, part string, err error) *Error {
 	return &Error{Kind: Mismatch, Ref: ref.String(), Part: part, Err: err, Help: []string{
-		"these bytes are not what was approved or can be read in more than one way: don't use this source again until that is explained",
+		"these bytes are not what was approved: don't use this source again until that is explained",
 	}}
 }
 
-// unusable tells an image for other machines, which is a plain refusal, from one whose documents
-// lie.
+// unusable is the end of a proof whose documents are what was approved, and all the same nothing
+// that can be run. No source is to blame for that.
 func unusable(ref name.Digest, part string, err error) *Error {
+	e := &Error{Kind: Refused, Ref: ref.String(), Part: part, Err: err}
 	var platform *noPlatformError
-	if !errors.As(err, &platform) {
-		return mismatch(ref, part, err)
+	var lie *contradictionError
+	switch {
+	case errors.As(err, &platform):
+		e.Help = []string{fmt.Sprintf("approve the digest of an image that was built for %s", platform.base())}
+	case errors.As(err, &lie):
+		e.Kind = Mismatch
+		e.Help = []string{"the source sent what was approved, but this image's own documents contradict each " +
+			"other: build it again, and approve the digest of that"}
+	default:
+		e.Help = []string{"the source sent what was approved, but it can't be used in this form: " +
+			"approve the digest of an image in another"}
 	}
-	return &Error{Kind: Refused, Ref: ref.String(), Part: part, Err: err, Help: []string{
-		fmt.Sprintf("approve the digest of an image that was built for %s", platform.want),
-	}}
+	return e
+}
+
+// contradictionError is a document that says something else of another one, or of a layer, than
+// that is: either of them lies, whoever sent them.
+type contradictionError struct{ text string }
+
+func (e *contradictionError) Error() string { return e.text }
+
+func contradiction(format string, args ...any) error {
+	return &contradictionError{fmt.Sprintf(format, args...)}
 }
 
 // NoPlatform reports whether the pull ended because there is no image for the wanted platform.

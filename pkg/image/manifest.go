@@ -13,34 +13,42 @@ import (
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/internal/strictjson"
-	"tee-launcher/pkg/sanitize"
 )
 
-// dockerLayerZstd is what BuildKit calls a zstd layer in a Docker manifest.
-const dockerLayerZstd types.MediaType = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+const (
+	// dockerLayerZstd is what BuildKit calls a zstd layer in a Docker manifest.
+	dockerLayerZstd    types.MediaType = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+	dockerForeignPlain types.MediaType = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+	ociRestrictedZstd  types.MediaType = "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+)
 
 // document is a manifest or an index, of which exactly one reading exists.
 type document struct {
 	mediaType types.MediaType
+	untyped   bool         // it doesn't name its type itself
 	manifests []descriptor // of an index; nil for a manifest
 	config    descriptor   // of a manifest
 	layers    []descriptor // of a manifest
 }
 
-// isIndex tells the two apart. An index without an entry is refused, as is a manifest without a layer.
+// isIndex tells the two apart. An index without an entry is refused.
 func (d *document) isIndex() bool { return d.manifests != nil }
 
 type descriptor struct {
+	index       int // among its like
 	mediaType   types.MediaType
 	digest      digest.Digest
 	size        int64
-	platform    *v1.Platform
+	platform    *v1.Platform // nil: it names none
 	attestation bool
+	artifact    bool // it says that it is another thing than an image
+	urls        bool
 }
 
-// runnable reports whether an entry of an index is an image, and not what describes one.
+// runnable reports whether an entry of an index may be an image, and not what describes one.
 func (d *descriptor) runnable() bool {
-	return !d.attestation && d.platform != nil && d.platform.OS != "unknown" && d.mediaType.IsImage()
+	described := d.attestation || d.platform == nil && d.artifact || d.platform != nil && d.platform.OS == "unknown"
+	return !described && (d.mediaType.IsImage() || d.mediaType.IsIndex())
 }
 
 // parseDocument types a proved manifest or index from its bytes alone. Everything that two readers could understand in
@@ -71,16 +79,25 @@ func parseDocument(data []byte) (*document, error) {
 	_, hasManifests := object["manifests"]
 	switch {
 	case hasManifests && (hasLayers || hasConfig):
-		return nil, errors.New("it is an index and a manifest at once")
+		return nil, errors.New("it can be read in two ways: as an index and as a manifest")
 	case hasManifests:
 		return parseIndex(head.MediaType, object["manifests"])
 	case hasLayers && hasConfig:
 		return parseManifest(head.MediaType, object["config"], object["layers"])
 	}
-	return nil, errors.New("it is neither an index nor the manifest of an image")
+	return nil, fmt.Errorf("it is neither an index nor the manifest of an image%s", called(head.MediaType))
+}
+
+// called names a type that a document gives itself.
+func called(t types.MediaType) string {
+	if t == "" {
+		return ""
+	}
+	return fmt.Sprintf(", and calls itself %.100q", t)
 }
 
 func parseIndex(mediaType types.MediaType, entries json.RawMessage) (*document, error) {
+	untyped := mediaType == ""
 	switch mediaType {
 	case "":
 		mediaType = types.OCIImageIndex
@@ -92,29 +109,32 @@ func parseIndex(mediaType types.MediaType, entries json.RawMessage) (*document, 
 	if err != nil {
 		return nil, err
 	}
+	if len(manifests) == 0 {
+		return nil, errors.New("it is an index without an entry")
+	}
 	for i, m := range manifests {
 		if m.size > MaxManifest {
 			return nil, fmt.Errorf("manifests[%d]: %d bytes are over the limit of %d", i, m.size, MaxManifest)
 		}
 	}
-	return &document{mediaType: mediaType, manifests: manifests}, nil
+	return &document{mediaType: mediaType, untyped: untyped, manifests: manifests}, nil
 }
 
 func parseManifest(mediaType types.MediaType, config, layers json.RawMessage) (*document, error) {
+	d := &document{mediaType: mediaType}
 	switch mediaType {
 	case "":
-		mediaType = types.OCIManifestSchema1
+		d.mediaType, d.untyped = types.OCIManifestSchema1, true
 	case types.OCIManifestSchema1, types.DockerManifestSchema2:
 	default:
 		return nil, fmt.Errorf("it has layers but calls itself %.100q", mediaType)
 	}
-	d := &document{mediaType: mediaType}
 	var err error
 	if d.config, err = parseDescriptor(config); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	if !d.config.mediaType.IsConfig() {
-		return nil, fmt.Errorf("config: %.100q is not the config of an image", d.config.mediaType)
+	if t := d.config.mediaType; !t.IsConfig() && !isLoose(t) {
+		return nil, fmt.Errorf("it is %s, not an image: its config is of type %.100q", thing(t), t)
 	}
 	if d.config.size > MaxManifest {
 		return nil, fmt.Errorf("config: %d bytes are over the limit of %d", d.config.size, MaxManifest)
@@ -123,14 +143,42 @@ func parseManifest(mediaType types.MediaType, config, layers json.RawMessage) (*
 		return nil, err
 	}
 	for i, l := range d.layers {
-		if compressionOf(l.mediaType) == unsupported {
-			return nil, fmt.Errorf("layers[%d]: %.100q is not a layer that can be pulled", i, l.mediaType)
+		if err := layerForm(l); err != nil {
+			return nil, fmt.Errorf("layers[%d]: %w", i, err)
 		}
 	}
 	return d, nil
 }
 
+// thing names what has a config of this type.
+func thing(config types.MediaType) string {
+	if strings.HasPrefix(string(config), "application/vnd.cncf.helm.") {
+		return "a Helm chart"
+	}
+	return "an artifact"
+}
+
+// layerForm returns why a layer of this form can't be used.
+func layerForm(l descriptor) error {
+	t := l.mediaType
+	switch {
+	case isLayer(t) || isLoose(t):
+		return nil // what is elsewhere too is fetched from the source all the same
+	case isRestricted(t):
+		if l.urls {
+			return fmt.Errorf("%.100q with urls is content from elsewhere, which is not fetched", t)
+		}
+		return nil
+	case strings.HasSuffix(string(t), "+encrypted"):
+		return fmt.Errorf("it is encrypted (%.100q), and there is no key for it", t)
+	}
+	return fmt.Errorf("%.100q is not the layer of an image", t)
+}
+
 func parseDescriptors(field string, data json.RawMessage, limit int) ([]descriptor, error) {
+	if string(data) == "null" {
+		return nil, nil // as Go reads it, and so every tool that people have
+	}
 	array, err := strictjson.Parse(data, freeNames()...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", field, err)
@@ -139,15 +187,13 @@ func parseDescriptors(field string, data json.RawMessage, limit int) ([]descript
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", field, err)
 	}
-	if len(elements) == 0 {
-		return nil, fmt.Errorf("%s: there is none", field)
-	}
 	all := make([]descriptor, 0, len(elements))
 	for i, element := range elements {
 		d, err := parseDescriptor(element.Raw())
 		if err != nil {
 			return nil, fmt.Errorf("%s[%d]: %w", field, i, err)
 		}
+		d.index = i
 		all = append(all, d)
 	}
 	return all, nil
@@ -164,14 +210,17 @@ func parseDescriptor(data json.RawMessage) (descriptor, error) {
 		Digest      string            `json:"digest"`
 		Data        []byte            `json:"data"`
 		Annotations map[string]string `json:"annotations"`
+		URLs        []string          `json:"urls"`
+		Artifact    string            `json:"artifactType"`
 	}
 	if err := json.Unmarshal(data, &raw); err != nil {
 		return descriptor{}, plain(err)
 	}
-	if _, ok := object["urls"]; ok {
-		return descriptor{}, errors.New("it has urls: content from elsewhere is not fetched")
+	d := descriptor{
+		mediaType: raw.MediaType, size: raw.Size, urls: len(raw.URLs) > 0,
+		// Tools name the config's type here, where it is an image.
+		artifact: raw.Artifact != "" && !types.MediaType(raw.Artifact).IsConfig(),
 	}
-	d := descriptor{mediaType: raw.MediaType, size: raw.Size}
 	if d.digest, err = digest.Parse(raw.Digest); err != nil {
 		return descriptor{}, err
 	}
@@ -181,11 +230,11 @@ func parseDescriptor(data json.RawMessage) (descriptor, error) {
 	if _, ok := object["data"]; ok {
 		// Readers may take what is embedded for the content itself.
 		if err := checkBytes(raw.Data, d.digest, d.size); err != nil {
-			return descriptor{}, fmt.Errorf("data: %w", err)
+			return descriptor{}, contradiction("data: %v", err)
 		}
 	}
 	d.attestation = raw.Annotations["vnd.docker.reference.type"] == "attestation-manifest"
-	if platform, ok := object["platform"]; ok {
+	if platform, ok := object["platform"]; ok && string(platform) != "null" {
 		if _, err := parseObject(platform, "architecture", "os", "os.version", "os.features", "variant", "features"); err != nil {
 			return descriptor{}, fmt.Errorf("platform: %w", err)
 		}
@@ -197,14 +246,21 @@ func parseDescriptor(data json.RawMessage) (descriptor, error) {
 	return d, nil
 }
 
-// parseConfig reads the config of an image as far as the proof needs it, and whole for those who look at it.
-func parseConfig(data []byte) (config *v1.ConfigFile, diffIDs []digest.Digest, err error) {
+// imageConfig is the config of an image, as far as the proof needs it, and whole for those who look
+// at it.
+type imageConfig struct {
+	file    *v1.ConfigFile
+	diffIDs []digest.Digest
+	loose   []string // fields of a form that only a classic store takes
+}
+
+func parseConfig(data []byte) (*imageConfig, error) {
 	object, err := parseObject(data, "architecture", "variant", "os", "os.version", "os.features", "config", "rootfs", "history", "created")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if _, err := parseObject(object["rootfs"], "type", "diff_ids"); err != nil {
-		return nil, nil, fmt.Errorf("rootfs: %w", err)
+		return nil, fmt.Errorf("rootfs: %w", err)
 	}
 	var exact struct {
 		RootFS struct {
@@ -214,103 +270,87 @@ func parseConfig(data []byte) (config *v1.ConfigFile, diffIDs []digest.Digest, e
 		History []struct{} `json:"history"` // to be counted
 	}
 	if err := json.Unmarshal(data, &exact); err != nil {
-		return nil, nil, plain(err)
+		return nil, plain(err)
 	}
 	if len(exact.History) > maxHistory {
-		return nil, nil, fmt.Errorf("history: %d entries are over the limit of %d",
+		return nil, fmt.Errorf("history: %d entries are over the limit of %d",
 			len(exact.History), maxHistory)
 	}
-	if exact.RootFS.Type != "layers" {
-		return nil, nil, fmt.Errorf("rootfs: type is %.100q, want \"layers\"", exact.RootFS.Type)
+	if t := exact.RootFS.Type; t != "layers" && t != "" {
+		return nil, fmt.Errorf("rootfs: type is %.100q, want \"layers\"", t)
 	}
+	c := &imageConfig{file: new(v1.ConfigFile)}
 	for i, id := range exact.RootFS.DiffIDs {
 		diffID, err := digest.Parse(id)
 		if err != nil {
-			return nil, nil, fmt.Errorf("rootfs: diff_ids[%d]: %w", i, err)
+			return nil, fmt.Errorf("rootfs: diff_ids[%d]: %w", i, err)
 		}
-		diffIDs = append(diffIDs, diffID)
+		c.diffIDs = append(c.diffIDs, diffID)
 	}
-	config = new(v1.ConfigFile)
-	if err := json.Unmarshal(data, config); err != nil {
-		return nil, nil, plain(err)
+	if data, c.loose, err = withLists(data, object); err != nil {
+		return nil, err
 	}
-	return config, diffIDs, nil
+	if err := json.Unmarshal(data, c.file); err != nil {
+		return nil, plain(err)
+	}
+	return c, nil
 }
 
-// choose returns the one entry of an index that `docker pull` would run on platform.
-func choose(entries []descriptor, platform v1.Platform) (descriptor, error) {
-	var found []descriptor
-	var offered []string
-	for _, e := range entries {
-		if !e.runnable() {
-			continue
+// withLists returns a config in which Entrypoint and Cmd are lists, as Docker reads them where they
+// are strings, and which of them were.
+func withLists(data []byte, object map[string]json.RawMessage) ([]byte, []string, error) {
+	if c := object["config"]; c == nil || string(c) == "null" {
+		return data, nil, nil
+	}
+	inner, err := parseObject(object["config"], "Entrypoint", "Cmd")
+	if err != nil {
+		return nil, nil, fmt.Errorf("config: %w", err)
+	}
+	var strings []string
+	for _, field := range []string{"Entrypoint", "Cmd"} {
+		if text := inner[field]; len(text) > 0 && text[0] == '"' {
+			inner[field] = slices.Concat(json.RawMessage("["), text, json.RawMessage("]"))
+			strings = append(strings, field)
 		}
-		if s := sanitize.Line(e.platform.String(), 40); !slices.Contains(offered, s) {
-			offered = append(offered, s)
-		}
-		if runs(*e.platform, platform) {
-			found = append(found, e)
-		}
 	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
-		return descriptor{}, &noPlatformError{want: platform, offered: offered}
+	if strings == nil {
+		return data, nil, nil
 	}
-	return descriptor{}, fmt.Errorf("%d entries are for %s, want one", len(found), platform)
+	if object["config"], err = json.Marshal(inner); err != nil {
+		return nil, nil, err
+	}
+	data, err = json.Marshal(object)
+	return data, strings, err
 }
 
-// runs reports whether an image for have runs on want, with the variants that stand for the architecture itself.
-func runs(have, want v1.Platform) bool {
-	return have.OS == want.OS && have.Architecture == want.Architecture && variant(have) == variant(want)
-}
-
-func variant(p v1.Platform) string {
-	if p.Architecture == "amd64" && p.Variant == "v1" || p.Architecture == "arm64" && (p.Variant == "v8" || p.Variant == "8") {
-		return ""
-	}
-	return p.Variant
-}
-
-// noPlatformError is an index or a config without the wanted platform.
-type noPlatformError struct {
-	want    v1.Platform
-	offered []string
-}
-
-func (e *noPlatformError) Error() string {
-	if len(e.offered) == 0 {
-		return fmt.Sprintf("there is no image for %s", e.want)
-	}
-	const most = 10
-	offered := e.offered
-	if len(offered) > most {
-		offered = append(slices.Clone(offered[:most]), "…")
-	}
-	return fmt.Sprintf("there is no image for %s, only for %s", e.want, strings.Join(offered, ", "))
-}
-
-// compression is how a layer's tar is packed.
-type compression int
-
-const (
-	unsupported compression = iota
-	uncompressed
-	gzipped
-	zstandard
-)
-
-func compressionOf(t types.MediaType) compression {
+// isLayer reports whether every store takes a layer of type t.
+func isLayer(t types.MediaType) bool {
 	switch t {
-	case types.OCILayer, types.DockerLayer:
-		return gzipped
-	case types.OCILayerZStd, dockerLayerZstd:
-		return zstandard
-	case types.OCIUncompressedLayer, types.DockerUncompressedLayer:
-		return uncompressed
+	case types.OCILayer, types.OCILayerZStd, types.OCIUncompressedLayer,
+		types.DockerLayer, dockerLayerZstd, types.DockerUncompressedLayer:
+		return true
 	}
-	return unsupported
+	return false
+}
+
+// isRestricted reports whether a layer of type t is one that a registry needn't have.
+func isRestricted(t types.MediaType) bool {
+	switch t {
+	case types.OCIRestrictedLayer, types.OCIUncompressedRestrictedLayer, ociRestrictedZstd,
+		types.DockerForeignLayer, dockerForeignPlain:
+		return true
+	}
+	return false
+}
+
+// isLoose reports whether t says nothing of what has it. Registries and tools of old gave such types
+// to configs and layers, and classic stores don't look at them.
+func isLoose(t types.MediaType) bool {
+	switch t {
+	case "", "application/octet-stream", "application/json", "text/html":
+		return true
+	}
+	return false
 }
 
 // checkBytes proves that data is what h and size say.

@@ -1,7 +1,10 @@
 package image
 
 import (
+	"bufio"
+	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -37,6 +40,7 @@ func (st *Stream) NextPlain() (io.ReadCloser, error) {
 // plainReader hands out the bytes of a layer's tar, always one chunk behind what it read.
 type plainReader struct {
 	layer  *layerReader
+	packed io.Reader // the layer
 	tar    io.Reader // nil before the first Read
 	close  func()
 	hash   hash.Hash
@@ -102,7 +106,7 @@ func (r *plainReader) advance() {
 	r.limit -= int64(n)
 	switch {
 	case r.limit < 0:
-		r.err = mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("it unpacks to more than %d times its size", maxRatio))
+		r.err = r.unusable(fmt.Errorf("it unpacks to more than %d times its size", maxRatio))
 		return
 	case err == nil:
 		if r.held == nil { // the first chunk
@@ -137,37 +141,54 @@ func readChunk(r io.Reader, p []byte) (n int, err error) {
 	return n, err
 }
 
+// begin looks at the bytes to see how they are packed, as classic stores do: what a layer is called
+// doesn't matter to its diffID.
 func (r *plainReader) begin() error {
-	switch compressionOf(r.layer.layer.MediaType) {
-	case uncompressed:
-		r.tar = r.layer
-	case gzipped:
-		z, err := gzip.NewReader(r.layer)
+	packed := bufio.NewReader(r.layer)
+	magic, err := packed.Peek(4)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	r.packed = packed
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(packed)
 		if err != nil {
 			return err
 		}
 		r.tar = z
-	case zstandard:
-		z, err := zstd.NewReader(r.layer, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), isSkippable(magic):
+		z, err := zstd.NewReader(packed, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return err
 		}
 		r.tar, r.close = z, z.Close
+	case bytes.HasPrefix(magic, []byte("BZh")):
+		return errors.New("it is packed with bzip2, which isn't unpacked here")
+	case bytes.Equal(magic, []byte{0xfd, '7', 'z', 'X'}):
+		return errors.New("it is packed with xz, which isn't unpacked here")
+	default:
+		r.tar = packed
 	}
 	return nil
 }
 
+// isSkippable reports whether a zstd frame begins so that holds nothing to unpack.
+func isSkippable(magic []byte) bool {
+	return len(magic) == 4 && magic[0]>>4 == 5 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18})
+}
+
 // finish proves all there is to prove at the end of the tar.
 func (r *plainReader) finish() error {
-	surplus, err := io.Copy(io.Discard, r.layer)
+	surplus, err := io.Copy(io.Discard, r.packed)
 	if err != nil {
 		return err
 	}
 	if surplus > 0 {
-		return mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("%d bytes follow the end of what is compressed", surplus))
+		return r.unusable(fmt.Errorf("%d bytes follow the end of what is compressed", surplus))
 	}
 	if got := digest.Digest(r.hash.Sum(nil)); got != r.layer.layer.DiffID {
-		return mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("diffID: got %s, want %s", got, r.layer.layer.DiffID))
+		return r.unusable(contradiction("diffID: got %s, want %s", got, r.layer.layer.DiffID))
 	}
 	return nil
 }
@@ -178,5 +199,13 @@ func (r *plainReader) explain(err error) error {
 	if _, damaged := io.Copy(io.Discard, r.layer); damaged != nil {
 		return damaged
 	}
-	return mismatch(r.layer.st.image.ref, r.layer.label, fmt.Errorf("unpacking: %w", err))
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		err = fmt.Errorf("its zstd window is larger than %d MiB, the limit here", maxWindow>>20)
+	}
+	return r.unusable(fmt.Errorf("unpacking: %w", err))
+}
+
+// unusable is the end of a layer whose bytes are proved.
+func (r *plainReader) unusable(err error) *Error {
+	return unusable(r.layer.st.image.ref, r.layer.label, err)
 }

@@ -2,7 +2,6 @@ package image
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -11,7 +10,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"tee-launcher/pkg/digest"
-	"tee-launcher/pkg/sanitize"
 )
 
 // Verified is an image whose manifest, config and platform are proved. Only Prove, Restore and
@@ -20,14 +18,16 @@ import (
 type Verified struct {
 	ref            name.Digest
 	digest         digest.Digest
-	index          []byte
+	indexes        [][]byte // the approved one, and those within it that lead to the manifest
 	indexType      types.MediaType
+	chosen         string // of which entries; empty where there was one
 	manifest       []byte
 	manifestDigest digest.Digest
 	mediaType      types.MediaType
 	configDigest   digest.Digest
 	config         []byte
 	layers         []Layer
+	loose          []string // forms that only a classic store takes
 }
 
 // Layer is one layer of a proved manifest and config.
@@ -44,7 +44,8 @@ func Hash(d digest.Digest) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: d.
 // Kept is what has to be kept of a Verified to prove it again without a network. The bytes may come
 // from anywhere: they are believed only as far as the approved digest proves them.
 type Kept struct {
-	Index    []byte // nil where the approved digest is the manifest's
+	Index    []byte   // nil where the approved digest is the manifest's
+	Nested   [][]byte // indexes within it
 	Manifest []byte
 	Config   []byte
 }
@@ -59,7 +60,27 @@ func (v *Verified) Reference() name.Digest { return v.ref }
 func (v *Verified) Digest() digest.Digest { return v.digest }
 
 // Index returns the bytes of the index if the approved digest is that of one, else nil.
-func (v *Verified) Index() []byte { return bytes.Clone(v.index) }
+func (v *Verified) Index() []byte {
+	if len(v.indexes) == 0 {
+		return nil
+	}
+	return bytes.Clone(v.indexes[0])
+}
+
+// Chosen says which entry of the index the image is, where more than one is for the platform. Else
+// it is empty.
+func (v *Verified) Chosen() string { return v.chosen }
+
+// UsableIn returns why a store can't take the image, an *Error, as far as its documents tell. A
+// containerd store takes only what is called what it is; a classic one looks at the bytes.
+func (v *Verified) UsableIn(classic bool) error {
+	if classic || len(v.loose) == 0 {
+		return nil
+	}
+	e := unusable(v.ref, "", fmt.Errorf("a containerd image store doesn't take this form: %s", v.loose[0]))
+	e.Help = append(e.Help, "an engine with the classic store takes it")
+	return e
+}
 
 // IndexMediaType returns the type of the index, empty if there is none.
 func (v *Verified) IndexMediaType() types.MediaType { return v.indexType }
@@ -86,11 +107,11 @@ func (v *Verified) ConfigFile() *v1.ConfigFile {
 		return nil
 	}
 	// What was parsed once with success is parsed again with success.
-	config, _, err := parseConfig(v.config)
+	config, err := parseConfig(v.config)
 	if err != nil {
 		return nil
 	}
-	return config
+	return config.file
 }
 
 // Layers returns the layers, the lowest first.
@@ -107,7 +128,13 @@ func (v *Verified) Size() int64 {
 
 // Kept returns what Restore needs.
 func (v *Verified) Kept() Kept {
-	return Kept{Index: v.Index(), Manifest: v.Manifest(), Config: v.Config()}
+	kept := Kept{Index: v.Index(), Manifest: v.Manifest(), Config: v.Config()}
+	for i, index := range v.indexes {
+		if i > 0 {
+			kept.Nested = append(kept.Nested, bytes.Clone(index))
+		}
+	}
+	return kept
 }
 
 // LayerPart names a layer in errors and messages: "layer 2 of 3".
@@ -129,13 +156,16 @@ func (d Document) Check(data []byte) error {
 	if size < 0 {
 		size = int64(len(data))
 	}
+	if int64(len(data)) != size && digest.Of(data) == d.Digest {
+		return contradiction("it has %d bytes, what names it says %d", len(data), size)
+	}
 	return checkBytes(data, d.Digest, size)
 }
 
 // Restore proves kept bytes as Prove proves those of a source.
 func Restore(ref name.Digest, platform v1.Platform, kept Kept) (*Verified, error) {
 	return Prove(ref, platform, func(d Document) ([]byte, error) {
-		for _, data := range [][]byte{kept.Index, kept.Manifest, kept.Config} {
+		for _, data := range append([][]byte{kept.Index, kept.Manifest, kept.Config}, kept.Nested...) {
 			// Told apart by digest, so that nobody has to believe which is which.
 			if len(data) > 0 && len(data) <= MaxManifest && digest.Of(data) == d.Digest {
 				return bytes.Clone(data), nil
@@ -155,11 +185,13 @@ const (
 // Prove turns bytes that anybody may give into a Verified, or an *Error. An error of get comes
 // through as it is. The image is the one for platform; zero means Linux on this architecture.
 func Prove(ref name.Digest, platform v1.Platform, get func(Document) ([]byte, error)) (*Verified, error) {
-	return prove(ref, orThisMachine(platform), get)
+	return prove(ref, orThisMachine(platform), nil, get)
 }
 
-// prove is Prove for exactly this platform. Only where nothing is to be run is it zero: any.
-func prove(ref name.Digest, platform v1.Platform, get func(Document) ([]byte, error)) (*Verified, error) {
+// prove is Prove for exactly this platform. Only where nothing is to be run is it zero: any. Where an
+// entry of an index named ref, the proof is against what that says, too.
+func prove(ref name.Digest, platform v1.Platform, entry *descriptor,
+	get func(Document) ([]byte, error)) (*Verified, error) {
 	approved, err := digest.Parse(ref.DigestStr())
 	if err != nil {
 		return nil, &Error{Kind: Refused, Ref: ref.String(), Err: err}
@@ -170,71 +202,111 @@ func prove(ref name.Digest, platform v1.Platform, get func(Document) ([]byte, er
 		if err != nil {
 			return nil, err
 		}
-		if len(data) > MaxManifest {
-			return nil, mismatch(ref, d.Part, fmt.Errorf("%d bytes are over the limit of %d", len(data), MaxManifest))
-		}
 		if err := d.Check(data); err != nil {
+			if digest.Of(data) == d.Digest {
+				return nil, unusable(ref, d.Part, err)
+			}
 			return nil, mismatch(ref, d.Part, err)
+		}
+		if len(data) > MaxManifest {
+			return nil, unusable(ref, d.Part, ErrTooLarge)
 		}
 		return data, nil
 	}
 
-	part := PartManifest
-	manifest, err := fetch(Document{Part: part, Digest: approved, Size: -1})
-	if err != nil {
-		return nil, err
+	part, want := PartManifest, Document{Part: PartManifest, Digest: approved, Size: -1}
+	if entry != nil {
+		want.Size = entry.size
 	}
-	v.manifest = manifest
-	doc, err := parseDocument(v.manifest)
-	if err != nil {
-		return nil, mismatch(ref, part, err)
-	}
-	if doc.isIndex() {
-		entry, err := choose(doc.manifests, platform)
-		if err != nil {
-			return nil, unusable(ref, part, err)
-		}
-		v.index, v.indexType, v.manifestDigest = v.manifest, doc.mediaType, entry.digest
-		part = partChild
-		if v.manifest, err = fetch(Document{Part: part, Digest: entry.digest, Size: entry.size}); err != nil {
+	var doc *document
+	for {
+		if v.manifest, err = fetch(want); err != nil {
 			return nil, err
 		}
 		if doc, err = parseDocument(v.manifest); err != nil {
-			return nil, mismatch(ref, part, err)
+			return nil, unusable(ref, part, err)
 		}
-		if doc.isIndex() {
-			return nil, mismatch(ref, part, errors.New("it is an index within an index"))
+		if err := agrees(doc, entry); err != nil {
+			return nil, unusable(ref, part, err)
 		}
-		if doc.mediaType != entry.mediaType {
-			return nil, mismatch(ref, part, fmt.Errorf("it is %.100q, the index says %.100q", doc.mediaType, entry.mediaType))
+		if !doc.isIndex() {
+			break
 		}
+		if len(v.indexes) == maxNested {
+			return nil, unusable(ref, part, fmt.Errorf("indexes are nested more than %d deep", maxNested))
+		}
+		chosen, others, err := choose(doc.manifests, platform)
+		if err != nil {
+			return nil, unusable(ref, part, err)
+		}
+		if others > 0 && v.chosen == "" {
+			v.chosen = fmt.Sprintf("entry %d of the index's %d, of which %d are for this platform",
+				chosen.index+1, len(doc.manifests), others+1)
+		}
+		if v.indexes == nil {
+			v.indexType = doc.mediaType
+		}
+		v.indexes = append(v.indexes, v.manifest)
+		entry, v.manifestDigest, part = &chosen, chosen.digest, partChild
+		want = Document{Part: part, Digest: chosen.digest, Size: chosen.size}
 	}
 	v.mediaType, v.configDigest = doc.mediaType, doc.config.digest
+	if doc.untyped && entry != nil {
+		v.mediaType = entry.mediaType
+	}
 
 	part = partConfig
 	raw, err := fetch(Document{Part: part, Digest: doc.config.digest, Size: doc.config.size, Config: true})
 	if err != nil {
 		return nil, err
 	}
-	config, diffIDs, err := parseConfig(raw)
+	config, err := parseConfig(raw)
 	if err != nil {
-		return nil, mismatch(ref, part, err)
+		return nil, unusable(ref, part, err)
 	}
-	if (config.OS != platform.OS || config.Architecture != platform.Architecture) && !platform.Equals(v1.Platform{}) {
-		have := sanitize.Line(config.OS+"/"+config.Architecture, 40)
-		if v.index != nil {
-			return nil, mismatch(ref, part, fmt.Errorf("it is for %s, the index says %s", have, platform))
+	if !platform.Equals(v1.Platform{}) {
+		var named *v1.Platform
+		if entry != nil {
+			named = entry.platform
 		}
-		return nil, unusable(ref, part, &noPlatformError{want: platform, offered: []string{have}})
+		if err := forPlatform(config.file, platform, named); err != nil {
+			return nil, unusable(ref, part, err)
+		}
 	}
-	if got, want := len(diffIDs), len(doc.layers); got != want {
-		return nil, mismatch(ref, part, fmt.Errorf("it has %d diff_ids, the manifest %d layers", got, want))
+	if got, want := len(config.diffIDs), len(doc.layers); got != want {
+		return nil, unusable(ref, part, contradiction("it has %d diff_ids, the manifest %d layers", got, want))
 	}
 	for i, l := range doc.layers {
 		v.layers = append(v.layers, Layer{
-			Digest: l.digest, DiffID: diffIDs[i], Size: l.size, MediaType: l.mediaType,
+			Digest: l.digest, DiffID: config.diffIDs[i], Size: l.size, MediaType: l.mediaType,
 		})
 	}
+	v.loose = looseForms(doc, config)
 	v.config = raw // last: it is what makes v valid
 	return v, nil
+}
+
+// agrees returns why a document isn't what the entry of an index calls it.
+func agrees(doc *document, entry *descriptor) error {
+	if entry == nil || doc.mediaType == entry.mediaType || doc.untyped && doc.isIndex() == entry.mediaType.IsIndex() {
+		return nil
+	}
+	return contradiction("it is %.100q, the index says %.100q", doc.mediaType, entry.mediaType)
+}
+
+// looseForms names what only a classic store takes.
+func looseForms(doc *document, config *imageConfig) []string {
+	var forms []string
+	if isLoose(doc.config.mediaType) {
+		forms = append(forms, fmt.Sprintf("a config of type %.100q", doc.config.mediaType))
+	}
+	for i, l := range doc.layers {
+		if isLoose(l.mediaType) {
+			forms = append(forms, fmt.Sprintf("layers[%d] of type %.100q", i, l.mediaType))
+		}
+	}
+	for _, field := range config.loose {
+		forms = append(forms, fmt.Sprintf("%s that is a string and not a list", field))
+	}
+	return forms
 }

@@ -53,14 +53,24 @@ func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 				m.report.Pull.Source, m.report.Pull.BytesReused = "engine", cached.Size()
 				return imaged{cached, source, id}, "the engine has the image", errSkipped
 			}
+			if err := cached.UsableIn(info.Store == inspect.Classic); err != nil {
+				return imaged{}, "", err
+			}
 			return imaged{image: cached, source: source}, fmt.Sprintf("cached manifest: %d layers, %d bytes", len(cached.Layers()), cached.Size()), nil
 		}
 		resolved, err := source.Resolve(ctx)
 		if err != nil {
 			return imaged{}, "", err
 		}
+		if err := resolved.UsableIn(info.Store == inspect.Classic); err != nil {
+			return imaged{}, "", err
+		}
 		m.report.image(resolved, docker.ImageID{})
-		return imaged{image: resolved, source: source}, fmt.Sprintf("%d layers, %d bytes", len(resolved.Layers()), resolved.Size()), nil
+		detail := fmt.Sprintf("%d layers, %d bytes", len(resolved.Layers()), resolved.Size())
+		if resolved.Chosen() != "" {
+			detail += ", " + resolved.Chosen()
+		}
+		return imaged{image: resolved, source: source}, detail, nil
 	}
 }
 

@@ -26,6 +26,7 @@ const (
 	RateLow          Code = "REG007"
 	NewerUnavailable Code = "REG008"
 	LayerWrong       Code = "REG009"
+	ImageUnusable    Code = "REG010"
 
 	EngineDown        Code = "ENG001"
 	EngineOld         Code = "ENG002"
@@ -82,11 +83,12 @@ func Codes() []Class {
 		{RegistryRefuses, "the registry refuses access"},
 		{ManifestMissing, "the registry doesn't have the image"},
 		{PlatformMissing, "there is no image for this machine"},
-		{ManifestWrong, "the manifest or config doesn't match its digest, or isn't valid"},
+		{ManifestWrong, "the manifest or config doesn't match its digest, or contradicts the rest of the image"},
 		{LayerMissing, "the registry doesn't have a layer, or has a different one"},
 		{RateLow, "the registry's rate limit is nearly used up"},
 		{NewerUnavailable, "a newer approved digest can't be pulled while an older one can"},
 		{LayerWrong, "a downloaded layer doesn't match its digest"},
+		{ImageUnusable, "the image is in a form that can't be used"},
 		{EngineDown, "the engine doesn't answer"},
 		{EngineOld, "the engine is older than any version that was tested"},
 		{EngineOther, "the engine's platform isn't the launcher's"},

@@ -76,6 +76,9 @@ func checkImage(ctx context.Context, f *facts) outcome {
 	default:
 		return fail(EngineContradicts, err)
 	}
+	if err := v.UsableIn(f.info.Store == inspect.Classic); err != nil {
+		return fail(ImageUnusable, err)
+	}
 	has := func(int) bool { return false }
 	if !f.next {
 		if has, err = f.engine.Present(ctx, f.info, v, f.own.Known(v.Reference().Context())); err != nil {

@@ -57,6 +57,9 @@ func checkManifest(ctx context.Context, f *facts) outcome {
 	if v.Index() != nil {
 		detail += ", from an index"
 	}
+	if v.Chosen() != "" {
+		detail += ": " + v.Chosen()
+	}
 	return ok(detail)
 }
 
@@ -73,6 +76,8 @@ func codeOf(err error) Code {
 		return RegistryDown
 	case e.NoPlatform():
 		return PlatformMissing
+	case e.BadForm():
+		return ImageUnusable
 	case e.Status == http.StatusNotFound:
 		return ManifestMissing
 	}

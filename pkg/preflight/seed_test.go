@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -108,6 +109,9 @@ type world struct {
 	names    map[string]string
 }
 
+// oddImages are made once for all.
+var oddImages = sync.OnceValue(launchtest.OddImages)
+
 func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 	t.Helper()
 	m, err := launchtest.NewMachine(o)
@@ -143,6 +147,13 @@ func newWorld(t *testing.T, o launchtest.MachineOptions) *world {
 		w.names[fmt.Sprintf("@config%d@", i)] = v.ConfigDigest().String()
 		w.names[fmt.Sprintf("@layer%d@", i)] = v.Layers()[1].Digest.String()
 		w.names[fmt.Sprintf("@diff%d@", i)] = v.Layers()[1].DiffID.String()
+	}
+	for odd, name := range map[string]string{"helm chart": "helm", "layer octet-stream": "loose"} {
+		i := slices.IndexFunc(oddImages(), func(o launchtest.OddImage) bool { return o.Name == odd })
+		ref, err := oddImages()[i].Push(m.Registry, launchtest.Repository)
+		require.NoError(t, err)
+		blobs := oddImages()[i].Blobs
+		w.names["@"+name+"@"], w.names["@config-"+name+"@"] = ref.DigestStr(), digest.Of(blobs[len(blobs)-1]).String()
 	}
 	_, err = m.Engine.Call(http.MethodPost, "/volumes/create", map[string]string{"Name": "mpc-data"})
 	require.NoError(t, err)

@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -22,24 +24,24 @@ func (s *Source) document(ctx context.Context, d image.Document) ([]byte, error)
 	if d.Config {
 		path, accept = "blobs/"+d.Digest.String(), anyType
 	}
-	data, err := s.fetchDocument(ctx, d.Part, path, accept, d.Check)
+	data, err := s.fetchDocument(ctx, d, path, accept)
 	var e *image.Error
 	missing := errors.As(err, &e) && e.Status == http.StatusNotFound && d.Part == image.PartManifest
-	if missing && s.isBlob(ctx, d.Digest) {
+	if missing && s.isBlob(ctx, d.Digest) { // a blob of any kind: it isn't fetched for that
 		e.Help = []string{
-			"this digest is that of a config (an image ID), as approved lists held before; " +
-				"what has to be approved is the digest of the manifest",
+			"this digest is that of a blob (a config, which is an image ID, or a layer), not of a manifest, " +
+				"which is what has to be approved",
 			fmt.Sprintf("launcher digest %s:<tag> prints it", s.ref.Context().Name()),
 		}
 	}
 	return data, err
 }
 
-// fetchDocument fetches a document, again where proved says that it isn't the right one.
-func (s *Source) fetchDocument(ctx context.Context, part, path, accept string,
-	proved func([]byte) error) ([]byte, error) {
+// fetchDocument fetches a document, again where it isn't the right one. A zero digest is that of
+// any.
+func (s *Source) fetchDocument(ctx context.Context, d image.Document, path, accept string) ([]byte, error) {
 	var document []byte
-	err := s.retry(ctx, part, func(t *tries) *failure {
+	err := s.retry(ctx, d.Part, func(t *tries) *failure {
 		a, f := s.ask(ctx, t, http.MethodGet, path, http.Header{"Accept": {accept}})
 		if f != nil {
 			return f
@@ -48,14 +50,19 @@ func (s *Source) fetchDocument(ctx context.Context, part, path, accept string,
 		if a.StatusCode != http.StatusOK {
 			return s.rejected(a)
 		}
-		data, err := readDocument(a)
+		body, err := documentBody(a)
+		if err != nil {
+			return &failure{host: a.host, err: err}
+		}
+		data, err := io.ReadAll(io.LimitReader(body, image.MaxManifest+1))
 		if err != nil {
 			return &failure{host: a.host, err: err}
 		}
 		if len(data) > image.MaxManifest {
-			return &failure{class: lie, host: a.host, err: fmt.Errorf("more than %d bytes", image.MaxManifest)}
+			return tooLarge(a, d, io.MultiReader(bytes.NewReader(data), body))
 		}
-		if err := proved(data); err != nil {
+		// Another size than expected is for the proof to tell: the right bytes came.
+		if err := d.Check(data); err != nil && !d.Digest.IsZero() && digest.Of(data) != d.Digest {
 			return &failure{class: lie, host: a.host, err: err}
 		}
 		document = data
@@ -67,17 +74,39 @@ func (s *Source) fetchDocument(ctx context.Context, part, path, accept string,
 	return document, nil
 }
 
-// readDocument reads a manifest or config, compressed or not: neither begins as gzip does.
-func readDocument(a *answer) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(a, image.MaxManifest+1))
-	if err != nil || !encoded(a) || !bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
-		return data, err
+// maxHashed is up to where a document that is too large is read, to see whose fault that is.
+const maxHashed = 16 * image.MaxManifest
+
+// tooLarge tells a document that is what was asked for, and larger than any may be, from a source
+// that sends something else.
+func tooLarge(a *answer, d image.Document, whole io.Reader) *failure {
+	if d.Size >= 0 {
+		return &failure{class: lie, host: a.host,
+			err: fmt.Errorf("got more than %d bytes, want %d", image.MaxManifest, d.Size)}
 	}
-	z, err := gzip.NewReader(bytes.NewReader(data))
-	if err != nil {
-		return nil, err
+	hash := sha256.New()
+	n, err := io.Copy(hash, io.LimitReader(whole, maxHashed+1))
+	switch {
+	case err != nil:
+		return &failure{host: a.host, err: err}
+	case d.Digest.IsZero() || digest.Digest(hash.Sum(nil)) == d.Digest:
+		return &failure{class: final, host: a.host, err: image.ErrTooLarge}
+	case n > maxHashed:
+		return &failure{class: lie, host: a.host, err: fmt.Errorf("got more than %d bytes, want %s", maxHashed, d.Digest)}
 	}
-	return io.ReadAll(io.LimitReader(z, image.MaxManifest+1))
+	return &failure{class: lie, host: a.host, err: fmt.Errorf("got %d other bytes, want %s", n, d.Digest)}
+}
+
+// documentBody is the body of a manifest or config, compressed or not: neither begins as gzip does.
+func documentBody(a *answer) (io.Reader, error) {
+	if !encoded(a) {
+		return a, nil
+	}
+	body := bufio.NewReader(a)
+	if magic, _ := body.Peek(2); !bytes.Equal(magic, []byte{0x1f, 0x8b}) {
+		return body, nil // what went wrong shows at the next Read
+	}
+	return gzip.NewReader(body)
 }
 
 // encoded reports whether an answer says that it is compressed, although that wasn't asked for.

@@ -173,6 +173,9 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 		e.Kind = image.Refused
 	case final:
 		e.Kind = image.Unavailable
+		if errors.Is(f.err, image.ErrTooLarge) {
+			e.Kind = image.Refused
+		}
 	case lie:
 		e.Kind = image.Mismatch
 		e.Help = slices.Concat(f.hints, []string{

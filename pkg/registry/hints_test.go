@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
 )
@@ -70,6 +71,36 @@ func TestHintsOfOutages(t *testing.T) {
 	down.Close()
 	_, err = resolve(t.Context(), defaults(new(clock)), at(t, host, f.ref))
 	assert.Contains(t, strings.Join(requireError(t, err, image.Unavailable).Hints(), "\n"), "nothing listens at "+host)
+}
+
+// TestBlobsDigest: a digest that is that of a blob isn't called a config's for certain.
+func TestBlobsDigest(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, launchtest.RegistryOptions{})
+	img := small(t)
+	push(t, r, img)
+	ref := at(t, r.Host(), push(t, r, img)).Context().Digest(layerDigest(t, img, 0).String())
+	_, err := resolve(t.Context(), defaults(new(clock)), ref)
+	hints := strings.Join(requireError(t, err, image.Refused).Hints(), "\n")
+	assert.Contains(t, hints, "or a layer")
+	assert.NotContains(t, hints, "repository's name")
+}
+
+// TestDocumentsOverTheLimit are told by their digest from a source that sends anything: TestLies has those.
+func TestDocumentsOverTheLimit(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, launchtest.RegistryOptions{})
+	large := []byte(`{"x":"` + strings.Repeat("y", image.MaxManifest) + `"}`)
+	ref, err := r.PushManifest("test/large", large, "v1")
+	require.NoError(t, err)
+	require.Equal(t, digest.Of(large).String(), ref.DigestStr())
+	_, err = resolve(t.Context(), defaults(new(clock)), ref)
+	e := requireError(t, err, image.Refused)
+	assert.ErrorIs(t, err, image.ErrTooLarge)
+	assert.True(t, e.BadForm())
+	assert.Equal(t, 1, r.Count(launchtest.RequestManifest), "asked once")
+	_, err = defaults(new(clock)).Describe(t.Context(), ref.Context().Tag("v1"))
+	requireError(t, err, image.Refused)
 }
 
 // proxied is set in a process of its own: Go reads the variables of proxies once.

@@ -40,7 +40,7 @@ func (c *Client) Describe(ctx context.Context, ref name.Reference) (*image.Descr
 		data, err = s.document(ctx, image.Document{Part: image.PartManifest, Digest: h, Size: -1})
 	} else {
 		path := "manifests/" + ref.Identifier()
-		data, err = s.fetchDocument(ctx, image.PartManifest, path, manifestTypes, func([]byte) error { return nil })
+		data, err = s.fetchDocument(ctx, image.Document{Part: image.PartManifest, Size: -1}, path, manifestTypes)
 	}
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -296,11 +297,10 @@ func TestPlainRefuses(t *testing.T) {
 		"another tar, plain":    {layer{types.OCIUncompressedLayer, content, wrong}, "diffID"},
 		"cut gzip":              {layer{types.OCILayer, gzipped(t, content)[:200], right}, "unpacking"},
 		"cut zstd":              {layer{types.OCILayerZStd, zstandard(t, content)[:15], right}, "unpacking"},
-		"no gzip":               {layer{types.OCILayer, content, right}, "unpacking"},
-		"no zstd":               {layer{types.OCILayerZStd, content, right}, "unpacking"},
-		"gzip that isn't zstd":  {layer{types.OCILayerZStd, gzipped(t, content), right}, "unpacking"},
+		"bzip2":                 {layer{types.OCILayer, []byte("BZh91AY&SY"), right}, "bzip2"},
+		"xz":                    {layer{types.OCILayer, []byte("\xfd7zXZ\x00"), right}, "xz"},
 		"bytes behind the gzip": {layer{types.OCILayer, append(gzipped(t, content), "garbage"...), right}, "unpacking"},
-		"window of 16 MiB":      {layer{types.OCILayerZStd, zstandard(t, make([]byte, 20<<20), zstd.WithWindowSize(16<<20)), right}, "unpacking"},
+		"window of 16 MiB":      {layer{types.OCILayerZStd, zstandard(t, make([]byte, 20<<20), zstd.WithWindowSize(16<<20)), right}, "zstd window is larger than 8 MiB"},
 		"bomb":                  {layer{types.OCILayerZStd, bomb.Bytes(), right}, "unpacks to more than"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -312,13 +312,49 @@ func TestPlainRefuses(t *testing.T) {
 			plain, err := stream.NextPlain()
 			require.NoError(t, err)
 			got, err := io.Copy(io.Discard, plain)
-			e := requireError(t, err, image.Mismatch)
+			kind := image.Refused // the bytes are those that were approved
+			if c.want == "diffID" {
+				kind = image.Mismatch
+			}
+			e := requireError(t, err, kind)
 			assert.Contains(t, e.Error(), c.want)
 			assert.False(t, e.Restart, "the image itself is wrong")
-			requireError(t, plain.Close(), image.Mismatch)
+			assert.NotContains(t, strings.Join(e.Hints(), "\n"), "suspect")
+			requireError(t, plain.Close(), kind)
 			if c.want == "diffID" {
 				assert.Less(t, got, int64(len(content)), "the last bytes stay here")
 			}
+		})
+	}
+}
+
+// TestPlainLooksAtTheBytes: how a layer is packed shows in its bytes, whatever it is called.
+func TestPlainLooksAtTheBytes(t *testing.T) {
+	t.Parallel()
+	content, err := launchtest.RandomLayer(7, 50_000)
+	require.NoError(t, err)
+	skippable := append([]byte("\x50\x2a\x4d\x18\x02\x00\x00\x00ab"), zstandard(t, content)...)
+	for name, l := range map[string]layer{
+		"gzip called zstd":          {types.OCILayerZStd, gzipped(t, content), digest.Of(content)},
+		"gzip called tar":           {types.OCIUncompressedLayer, gzipped(t, content), digest.Of(content)},
+		"zstd called gzip":          {types.OCILayer, zstandard(t, content), digest.Of(content)},
+		"tar called gzip":           {types.DockerLayer, content, digest.Of(content)},
+		"tar called zstd":           {types.OCILayerZStd, content, digest.Of(content)},
+		"skippable frame at first":  {types.OCILayerZStd, skippable, digest.Of(content)},
+		"gzip called nothing":       {"application/octet-stream", gzipped(t, content), digest.Of(content)},
+		"less than any form's head": {types.OCILayer, []byte("x"), digest.Of([]byte("x"))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := publish(t, newRegistry(t, launchtest.RegistryOptions{}), l)
+			stream := v.Open(t.Context(), []int{0})
+			defer stream.Close()
+			plain, err := stream.NextPlain()
+			require.NoError(t, err)
+			got, err := io.ReadAll(plain)
+			require.NoError(t, err)
+			assert.Equal(t, l.diffID, digest.Of(got))
+			assert.NoError(t, plain.Close())
 		})
 	}
 }

@@ -34,7 +34,7 @@ func (d Dir) Restore(ref name.Digest) (*image.Verified, error) {
 		return nil, err
 	}
 	var kept image.Kept
-	if err := decode(data, &kept, "Index", "Manifest", "Config"); err != nil {
+	if err := decode(data, &kept, "Index", "Nested", "Manifest", "Config"); err != nil {
 		return nil, fmt.Errorf("%s: %w", keptName(ref), err)
 	}
 	return image.Restore(ref, v1.Platform{}, kept)
