@@ -15,7 +15,14 @@ import (
 func (f Facts) Impostor(c Container) bool {
 	workload := c.Name == compose.Name || strings.HasPrefix(c.Name, compose.ImpostorPrefix) ||
 		c.Labels[compose.ProjectLabel] == compose.Name && c.Labels[compose.ServiceLabel] == compose.Name
-	return f.Settings.TEE() && f.Settings.Supervised() && workload && !f.ofThisBoot(c) && (c.Live() || c.RestartPolicy != "no")
+	return f.Settings.TEE() && f.Settings.Supervised() && workload && !f.launched(c) && (c.Live() || c.RestartPolicy != "no")
+}
+
+// launched reports whether no engine can have started a container by itself, because a launcher of this boot made it. Where nobody knows which boot this
+// is, that is one that a launcher which supervises made: no engine starts it ever.
+func (f Facts) launched(c Container) bool {
+	supervised := c.Labels[compose.BootLabel] != "" && c.RestartPolicy == "no" && !strings.HasPrefix(c.Name, compose.ImpostorPrefix)
+	return f.ofThisBoot(c) || f.Boot == "" && supervised
 }
 
 // Impostors returns those among the containers.
@@ -29,8 +36,15 @@ func (f Facts) ImpostorName(c Container) string {
 	return compose.ImpostorPrefix + f.Boot + "-" + c.ShortID()
 }
 
-// evidence reports whether a container is one that ran as the workload in this boot before it was ended.
-func (f Facts) evidence(c Container) bool { return f.Boot != "" && c.Name == f.ImpostorName(c) }
+// evidence reports whether a container is one that ran as the workload in this boot before it was ended, or in one that had no name, which may be this
+// one. One that never ran measured nothing: that the engine can't take back, and no launcher removes it before the log is judged. It may have been
+// started until its policy was changed and it was stopped, so what counts is how it is found after that.
+//
+// A container that removes itself (docker run --rm) leaves none. It needs none: an engine refuses it a restart policy and starts it at no boot, so whoever
+// ran it in this one has the engine itself, which is trusted, and could as well have removed any other evidence.
+func (f Facts) evidence(c Container) bool {
+	return !c.NeverStarted() && (c.Name == f.ImpostorName(c) || c.Name == Facts{}.ImpostorName(c))
+}
 
 // Ended returns the containers as they are once the impostors were ended.
 func (f Facts) Ended() []Container {

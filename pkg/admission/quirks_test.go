@@ -156,7 +156,7 @@ func quirks() []quirk {
 	add("no engine", func(m *machine) { m.settings.DockerHost += ".none" })
 	add("the engine's disk is full", func(*machine) {})
 	for _, request := range []string{
-		"GET /_ping", "GET /info", "GET /volumes/shared-volume", "GET /containers/json", "GET /images/json", "GET /images/*/json",
+		"GET /_ping", "GET /info", "GET /volumes/shared-volume", "GET /volumes/some", "GET /containers/json", "GET /images/json", "GET /images/*/json",
 	} {
 		add("the engine fails at "+request, func(m *machine) { m.engineFails(request) })
 	}
@@ -253,6 +253,16 @@ func quirks() []quirk {
 		for _, c := range m.engine.Containers() {
 			if c.Name == "gone" {
 				m.engineDoes(http.MethodPost, "/containers/gone/rename?name=mpc-node-impostor-"+m.boot()+"-"+c.ID[:12], nil)
+			}
+		}
+	})
+	add("a container that never ran has an impostor's name", func(m *machine) {
+		_, err := m.engine.AddImage(m.old, "old:1")
+		check(err)
+		m.make(container{Name: "made", State: "created", Policy: "no"})
+		for _, c := range m.engine.Containers() {
+			if c.Name == "made" {
+				m.engineDoes(http.MethodPost, "/containers/made/rename?name=mpc-node-impostor-"+m.boot()+"-"+c.ID[:12], nil)
 			}
 		}
 	})

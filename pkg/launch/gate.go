@@ -7,6 +7,7 @@ import (
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/state"
 )
 
 // alone is what the probe found, once no old workload runs any more.
@@ -17,24 +18,29 @@ type alone struct {
 // endImpostors ends what the engine started as the workload before anybody measured it. Its new name
 // comes first: a launcher that is killed after it leaves the evidence, and one that is killed before
 // it leaves the container as it was.
+//
+// It asks the engine for nothing but the containers, one by one: whatever else is broken, even another
+// of them, is told once those were ended that can be.
 func (m *machine) endImpostors(ctx context.Context) error {
 	if !m.Settings.TEE() {
 		return nil
 	}
-	if _, err := m.info(ctx); err != nil || !m.Settings.Supervised() {
-		return err
+	_, broken := m.info(ctx)
+	if !m.Settings.Supervised() {
+		return broken
 	}
 	for again := false; ; again = true {
-		facts, err := m.around(ctx, m.facts())
-		if err != nil {
-			return err
-		}
+		facts := m.facts()
+		var unseen error
+		facts.Containers, unseen = state.Containers(ctx, m.engine.Engine, m.selfID())
 		impostors := facts.Impostors()
-		if len(impostors) == 0 {
-			return nil
-		}
-		if again {
-			return admission.Unended(impostors[0])
+		switch {
+		case broken != nil && len(facts.Containers) == 0: // there was no asking it, which is told once
+			return broken
+		case len(impostors) == 0:
+			return errors.Join(broken, unseen)
+		case again:
+			return errors.Join(admission.Unended(impostors[0]), broken, unseen)
 		}
 		var errs []error
 		ctx := context.WithoutCancel(ctx) // half ended is running
@@ -52,7 +58,7 @@ func (m *machine) endImpostors(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 		if err := errors.Join(errs...); err != nil {
-			return err
+			return errors.Join(err, broken, unseen)
 		}
 	}
 }

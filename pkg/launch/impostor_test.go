@@ -42,6 +42,13 @@ func impostorWorld(t *testing.T) *impostor {
 	return i
 }
 
+// free is the impostor without the lock and without its file.
+func (i *impostor) free() {
+	i.t.Helper()
+	i.release()
+	require.NoError(i.t, os.RemoveAll(i.Shared("launcher")))
+}
+
 // release is what the kernel does with the lock of a process that ends.
 func (i *impostor) release() {
 	i.mu.Lock()
@@ -155,6 +162,21 @@ func TestAnImpostorIsEndedBeforeEveryOtherRefusal(t *testing.T) {
 			i.t.Cleanup(func() { dir.Close() })
 			require.NoError(i.t, unix.Flock(int(dir.Fd()), unix.LOCK_EX))
 		}, exit.Busy},
+		"a volume that can't be asked for": {func(i *impostor) {
+			i.make(stranger{name: "other", mounts: []string{"some:/x"}, state: "created"})
+			i.Engine.Fail(launchtest.EngineFault{Match: "GET /volumes/some", Status: 500, Message: "no plugin", Times: -1})
+			i.free()
+		}, exit.Engine},
+		"an engine that doesn't say what it is": {func(i *impostor) {
+			i.Engine.Fail(launchtest.EngineFault{Match: "GET /info", Status: 500, Message: "no", Times: -1})
+		}, exit.Engine},
+		"another container that can't be asked for": {func(i *impostor) {
+			other := i.make(stranger{name: "other", state: "created"})
+			i.Engine.Fail(launchtest.EngineFault{Match: "GET /containers/" + other + "/json", Status: 500, Message: "no", Times: -1})
+		}, exit.Engine},
+		"a boot without a name": {func(i *impostor) {
+			i.bootID, i.proc = "", i.t.TempDir()
+		}, exit.Measurement},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -163,7 +185,61 @@ func TestAnImpostorIsEndedBeforeEveryOtherRefusal(t *testing.T) {
 			c.arrange(i)
 			assert.Equal(t, c.code, i.boot(), "%s", i.stderr)
 			i.nothingRuns()
+			i.Engine.Heal()
+			i.bootID, i.proc = "boot-2", ""
+			assert.True(t, slices.ContainsFunc(i.Engine.Containers(), func(c launchtest.ContainerInfo) bool {
+				return strings.HasPrefix(c.Name, "mpc-node-impostor-")
+			}))
 		})
+	}
+}
+
+// TestAnImpostorOfABootWithoutAName is evidence in whichever boot there is an image event: it may be that one.
+func TestAnImpostorOfABootWithoutAName(t *testing.T) {
+	t.Parallel()
+	i := impostorWorld(t)
+	i.strikes(stranger{name: "mpc-node", policy: "on-failure"})
+	named := i.bootID
+	i.bootID, i.proc = "", t.TempDir()
+	assert.Equal(t, exit.Measurement, i.boot())
+	assert.Contains(t, i.stderr, "boot ID")
+	i.bootID, i.proc = named, ""
+	i.litter()
+	i.refused()
+	i.rebootJudged(i.judge)
+	i.mustBoot()
+	i.accepted(i.Digests[1])
+
+	i.bootID, i.proc = "", t.TempDir()
+	before := i.seen()
+	assert.Equal(t, exit.Measurement, i.boot())
+	assert.Equal(t, before, i.seen(), "one that a supervising launcher made is left alone")
+	assert.Equal(t, "running", i.status())
+}
+
+// TestAContainerThatNeverRanIsNoEvidence: the engine may not start it any more, and an image event is another's.
+func TestAContainerThatNeverRanIsNoEvidence(t *testing.T) {
+	t.Parallel()
+	for _, starts := range []bool{false, true} {
+		w := loaded(t)
+		w.mustBoot()
+		id := w.make(stranger{name: "somebodys", project: "mpc-node", service: "mpc-node", policy: "on-failure", state: "created"})
+		code := exit.OK
+		if starts { // by hand, between the list and the change of its policy
+			code = exit.Measurement
+			w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/" + id + "/rename", Edit: func(body []byte) []byte {
+				w.does("POST", "/containers/"+id+"/start")
+				return body
+			}})
+		}
+		assert.Equal(t, code, w.boot(), "%s", w.stderr)
+		for _, c := range w.Engine.Containers() {
+			if c.ID == id {
+				assert.Equal(t, "no", c.RestartPolicy)
+				assert.NotEqual(t, "running", c.Status)
+			}
+		}
+		assert.Equal(t, code, w.boot(), "%s", w.stderr)
 	}
 }
 

@@ -44,7 +44,7 @@ type Launcher struct {
 	Sleep    func(context.Context, time.Duration) error // nil: sleep, or end early with the context's cause
 }
 
-func (l *Launcher) newRun() (*run, error) {
+func (l *Launcher) newRun() *run {
 	filled := *l
 	if filled.Log == nil {
 		filled.Log = slog.New(slog.DiscardHandler)
@@ -64,16 +64,14 @@ func (l *Launcher) newRun() (*run, error) {
 	if filled.Proc == "" {
 		filled.Proc = state.Proc
 	}
+	var unnamed error
 	if filled.BootID == "" {
-		var err error
-		if filled.BootID, err = state.BootID(filled.Proc); err != nil && filled.Settings.TEE() {
-			return nil, err
-		}
+		filled.BootID, unnamed = state.BootID(filled.Proc)
 	}
-	r := &run{Launcher: &filled, report: &report{log: filled.Log}}
+	r := &run{Launcher: &filled, report: &report{log: filled.Log}, unnamed: unnamed}
 	r.report.Version, r.report.BootID, r.report.StartedAt = ReportVersion, filled.BootID, now()
 	r.report.Platform = filled.Settings.Platform
-	return r, nil
+	return r
 }
 
 func (r *run) close() {
@@ -104,12 +102,10 @@ func (noProgress) Stop()               {}
 // returns the report's parts about the image and the pull. Where there is a shared directory,
 // manifest and config are cached in it.
 func (l *Launcher) Pull(ctx context.Context, ref name.Digest) (*ImageReport, *PullReport, error) {
-	r, err := l.newRun()
-	if err != nil {
-		return nil, nil, err
-	}
+	r := l.newRun()
 	defer r.close()
 	m := &machine{run: r}
+	var err error
 	if m.engine, err = docker.New(r.Settings.DockerHost); err != nil {
 		return nil, nil, &exit.Error{Code: exit.Usage, Err: err}
 	}

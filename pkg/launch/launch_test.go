@@ -32,6 +32,7 @@ type world struct {
 	settings admission.Settings
 	bootID   string
 	selfID   string
+	proc     string // where the kernel shows processes; empty: /proc
 	stderr   string // of the last boot that ended by itself
 	clock    clock
 	onNap    func()               // called whenever a launcher in this process sleeps before it supervises

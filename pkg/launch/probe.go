@@ -46,6 +46,9 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 	if err == nil {
 		r.opened = shared
 	}
+	if r.Settings.TEE() {
+		err = errors.Join(r.unnamed, err)
+	}
 	if err := errors.Join(err, ended); err != nil {
 		return nil, "", err
 	}
@@ -163,9 +166,20 @@ func (m *machine) info(ctx context.Context) (inspect.Info, error) {
 // around adds the containers to what is known.
 func (m *machine) around(ctx context.Context, f admission.Facts) (_ admission.Facts, err error) {
 	if f.Self, err = m.self(ctx); err == nil {
-		f.Containers, err = state.Containers(ctx, m.engine.Engine, m.Settings, f.Self)
+		f.Containers, err = state.Containers(ctx, m.engine.Engine, f.Self.ID)
+	}
+	if err == nil && m.Settings.TEE() {
+		f.Containers, err = state.Sockets(ctx, m.engine.Engine, m.Settings, f.Self, f.Containers)
 	}
 	return f, err
+}
+
+// selfID returns the ID of the launcher's own container, without asking the engine.
+func (m *machine) selfID() string {
+	if m.SelfID != "" {
+		return m.SelfID
+	}
+	return state.SelfID(m.Proc)
 }
 
 // self returns the launcher's own container; the zero value where it runs as a plain binary.

@@ -12,10 +12,7 @@ import (
 // Run does the whole sequence once. Its error, if any, says by its type which exit code it ends in;
 // the report says at which step.
 func (l *Launcher) Run(ctx context.Context) error {
-	r, err := l.newRun()
-	if err != nil {
-		return err
-	}
+	r := l.newRun()
 	defer r.close()
 	r.boot(ctx)
 	r.report.finish(r.err)
@@ -92,6 +89,8 @@ type run struct {
 	*Launcher
 	report *report
 	err    error // of the step that failed
+	// unnamed is why the kernel's name of this boot isn't known.
+	unnamed error
 	// committed: what was done can't be undone, and what is wrong with it is no consequence of a
 	// signal. Nor does one end the run.
 	committed bool

@@ -56,6 +56,7 @@ type facts struct {
 	info       inspect.Info          // engine
 	self       inspect.Container     // engine: our own container; zero for a plain binary
 	containers []admission.Container // containers: all but our own, as the boot would find them
+	reaching   []admission.Container // sockets: the same, with what they reach the agent's through
 	cached     *image.Verified       // cached manifest
 	image      *image.Verified       // manifest
 	source     *registry.Source      // manifest

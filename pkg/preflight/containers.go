@@ -13,7 +13,7 @@ import (
 // checkContainers asks the engine for its containers, and sees them as they are once the impostors
 // among them were ended.
 func checkContainers(ctx context.Context, f *facts) outcome {
-	containers, err := state.Containers(ctx, f.engine, f.options.Settings, f.self)
+	containers, err := state.Containers(ctx, f.engine, f.self.ID)
 	if err != nil {
 		return fail(EngineContradicts, err)
 	}
@@ -51,12 +51,27 @@ func checkImpostor(_ context.Context, f *facts) outcome {
 	return ok("none ran")
 }
 
+// checkSockets asks which containers reach the agent's socket.
+func checkSockets(ctx context.Context, f *facts) outcome {
+	if !f.options.TEE() {
+		return outcome{skipped: "nothing is measured outside a CVM"}
+	}
+	reaching, err := state.Sockets(ctx, f.engine, f.options.Settings, f.self, f.containers)
+	if err != nil {
+		return fail(EngineContradicts, err)
+	}
+	f.reaching = reaching
+	return ok("what every container mounts is known")
+}
+
 // checkHolders looks at who else could measure in our name, or did: a workload that the engine restarts by itself, and whoever holds the
 // agent's socket.
 func checkHolders(_ context.Context, f *facts) outcome {
 	before := len(admission.Decide(f.measuring()).Refusals) // of which the checks before this one have told
 	var found []Finding
-	verdict := admission.Decide(f.around())
+	known := f.around()
+	known.Containers = f.reaching
+	verdict := admission.Decide(known)
 	for _, r := range verdict.Refusals[before:] {
 		if r.Code != admission.ImpostorEnded { // told as well
 			found = append(found, refused("", r))

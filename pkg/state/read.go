@@ -100,29 +100,43 @@ func Self(ctx context.Context, e *inspect.Engine, proc string) (inspect.Containe
 	return e.Self(ctx, mounts)
 }
 
-// Containers returns all containers but our own. In a CVM each says how it reaches the agent's
-// socket.
+// SelfID returns the ID of our own container; empty for a plain binary, and where it can't be seen.
+func SelfID(proc string) string {
+	mounts, err := files.ReadFile(filepath.Join(proc, "self/mountinfo"), inspect.MaxMountinfo)
+	if err != nil {
+		return ""
+	}
+	return inspect.SelfID(mounts)
+}
+
+// Containers returns all containers but our own. Beside an error they are those that the engine could
+// tell of.
 func Containers(
-	ctx context.Context, e *inspect.Engine, s admission.Settings, self inspect.Container,
+	ctx context.Context, e *inspect.Engine, self string,
 ) ([]admission.Container, error) {
 	all, err := e.Containers(ctx)
-	if err != nil {
-		return nil, err
-	}
 	var others []admission.Container
 	for _, c := range all {
-		if c.ID == self.ID {
-			continue
+		if c.ID != self {
+			others = append(others, admission.Container{Container: c})
 		}
-		other := admission.Container{Container: c}
-		if s.TEE() {
-			if other.Socket, err = e.Reaches(ctx, c, self.HostPath(s.AgentSocket)); err != nil {
-				return nil, err
-			}
-		}
-		others = append(others, other)
 	}
-	return others, nil
+	return others, err
+}
+
+// Sockets returns the containers with what they reach the agent's socket through.
+func Sockets(
+	ctx context.Context, e *inspect.Engine, s admission.Settings, self inspect.Container,
+	containers []admission.Container,
+) ([]admission.Container, error) {
+	reaching := slices.Clone(containers)
+	for i, c := range reaching {
+		var err error
+		if reaching[i].Socket, err = e.Reaches(ctx, c.Container, self.HostPath(s.AgentSocket)); err != nil {
+			return nil, err
+		}
+	}
+	return reaching, nil
 }
 
 // Free returns how many bytes are free on the engine's disk, and whether that can be seen: a plain

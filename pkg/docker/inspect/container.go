@@ -80,24 +80,28 @@ func (c Container) ShortID() string {
 	return c.ID
 }
 
-// Containers returns all containers of the engine, live or not.
+// Containers returns all containers of the engine, live or not. Beside an error they are those that it
+// could tell of.
 func (e *Engine) Containers(ctx context.Context) ([]Container, error) {
 	var ids []struct{ ID string }
 	if err := e.get(ctx, "listing containers", "/containers/json", url.Values{"all": {"1"}}, &ids); err != nil {
 		return nil, err
 	}
 	containers := make([]Container, 0, len(ids))
+	var errs []error
 	for _, id := range ids {
 		c, err := e.Container(ctx, id.ID)
-		if NotFound(err) {
-			continue // gone since the list was made
+		switch {
+		case NotFound(err): // gone since the list was made
+		case ctx.Err() != nil:
+			return containers, err
+		case err != nil: // of this one
+			errs = append(errs, err)
+		default:
+			containers = append(containers, c)
 		}
-		if err != nil {
-			return nil, err
-		}
-		containers = append(containers, c)
 	}
-	return containers, nil
+	return containers, errors.Join(errs...)
 }
 
 // Published is a TCP port of the host that the engine forwards to a running container.

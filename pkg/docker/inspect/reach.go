@@ -67,13 +67,23 @@ var ownFiles = regexp.MustCompile(`/containers/([0-9a-f]{64})/(?:hostname|hosts|
 // MaxMountinfo bounds the kernel's list of mounts, which Self reads from.
 const MaxMountinfo = 4 << 20
 
-// Self returns the container of the process whose /proc/<pid>/mountinfo is given; the zero value where it is in none of this engine's.
-func (e *Engine) Self(ctx context.Context, mountinfo []byte) (Container, error) {
+// SelfID returns the ID of the container of the process whose /proc/<pid>/mountinfo is given; empty
+// where it is in none.
+func SelfID(mountinfo []byte) string {
 	match := ownFiles.FindSubmatch(mountinfo)
 	if match == nil {
+		return ""
+	}
+	return string(match[1])
+}
+
+// Self returns that container; the zero value where it is in none of this engine's.
+func (e *Engine) Self(ctx context.Context, mountinfo []byte) (Container, error) {
+	id := SelfID(mountinfo)
+	if id == "" {
 		return Container{}, nil
 	}
-	c, err := e.Container(ctx, string(match[1]))
+	c, err := e.Container(ctx, id)
 	if NotFound(err) {
 		return Container{}, nil // a container of another engine: to this one we are a plain binary
 	}
