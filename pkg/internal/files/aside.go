@@ -3,6 +3,7 @@ package files
 import (
 	"errors"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,10 +19,21 @@ func (d *Dir) setAside(name string) error {
 	if err == nil {
 		err = unix.Renameat(d.fd(), name, d.fd(), aside(name))
 	}
+	if err == nil && d.same(name, aside(name)) {
+		// Names of one file, of which a rename changes neither. It is kept under the other one.
+		err = unix.Unlinkat(d.fd(), name, 0)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return d.wrap("set aside", name, err)
 	}
 	return nil
+}
+
+// same reports whether both are names of one file.
+func (d *Dir) same(a, b string) bool {
+	one, err := d.Stat(a)
+	other, otherErr := d.Stat(b)
+	return err == nil && otherErr == nil && os.SameFile(one, other)
 }
 
 // CanSetAside returns why what stands at name couldn't be set aside, as far as that can be seen.

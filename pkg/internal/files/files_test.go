@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,6 +95,40 @@ type sleeper struct{ slept time.Duration }
 func (s *sleeper) sleep(_ context.Context, d time.Duration) error {
 	s.slept += d
 	return nil
+}
+
+// TestTwoNamesOfOneFileGiveWay: a rename of one to the other does nothing, and says that it did.
+func TestTwoNamesOfOneFileGiveWay(t *testing.T) {
+	t.Parallel()
+	d, path := open(t)
+	at := func(name string) string { return filepath.Join(path, name) }
+	require.NoError(t, os.WriteFile(at("launcher"), []byte("theirs"), 0o600))
+	require.NoError(t, os.Link(at("launcher"), at("launcher.aside")))
+	sub, err := d.Sub("launcher")
+	require.NoError(t, err)
+	require.NoError(t, sub.Close())
+	kept, err := os.ReadFile(at("launcher.aside"))
+	require.NoError(t, err)
+	assert.Equal(t, "theirs", string(kept))
+
+	names := []string{"f", ".f.tmp", "f.aside", ".f.tmp.aside"}
+	for i, name := range names {
+		require.NoError(t, os.RemoveAll(at(name)))
+		for _, other := range names[:i] {
+			require.NoError(t, os.RemoveAll(at(other)))
+			require.NoError(t, os.WriteFile(at(other), []byte("theirs"), 0o666))
+			require.NoError(t, os.RemoveAll(at(name)))
+			require.NoError(t, os.Link(at(other), at(name)))
+			require.NoError(t, d.Write("f", []byte("ours"), 0o600), "%s and %s", other, name)
+			info, err := os.Lstat(at("f"))
+			require.NoError(t, err)
+			assert.Equal(t, fs.FileMode(0o600), info.Mode(), "%s and %s", other, name)
+			got, err := d.Read("f", 10)
+			require.NoError(t, err)
+			assert.Equal(t, "ours", string(got), "%s and %s", other, name)
+			assert.NoFileExists(t, at(".f.tmp"))
+		}
+	}
 }
 
 func TestLockDiesWithItsHolderAndSurvivesUnlinking(t *testing.T) {
