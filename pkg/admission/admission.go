@@ -300,7 +300,7 @@ func (f Facts) Select(list *approval.List, override *digest.Digest) (approval.De
 	if f.AnImage() {
 		image, _ := f.Log.Images()[0].Image()
 		if measured, err := f.Log.Measured(image); err == nil && measured {
-			if decision, stays := approval.Stay(image, list, override, f.Settings.DefaultDigest); stays {
+			if decision, stays := approval.Stay(image, list, f.Settings.DefaultDigest); stays {
 				return decision, nil
 			}
 		}

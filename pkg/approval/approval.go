@@ -134,11 +134,12 @@ func Select(list *List, override *digest.Digest, def digest.Digest) (Decision, e
 }
 
 // Stay chooses what is measured already, for the rest of the boot, and reports whether it could have
-// been chosen: the list, which changes at any time, may have a newer one by now.
-func Stay(measured digest.Digest, list *List, override *digest.Digest, def digest.Digest) (Decision, bool) {
+// been chosen: the list, which changes at any time, may have a newer one by now. An override says
+// nothing here: one that could have been chosen is in the list, and one that isn't approves nothing.
+func Stay(measured digest.Digest, list *List, def digest.Digest) (Decision, bool) {
 	approved := measured == def
 	if list != nil {
-		approved = slices.Contains(list.digests, measured) || override != nil && measured == *override
+		approved = slices.Contains(list.digests, measured)
 	}
 	return Decision{measured, Measured}, approved && !measured.IsZero()
 }

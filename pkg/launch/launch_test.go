@@ -312,6 +312,8 @@ func TestWhatIsMeasuredStaysChosen(t *testing.T) {
 	assert.Equal(t, exit.Measurement, w.boot(), "revoked")
 	w.configure(fmt.Sprintf("mpc_hash_override = %q", unknown))
 	assert.Equal(t, exit.Measurement, w.boot(), "revoked, whatever the override is")
+	w.configure(fmt.Sprintf("mpc_hash_override = %q", w.Digests[0]))
+	assert.Equal(t, exit.Measurement, w.boot(), "an override approves nothing, what is measured neither")
 	assert.Equal(t, before, w.seen())
 	require.NoError(t, os.Remove(w.Shared(approval.File)))
 	w.mustBoot()
