@@ -72,6 +72,22 @@ func newBench(t *testing.T, o launchtest.EngineOptions) *bench {
 	return b
 }
 
+// TestAnImageOfAnIPv6Registry gets a name that every engine takes.
+func TestAnImageOfAnIPv6Registry(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	v := b.resolve()
+	ref, err := name.NewDigest("[fd00::1]:5000/nearone/mpc-node@" + v.Digest().String())
+	require.NoError(t, err)
+	there, err := image.Restore(ref, v1.Platform{}, v.Kept())
+	require.NoError(t, err)
+	_, err = b.engine.Load(t.Context(), there, b.client.Source(b.ref), docker.LoadOptions{})
+	require.NoError(t, err)
+	images := b.double.Images()
+	require.Len(t, images, 1)
+	assert.Equal(t, []string{"localhost/nearone/mpc-node:sha256-" + v.Digest().Hex()}, images[0].Names)
+}
+
 func (b *bench) resolve() *image.Verified {
 	b.t.Helper()
 	return b.resolved(b.ref)

@@ -292,11 +292,15 @@ func header(path string, size int64) *tar.Header {
 func blobPath(h digest.Digest) string { return "blobs/sha256/" + h.Hex() }
 
 // names returns the repository as engines spell it and the tag under which a classic store keeps the image: without a name it
-// would be dangling, and pruned. The tag is the digest, so it can't be mistaken for a version.
+// would be dangling, and pruned. The tag is the digest, so it can't be mistaken for a version. It is a name for people: nothing finds the
+// image by it. Engines before 23 have no names for a registry that is an IPv6 address.
 func names(ref name.Digest, digest digest.Digest) (repository, tag string) {
 	registry := ref.Context().RegistryStr()
-	if registry == name.DefaultRegistry {
+	switch {
+	case registry == name.DefaultRegistry:
 		registry = "docker.io"
+	case strings.HasPrefix(registry, "["):
+		registry = "localhost"
 	}
 	return registry + "/" + ref.Context().RepositoryStr(), "sha256-" + digest.Hex()
 }
