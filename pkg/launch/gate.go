@@ -32,7 +32,7 @@ func (m *machine) endImpostors(ctx context.Context) error {
 	for again := false; ; again = true {
 		facts := m.facts()
 		var unseen error
-		facts.Containers, unseen = state.Containers(ctx, m.engine.Engine, m.selfID())
+		facts.Containers, unseen = state.Containers(ctx, m.engine.Engine, state.SelfID(m.Proc))
 		impostors := facts.Impostors()
 		switch {
 		case broken != nil && len(facts.Containers) == 0: // there was no asking it, which is told once

@@ -191,14 +191,14 @@ func TestHoldersOfTheAgentsSocket(t *testing.T) {
 			t.Parallel()
 			w := loaded(t)
 			// The launcher's own container holds the socket, of course.
-			self := stranger{name: "launcher", project: "launcher", mounts: []string{w.AgentSocket + ":/var/run/dstack.sock"}}
+			self := stranger{name: "launcher", project: "launcher", mounts: []string{w.AgentSocket + ":/var/run/dstack.sock", "shared-volume:" + w.SharedDir}}
 			switch c.holder.project {
 			case "":
 				c.holder.project = "monitoring"
 			case "-":
 				self.project, c.holder.project = "", ""
 			}
-			w.selfID = w.make(self)
+			w.inside(self)
 			if c.volume != nil {
 				device := c.volume(w)
 				w.Engine.Fail(launchtest.EngineFault{Match: "GET /volumes/some", Times: -1, Edit: func([]byte) []byte {
@@ -251,7 +251,7 @@ func TestTheLauncherStopsItselfNever(t *testing.T) {
 	for _, platform := range []config.Platform{config.TEE, config.NONTEE} {
 		w := loaded(t)
 		w.settings.Platform = platform
-		w.selfID = w.make(stranger{name: "launcher", project: "mpc-node", policy: "always", mounts: []string{"/var/run:/var/run"}})
+		w.inside(stranger{name: "launcher", project: "mpc-node", policy: "always", mounts: []string{"/var/run:/var/run", "shared-volume:" + w.SharedDir}})
 		w.mustBoot()
 		assert.Equal(t, "running", w.statusOf("launcher"))
 		assert.Equal(t, "running", w.status())

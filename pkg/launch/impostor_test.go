@@ -3,6 +3,7 @@ package launch_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -320,7 +321,7 @@ func TestASecondLauncherLeavesTheFirstAlone(t *testing.T) {
 	t.Parallel()
 	for _, first := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOff} {
 		w := newWorld(t, options{})
-		w.selfID = w.launcherAs("launcher", "launcher")
+		w.launcherAs("launcher", "launcher")
 		w.settings.Supervise = first
 		w.mustBoot()
 		before := w.seen()
@@ -329,7 +330,7 @@ func TestASecondLauncherLeavesTheFirstAlone(t *testing.T) {
 		t.Cleanup(func() { lock.Close() })
 		require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
 		for _, project := range []string{"", "launcher", "elsewhere", "mpc-node"} {
-			w.selfID = w.launcherAs("launcher-of-"+project, project)
+			w.launcherAs("launcher-of-"+project, project)
 			before = append(before, w.seen()[len(before):]...)
 			for _, second := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOn, admission.SuperviseOff} {
 				for _, platform := range []config.Platform{config.TEE, config.NONTEE} {
@@ -344,8 +345,14 @@ func TestASecondLauncherLeavesTheFirstAlone(t *testing.T) {
 	}
 }
 
-// launcherAs makes a container that is a launcher.
-func (w *world) launcherAs(name, project string) string {
+// launcherAs has launchers run in a container.
+func (w *world) launcherAs(name, project string) {
+	w.t.Helper()
+	w.inside(stranger{name: name, project: project, service: "launcher", policy: "always", mounts: []string{"shared-volume:" + w.SharedDir}})
+}
+
+// inside has launchers run in that container.
+func (w *world) inside(self stranger) {
 	w.t.Helper()
 	if w.workloadImage == "" {
 		layers, err := launchtest.RandomLayers(99, 100)
@@ -355,5 +362,21 @@ func (w *world) launcherAs(name, project string) string {
 		w.workloadImage, err = w.Engine.AddImage(img, "launcher:1")
 		require.NoError(w.t, err)
 	}
-	return w.make(stranger{name: name, project: project, service: "launcher", policy: "always", mounts: []string{"shared-volume:" + w.SharedDir}})
+	id := w.make(self)
+	mounts := fmt.Sprintf("1 0 0:1 / / rw - overlay overlay rw\n2 1 8:1 /var/lib/docker/containers/%s/hostname /etc/hostname rw - ext4 /dev/sda1 rw\n", id)
+	on := ""
+	for _, m := range self.mounts {
+		_, at, _ := strings.Cut(m, ":")
+		if strings.HasPrefix(w.SharedDir+"/", at+"/") && len(at) > len(on) {
+			on = at
+		}
+	}
+	if on != "" {
+		var stat unix.Statx_t
+		require.NoError(w.t, unix.Statx(unix.AT_FDCWD, w.SharedDir, 0, unix.STATX_MNT_ID, &stat))
+		mounts += fmt.Sprintf("%d 1 8:1 /x %s rw - ext4 /dev/sda1 rw\n", stat.Mnt_id, on)
+	}
+	w.proc = w.t.TempDir()
+	require.NoError(w.t, os.Mkdir(filepath.Join(w.proc, "self"), 0o755))
+	require.NoError(w.t, os.WriteFile(filepath.Join(w.proc, "self/mountinfo"), []byte(mounts), 0o600))
 }

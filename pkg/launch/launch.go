@@ -38,7 +38,6 @@ type Launcher struct {
 	Progress Progress                                   // nil: none
 	Output   io.Writer                                  // gets the last lines of a workload that doesn't start; nil: they are dropped
 	BootID   string                                     // empty: the kernel's
-	SelfID   string                                     // the launcher's own container; empty: found out
 	Proc     string                                     // where the kernel shows processes; empty: /proc
 	Now      func() time.Time                           // nil: time.Now
 	Sleep    func(context.Context, time.Duration) error // nil: sleep, or end early with the context's cause

@@ -31,7 +31,6 @@ type world struct {
 	t        *testing.T
 	settings admission.Settings
 	bootID   string
-	selfID   string
 	proc     string // where the kernel shows processes; empty: /proc
 	stderr   string // of the last boot that ended by itself
 	clock    clock

@@ -73,7 +73,7 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 func (m *machine) isVolume(ctx context.Context) error {
 	self, err := m.self(ctx)
 	if err == nil {
-		err = state.IsVolume(ctx, m.engine.Engine, self, m.opened)
+		err = state.IsVolume(ctx, m.engine.Engine, self, m.opened, m.Proc)
 	}
 	var failed *docker.Error
 	if !m.Settings.TEE() && errors.As(err, &failed) && failed.Status == 0 {
@@ -174,19 +174,8 @@ func (m *machine) around(ctx context.Context, f admission.Facts) (_ admission.Fa
 	return f, err
 }
 
-// selfID returns the ID of the launcher's own container, without asking the engine.
-func (m *machine) selfID() string {
-	if m.SelfID != "" {
-		return m.SelfID
-	}
-	return state.SelfID(m.Proc)
-}
-
 // self returns the launcher's own container; the zero value where it runs as a plain binary.
 func (m *machine) self(ctx context.Context) (docker.Container, error) {
-	if m.SelfID != "" {
-		return m.engine.Container(ctx, m.SelfID)
-	}
 	return state.Self(ctx, m.engine.Engine, m.Proc)
 }
 

@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 type order struct {
 	Settings admission.Settings
 	BootID   string
-	SelfID   string
+	Proc     string
 	Halt     int // the number of the log line at which it stands still, after printing it; 0: never
 }
 
@@ -59,7 +59,7 @@ func launcherMain() int {
 	var c clock
 	log := slog.New(slog.NewJSONHandler(&halting{w: os.Stdout, at: o.Halt}, nil))
 	l := launch.Launcher{
-		Settings: o.Settings, Log: log, Output: os.Stderr, BootID: o.BootID, SelfID: o.SelfID,
+		Settings: o.Settings, Log: log, Output: os.Stderr, BootID: o.BootID, Proc: o.Proc,
 		Now: c.Now,
 		Sleep: func(ctx context.Context, d time.Duration) error {
 			if d >= time.Second {
@@ -125,7 +125,7 @@ type process struct {
 // start starts a launcher on the machine that stands still at a line of its log; 0: at none.
 func (w *world) start(halt int) *process {
 	w.t.Helper()
-	data, err := json.Marshal(order{w.settings, w.bootID, w.selfID, halt})
+	data, err := json.Marshal(order{w.settings, w.bootID, w.proc, halt})
 	require.NoError(w.t, err)
 	p := &process{t: w.t, cmd: exec.Command(os.Args[0], "launcher"), ended: make(chan struct{})}
 	p.cmd.Stdin, p.cmd.Stderr = bytes.NewReader(data), &p.stderr

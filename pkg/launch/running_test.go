@@ -99,7 +99,7 @@ func (w *world) begin(last string) *watched {
 	l.naps, l.ended = make(chan time.Duration), make(chan struct{})
 	w.t.Cleanup(func() { cancel(nil); <-l.ended })
 	launcher := launch.Launcher{
-		Settings: w.settings, BootID: w.bootID, SelfID: w.selfID, Proc: w.proc, Output: &l.output,
+		Settings: w.settings, BootID: w.bootID, Proc: w.proc, Output: &l.output,
 		Log: slog.New(slog.NewJSONHandler(l, nil)), Now: w.clock.Now, Sleep: l.sleep,
 	}
 	go func() {

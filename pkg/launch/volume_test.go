@@ -21,15 +21,13 @@ func TestTheSharedDirectoryIsTheVolume(t *testing.T) {
 	elsewhere := func(w *world) string { return filepath.Dir(w.SharedDir) }
 	in := func(mounts ...string) func(w *world) { // in a container, whose paths aren't the host's
 		return func(w *world) {
-			w.selfID = w.launcherAs("launcher", "launcher")
-			w.does("DELETE", "/containers/launcher?force=1")
 			self := stranger{name: "launcher", project: "launcher"}
 			for _, m := range mounts {
 				self.mounts = append(self.mounts, os.Expand(m, func(name string) string {
 					return map[string]string{"shared": w.SharedDir, "elsewhere": elsewhere(w)}[name]
 				}))
 			}
-			w.selfID = w.make(self)
+			w.inside(self)
 		}
 	}
 	device := func(place func(w *world) string) func(w *world) { // a volume that is bound to another place
@@ -54,12 +52,18 @@ func TestTheSharedDirectoryIsTheVolume(t *testing.T) {
 		"no such volume": {func(w *world) {
 			w.Engine.Fail(launchtest.EngineFault{Match: "GET /volumes/shared-volume", Status: 404, Message: "no", Times: -1})
 		}, exit.Config},
-		"the volume's own place":              {device(func(w *world) string { return w.SharedDir }), exit.OK},
-		"another one":                         {device(elsewhere), exit.Config},
-		"mounted in our container":            {in("shared-volume:$shared"), exit.OK},
-		"mounted by the place of the volume":  {in("$shared:$shared"), exit.OK},
-		"another volume in our container":     {in("other-volume:$shared"), exit.Config},
-		"another directory in our container":  {in("$elsewhere:$shared"), exit.Config},
+		"the volume's own place":                    {device(func(w *world) string { return w.SharedDir }), exit.OK},
+		"another one":                               {device(elsewhere), exit.Config},
+		"mounted in our container":                  {in("shared-volume:$shared"), exit.OK},
+		"mounted by the place of the volume":        {in("$shared:$shared"), exit.OK},
+		"another volume in our container":           {in("other-volume:$shared"), exit.Config},
+		"another directory in our container":        {in("$elsewhere:$shared"), exit.Config},
+		"our container's own, by the volume's path": {in(), exit.Config},
+		"a mount beside it":                         {in("shared-volume:/mnt/shared"), exit.Config},
+		"a link in our container": {func(w *world) {
+			in("$elsewhere:$elsewhere")(w)
+			w.settings.SharedDir = w.link(w.SharedDir)
+		}, exit.OK},
 		"what is above it, in our container":  {in("$elsewhere:$elsewhere"), exit.OK},
 		"what is above it, and another below": {in("$elsewhere:$elsewhere", "other-volume:$shared"), exit.Config},
 	} {

@@ -56,7 +56,7 @@ func checkSharedDir(_ context.Context, f *facts) outcome {
 
 // checkSharedVolume looks whether it is what the workload will see.
 func checkSharedVolume(ctx context.Context, f *facts) outcome {
-	if err := state.IsVolume(ctx, f.engine, f.self, f.shared); err != nil {
+	if err := state.IsVolume(ctx, f.engine, f.self, f.shared, f.options.Proc); err != nil {
 		return refuse(EngineContradicts, err)
 	}
 	return ok("the workload will see this very directory")

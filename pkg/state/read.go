@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -36,9 +37,14 @@ func OpenShared(s admission.Settings) (*files.Dir, error) {
 	return dir, nil
 }
 
-// IsVolume refuses a shared directory that isn't the volume which the workload mounts: then it wouldn't find its config, nor the launcher the list that it
-// writes. Of a container its mounts tell, a plain binary sees the volume's place.
-func IsVolume(ctx context.Context, e *inspect.Engine, self inspect.Container, shared *files.Dir) error {
+// IsVolume refuses a shared directory that isn't the volume which the workload mounts: then it
+// wouldn't find its config, nor the launcher the list that it writes. A plain binary sees the volume's
+// place, and whether it is this very directory. In a container it isn't there, and a path says nothing
+// of what the engine sees by it: the kernel says on which mount the directory lies, and the engine what
+// it mounted there.
+func IsVolume(
+	ctx context.Context, e *inspect.Engine, self inspect.Container, shared *files.Dir, proc string,
+) error {
 	volume, err := e.Volume(ctx, compose.SharedVolume)
 	if inspect.NotFound(err) {
 		return notTheVolume(fmt.Errorf("there is no volume %s", compose.SharedVolume))
@@ -46,15 +52,58 @@ func IsVolume(ctx context.Context, e *inspect.Engine, self inspect.Container, sh
 	if err != nil {
 		return err
 	}
-	for _, place := range []string{volume.Mountpoint, volume.Device} {
-		if place == "" {
-			continue
+	is := shared.Is
+	if self.ID != "" {
+		mounts, err := mountinfo(proc)
+		if err != nil {
+			return err
 		}
-		if self.ID != "" && filepath.Clean(place) == filepath.Clean(self.HostPath(shared.Path())) || self.ID == "" && shared.Is(place) {
+		place, err := mounted(self, shared, string(mounts))
+		if err != nil {
+			return notTheVolume(err)
+		}
+		is = func(of string) bool { return filepath.Clean(of) == place }
+	}
+	for _, place := range []string{volume.Mountpoint, volume.Device} {
+		if place != "" && is(place) {
 			return nil
 		}
 	}
 	return notTheVolume(fmt.Errorf("%s isn't the volume %s, which is at %s", shared.Path(), compose.SharedVolume, volume.Mountpoint))
+}
+
+// mounted returns where the engine finds an open directory of our container.
+func mounted(self inspect.Container, dir *files.Dir, mountinfo string) (string, error) {
+	id, path, err := dir.Mount()
+	if err != nil {
+		return "", err
+	}
+	own := fmt.Errorf("%s isn't the volume %s: it lies on no mount that the engine made",
+		path, compose.SharedVolume)
+	var point string
+	for line := range strings.Lines(mountinfo) {
+		// "98 92 8:1 /of/the/device /mount/point rw,noatime master:1 - ext4 /dev/sda1 rw"
+		fields := strings.Fields(line)
+		if len(fields) < 5 || fields[0] != strconv.FormatUint(id, 10) {
+			continue
+		}
+		// The kernel's escapes in it, as \040 for a space, are Go's.
+		if point, err = strconv.Unquote(`"` + strings.ReplaceAll(fields[4], `"`, `\"`) + `"`); err != nil {
+			return "", own
+		}
+	}
+	for _, m := range self.Mounts {
+		followed, err := filepath.EvalSymlinks(m.Destination)
+		if err != nil || followed != point {
+			continue
+		}
+		below, err := filepath.Rel(point, path)
+		if err != nil || below == ".." || strings.HasPrefix(below, "../") {
+			return "", own
+		}
+		return filepath.Join(m.Source, below), nil
+	}
+	return "", own
 }
 
 // UserConfig reads the user config. The warnings are valid beside an error.
@@ -93,16 +142,24 @@ func CanWriteNodeConfig(shared *files.Dir, size int) error {
 
 // Self returns our own container; the zero value for a plain binary.
 func Self(ctx context.Context, e *inspect.Engine, proc string) (inspect.Container, error) {
-	mounts, err := files.ReadFile(filepath.Join(proc, "self/mountinfo"), inspect.MaxMountinfo)
+	mounts, err := mountinfo(proc)
 	if err != nil {
-		return inspect.Container{}, fmt.Errorf("finding our own container: %w", err)
+		return inspect.Container{}, err
 	}
 	return e.Self(ctx, mounts)
 }
 
+func mountinfo(proc string) ([]byte, error) {
+	mounts, err := files.ReadFile(filepath.Join(proc, "self/mountinfo"), inspect.MaxMountinfo)
+	if err != nil {
+		return nil, fmt.Errorf("finding our own container: %w", err)
+	}
+	return mounts, nil
+}
+
 // SelfID returns the ID of our own container; empty for a plain binary, and where it can't be seen.
 func SelfID(proc string) string {
-	mounts, err := files.ReadFile(filepath.Join(proc, "self/mountinfo"), inspect.MaxMountinfo)
+	mounts, err := mountinfo(proc)
 	if err != nil {
 		return ""
 	}

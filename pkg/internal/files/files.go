@@ -58,6 +58,20 @@ func (d *Dir) Is(path string) bool {
 	return err == nil && os.SameFile(here, there)
 }
 
+// Mount returns the kernel's number of the mount that the directory lies on, and the directory's path,
+// both in this process's view, without any link.
+func (d *Dir) Mount() (id uint64, path string, err error) {
+	var stat unix.Statx_t
+	if err := unix.Statx(d.fd(), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &stat); err != nil {
+		return 0, "", d.wrap("statx", ".", err)
+	}
+	if stat.Mask&unix.STATX_MNT_ID == 0 { // before Linux 5.8
+		return 0, "", d.wrap("statx", ".", errors.ErrUnsupported)
+	}
+	path, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", d.fd()))
+	return stat.Mnt_id, path, err
+}
+
 // Close closes the directory and gives up a lock held through it.
 func (d *Dir) Close() error {
 	if !d.locked {
