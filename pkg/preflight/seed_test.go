@@ -50,6 +50,7 @@ type seed struct {
 
 	Settings struct {
 		Platform, Config, Shared, Socket, Host, Compose string
+		Report                                          string
 		Insecure, Mistakes, Warnings, Skip              []string
 		Unsupervised, Offline, Deep                     bool
 		AppCompose                                      string
@@ -87,6 +88,7 @@ type seed struct {
 			Binds   []string
 			Labels  map[string]string
 			Start   bool
+			Ended   bool // it ran
 		}
 	}
 	Registry struct {
@@ -317,6 +319,10 @@ func (w *world) plantEngine(s seed) {
 			"Image": "old:1", "Labels": c.Labels, "HostConfig": map[string]any{"Binds": binds, "RestartPolicy": map[string]string{"Name": c.Restart}},
 		})
 		require.NoError(w.t, err)
+		if c.Ended {
+			w.engine(http.MethodPost, "/containers/"+name+"/start", nil)
+			w.engine(http.MethodPost, "/containers/"+name+"/stop", nil)
+		}
 		if strings.Contains(c.Name, "@id@") {
 			all := w.Engine.Containers()
 			w.engine(http.MethodPost, "/containers/"+name+"/rename?name="+strings.ReplaceAll(w.fill(c.Name), "@id@", all[len(all)-1].ID[:12]), nil)
@@ -373,6 +379,7 @@ func (w *world) plantSettings(s seed) {
 	override(&w.settings.SharedDir, s.Settings.Shared)
 	override(&w.settings.AgentSocket, s.Settings.Socket)
 	override(&w.settings.DockerHost, s.Settings.Host)
+	override(&w.settings.Report, s.Settings.Report)
 	if s.Settings.Compose == "none" {
 		w.settings.Compose = "/nonexistent/compose"
 	} else if s.Settings.Compose != "" {
