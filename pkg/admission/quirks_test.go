@@ -153,6 +153,9 @@ func quirks() []quirk {
 		m.settings.SharedDir += "-too"
 		check(os.MkdirAll(m.settings.SharedDir, 0o755))
 	})
+	for _, place := range []string{"shared/image-digest.bin", "shared/launcher", "shared/launcher/measurement.json", "user_config", "shared"} {
+		add("the report at "+place, func(m *machine) { m.settings.Report = m.path(place) })
+	}
 	add("no engine", func(m *machine) { m.settings.DockerHost += ".none" })
 	add("the engine's disk is full", func(*machine) {})
 	for _, request := range []string{

@@ -37,6 +37,7 @@ type Code string
 
 // The codes of refusals.
 const (
+	ReportTaken      Code = "SET005"
 	SharedMissing    Code = "CFG004"
 	OwnDirBlocked    Code = "CFG005"
 	ConfigUnreadable Code = "CFG001"

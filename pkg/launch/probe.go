@@ -55,6 +55,9 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 	if err := m.isVolume(ctx); err != nil {
 		return nil, "", err
 	}
+	if err := state.CanReport(r.Settings, shared); err != nil {
+		return nil, "", err
+	}
 	if err := shared.Lock(ctx, r.Sleep); errors.Is(err, files.ErrLocked) {
 		return nil, "", state.Locked(err)
 	} else if err != nil {

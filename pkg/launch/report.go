@@ -112,35 +112,17 @@ func (r *report) open(path string, own state.Dir, shared *files.Dir) {
 	switch path {
 	case admission.NoReport:
 	case "":
-		r.to = func(data []byte) error { return own.Write("report.json", data) }
+		r.to = func(data []byte) error { return own.Write(state.ReportName, data) }
 	default:
 		r.to = func(data []byte) error { return writeAt(path, shared, data) }
 	}
 }
 
-// writeAt replaces the file at path. On the way from the shared directory on no link is followed: the workload may have planted one.
+// writeAt replaces the file at path.
 func writeAt(path string, shared *files.Dir, data []byte) error {
-	folder := filepath.Dir(path)
-	below, err := filepath.Rel(shared.Path(), folder)
-	if err != nil || below == ".." || strings.HasPrefix(below, "../") {
-		below = "."
-	} else {
-		folder = shared.Path()
-	}
-	dir, err := files.OpenDir(folder)
+	dir, err := state.ReportDir(path, shared)
 	if err != nil {
 		return err
-	}
-	for name := range strings.SplitSeq(below, "/") {
-		if name == "." {
-			continue
-		}
-		next, err := dir.Open(name)
-		dir.Close()
-		if err != nil {
-			return err
-		}
-		dir = next
 	}
 	defer dir.Close()
 	return dir.Write(filepath.Base(path), data, 0o644)

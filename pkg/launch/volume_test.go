@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -92,4 +93,83 @@ func (w *world) link(to string) string {
 	link := filepath.Join(w.t.TempDir(), "link")
 	require.NoError(w.t, os.Symlink(to, link))
 	return link
+}
+
+// TestTheReportReplacesNoOtherFile that a boot reads or writes, by whatever path it is named.
+func TestTheReportReplacesNoOtherFile(t *testing.T) {
+	t.Parallel()
+	beside := func(w *world, name string) string { return filepath.Join(filepath.Dir(w.SharedDir), name) }
+	for name, place := range map[string]func(w *world) string{
+		"the approved list":     func(w *world) string { return w.Shared("image-digest.bin") },
+		"the node config":       func(w *world) string { return w.Shared("mpc-config.toml") },
+		"what it is made of":    func(w *world) string { return w.Shared(".mpc-config.toml.tmp") },
+		"what was set aside":    func(w *world) string { return w.Shared("mpc-config.toml.aside") },
+		"our directory":         func(w *world) string { return w.Shared("launcher") },
+		"the record":            func(w *world) string { return w.Shared("launcher/measurement.json") },
+		"the shared directory":  func(w *world) string { return w.SharedDir },
+		"the user config":       func(w *world) string { return w.ConfigFile },
+		"the agent":             func(w *world) string { return w.AgentSocket },
+		"the engine":            func(w *world) string { return strings.TrimPrefix(w.settings.DockerHost, "unix://") },
+		"by another path":       func(w *world) string { return w.Shared("x/../image-digest.bin") },
+		"by a link to where":    func(w *world) string { return filepath.Join(w.link(w.SharedDir), "image-digest.bin") },
+		"a link to the config":  func(w *world) string { return w.link(w.ConfigFile) },
+		"a directory elsewhere": func(w *world) string { return w.t.TempDir() },
+		"the config's target": func(w *world) string {
+			w.settings.ConfigFile = w.link(w.ConfigFile)
+			return w.ConfigFile
+		},
+		"another name of the config": func(w *world) string {
+			require.NoError(w.t, os.Link(w.ConfigFile, beside(w, "hard")))
+			return beside(w, "hard")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{})
+			w.approve(w.Digests[0])
+			w.settings.Report = place(w)
+			before := w.seen()
+			assert.Equal(t, exit.Usage, w.boot(), "%s", w.stderr)
+			assert.Contains(t, w.stderr, "hint: name another place with --report")
+			assert.Equal(t, before, w.seen())
+			w.settings.Report = ""
+			w.mustBoot()
+		})
+	}
+	for name, place := range map[string]func(w *world) string{
+		"its own place":    func(w *world) string { return w.Shared("launcher/report.json") },
+		"beside our files": func(w *world) string { return w.Shared("report") },
+		"what the workload links there": func(w *world) string {
+			require.NoError(w.t, os.Link(w.Shared("image-digest.bin"), w.Shared("report")))
+			return w.Shared("report")
+		},
+		"a link of the workload": func(w *world) string {
+			require.NoError(w.t, os.Symlink(w.ConfigFile, w.Shared("report")))
+			return w.Shared("report")
+		},
+		"elsewhere": func(w *world) string { return beside(w, "report") },
+		"nowhere":   func(w *world) string { return beside(w, "no/such/place") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, options{})
+			w.approve(w.Digests[0])
+			files := []string{w.ConfigFile, w.Shared("image-digest.bin")}
+			before := [][]byte{w.read(files[0]), w.read(files[1])}
+			w.settings.Report = place(w)
+			w.mustBoot()
+			w.mustBoot()
+			assert.Equal(t, before, [][]byte{w.read(files[0]), w.read(files[1])})
+			if name != "nowhere" {
+				assert.Contains(t, string(w.read(w.settings.Report)), `"exit_code": `)
+			}
+		})
+	}
+}
+
+func (w *world) read(path string) []byte {
+	w.t.Helper()
+	data, err := os.ReadFile(path)
+	require.NoError(w.t, err)
+	return data
 }

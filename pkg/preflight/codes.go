@@ -66,6 +66,7 @@ func Codes() []Class {
 		{SettingUnknown, "an environment variable looks like a setting but isn't one"},
 		{SettingInsecure, "plain http is allowed for a registry"},
 		{SettingAlone, "not supervised in a CVM: the engine may start an old workload before anything is measured"},
+		{admission.ReportTaken, "the launch report would replace a file that a boot reads or writes"},
 		{admission.ConfigUnreadable, "the user config can't be read"},
 		{ConfigWrong, "a mistake in the user config, with its place"},
 		{ConfigOld, "something in the user config is deprecated or ignored"},

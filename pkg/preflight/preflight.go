@@ -85,6 +85,7 @@ func checks() []check {
 		{name: "engine", group: GroupEngine, step: engine, do: checkEngine},
 		{name: "containers", group: GroupEngine, step: containers, needs: []string{"engine"}, after: []string{"boot", "lock"}, do: checkContainers},
 		{name: "shared volume", group: GroupEngine, step: settings, needs: []string{"shared directory", "engine"}, do: checkSharedVolume},
+		{name: "report", group: GroupConfig, step: settings, needs: []string{"shared directory"}, do: checkReport},
 		{name: "lock", group: GroupHost, step: settings, needs: []string{"shared directory"}, after: []string{"boot", "engine"}, do: checkLock},
 		{name: "own directory", group: GroupConfig, step: settings, needs: []string{"shared directory"}, do: checkOwnDir},
 		{name: "event log", group: GroupAgent, step: probe, after: []string{"lock"}, do: checkEventLog},

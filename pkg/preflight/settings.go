@@ -62,6 +62,14 @@ func checkSharedVolume(ctx context.Context, f *facts) outcome {
 	return ok("the workload will see this very directory")
 }
 
+// checkReport looks whether the launch report would replace what is no report.
+func checkReport(_ context.Context, f *facts) outcome {
+	if err := state.CanReport(f.options.Settings, f.shared); err != nil {
+		return refuse("", err)
+	}
+	return ok("replaces nothing else")
+}
+
 // checkOwnDir looks whether the launcher's own directory exists, or could be created.
 func checkOwnDir(_ context.Context, f *facts) outcome {
 	if err := f.own.CanMake(); err != nil {

@@ -226,6 +226,16 @@ func (d *Dir) Write(name string, data []byte, mode fs.FileMode) (err error) {
 // removes it.
 func temporary(name string) string { return "." + name + ".tmp" }
 
+// Belongs reports whether a name is that of the file of that name, or one that Write uses for it.
+func Belongs(name, file string) bool {
+	for _, n := range []string{file, temporary(file)} {
+		if name == n || name == aside(n) {
+			return true
+		}
+	}
+	return false
+}
+
 func writeSynced(f *os.File, data []byte, mode fs.FileMode) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if _, err := f.Write(data); err != nil {
