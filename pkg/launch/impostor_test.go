@@ -316,6 +316,39 @@ func TestKilledWhileAnImpostorEnds(t *testing.T) {
 	}
 }
 
+// TestKilledWhileAnImpostorThatMeasuredNothingEnds does the same with one that is an old container like any: the next run boots.
+func TestKilledWhileAnImpostorThatMeasuredNothingEnds(t *testing.T) {
+	t.Parallel()
+	s := stranger{name: "mpc-node", policy: "on-failure"}
+	reference := loaded(t)
+	reference.make(s)
+	before := len(reference.Engine.Requests())
+	reference.mustBoot()
+	requests := reference.Engine.Requests()[before:]
+	stop := slices.IndexFunc(requests, func(r string) bool { return strings.Contains(r, "/stop") })
+	require.Positive(t, stop)
+	for n := 0; n <= stop+1; n += stride {
+		for _, done := range []bool{false, true} {
+			if done && strings.HasPrefix(requests[n], "GET ") {
+				continue
+			}
+			t.Run(fmt.Sprintf("%d %.60s, done %v", n+1, requests[n], done), func(t *testing.T) {
+				t.Parallel()
+				w := loaded(t)
+				w.make(s)
+				emits := w.Agent.Emits()
+				w.killAtRequest(n, done)
+				assert.Equal(t, emits, w.Agent.Emits())
+				w.mustBoot()
+				w.accepted(w.Digests[0])
+				assert.Equal(t, emits+1, w.Agent.Emits())
+				assert.Len(t, w.Engine.Containers(), 2, "the workload and its holder")
+				w.mustBoot()
+			})
+		}
+	}
+}
+
 // TestASecondLauncherLeavesTheFirstAlone, and its workload, whatever it is told.
 func TestASecondLauncherLeavesTheFirstAlone(t *testing.T) {
 	t.Parallel()

@@ -89,6 +89,7 @@ type watched struct {
 
 	mu    sync.Mutex
 	log   []string        // messages
+	lines [][]byte        // the same as they were written
 	slept []time.Duration // since it supervises
 }
 
@@ -151,7 +152,7 @@ func (w *world) second() error {
 func (l *watched) Write(p []byte) (int, error) {
 	line := message(p)
 	l.mu.Lock()
-	l.log = append(l.log, line)
+	l.log, l.lines = append(l.log, line), append(l.lines, bytes.Clone(p))
 	l.mu.Unlock()
 	if l.w.onLine != nil {
 		l.w.onLine(line)

@@ -247,6 +247,27 @@ func TestAnEngineThatEndsIsWaitedFor(t *testing.T) {
 	}
 }
 
+// TestAStopBeforeARestartDoesNothing: the engine does nothing then and tells nobody, which the log says before each.
+func TestAStopBeforeARestartDoesNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+		OnStart: func(c launchtest.ContainerInfo) (int, bool) { return 3, c.Starts > 2 },
+	}}})
+	l := w.watch()
+	w.eventually("it ended", func() bool { return l.said("the workload ended and is started again") == 1 })
+	l.mu.Lock()
+	told := string(l.lines[len(l.lines)-1])
+	l.mu.Unlock()
+	assert.Contains(t, told, "until then docker stop does nothing")
+	assert.Contains(t, told, "stop the launcher")
+	_, err := w.Engine.Call("POST", "/containers/mpc-node/stop", nil)
+	assert.Error(t, err, "there is nothing to stop")
+	l.nap(time.Second)
+	l.nap(2 * time.Second)
+	w.eventually("it runs", func() bool { return w.workload().Starts == 3 && w.status() == "running" })
+	assert.NoError(t, l.terminate())
+}
+
 // TestAStartWhoseAnswerIsLostCounts, if it happened.
 func TestAStartWhoseAnswerIsLostCounts(t *testing.T) {
 	t.Parallel()

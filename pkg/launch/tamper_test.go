@@ -109,6 +109,7 @@ func TestWhatWasSetAsideIsNotReplaced(t *testing.T) {
 		"launcher": exit.Config, "launcher/measurement.json": exit.Config, "launcher/.measurement.json.tmp": exit.Config,
 		"mpc-config.toml": exit.Config, ".mpc-config.toml.tmp": exit.Config, // before anything is measured
 		"launcher/report.json": exit.OK, "launcher/.report.json.tmp": exit.OK, "launcher/image-KEPT.json": exit.OK,
+		"launcher/previous.log": exit.OK, "launcher/.previous.log.tmp": exit.OK,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -130,6 +131,9 @@ func TestWhatWasSetAsideIsNotReplaced(t *testing.T) {
 			}
 			w.accepted(w.Digests[0])
 			w.mustBoot()
+			w.rebootJudged(j)
+			w.mustBoot() // which keeps the end of the old workload's log
+			assert.DirExists(t, path+"/full")
 		})
 	}
 

@@ -68,7 +68,9 @@ func unrecorded(err error) *admission.Refusal {
 			"it is made again")
 }
 
-// NodeConfig refuses where the workload's config can't be written.
+// NodeConfig refuses where the workload's config can't be written. A boot goes on without any other
+// file of ours but the record before an emit: without this one, the workload would run with an old
+// config, or with what somebody put there.
 func NodeConfig(err error) *admission.Refusal {
 	return refusal(admission.NodeConfigFails, exit.Config, fmt.Errorf("node config: %w", err),
 		"make room in the shared volume, or remove what stands in the file's place; "+
