@@ -187,9 +187,10 @@ func Sockets(
 	containers []admission.Container,
 ) ([]admission.Container, error) {
 	reaching := slices.Clone(containers)
+	socket := self.HostPath(s.AgentSocket)
 	for i, c := range reaching {
 		var err error
-		if reaching[i].Socket, err = e.Reaches(ctx, c.Container, self.HostPath(s.AgentSocket)); err != nil {
+		if reaching[i].Socket, err = e.Reaches(ctx, c.Container, socket); err != nil {
 			return nil, err
 		}
 	}
