@@ -364,7 +364,7 @@ func (c *composeDouble) ensureService(ctx context.Context, p *composeProject, na
 	}
 	body := map[string]any{
 		"Image": s.Image, "Cmd": s.Command, "Env": env, "Labels": labels, "ExposedPorts": exposed,
-		"HostConfig": host,
+		"AttachStdout": true, "AttachStderr": true, "HostConfig": host,
 		"NetworkingConfig": map[string]any{"EndpointsConfig": map[string]any{
 			p.Name + "_default": map[string]any{"Aliases": []string{s.ContainerName, name}}}},
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -129,6 +130,11 @@ func composes(t *testing.T, s *subject, c *composeRun) {
 		host["SecurityOpt"])
 	s.see("published: %v", host["PortBindings"])
 	s.see("network: %v", host["NetworkMode"])
+	s.see("told of its config: %s", told(config))
+	s.see("told of its host's: %s", told(host))
+	for name, endpoint := range box["NetworkSettings"].(map[string]any)["Networks"].(map[string]any) {
+		s.see("told of network %s: %s", name, told(endpoint.(map[string]any)))
+	}
 	labels := config["Labels"].(map[string]any)
 	s.see("price: %v", labels["price"])
 	for _, label := range []string{"project", "service", "oneoff", "container-number"} {
@@ -163,6 +169,9 @@ func composes(t *testing.T, s *subject, c *composeRun) {
 		restarts: no, security: [no-new-privileges:true]
 		published: map[11780/tcp:[map[HostIp: HostPort:PORT]]]
 		network: PREFIX_default
+		told of its config: [AttachStderr AttachStdout Cmd Env ExposedPorts Hostname Image Labels]
+		told of its host's: [Binds CgroupnsMode ConsoleSize IpcMode LogConfig MaskedPaths Mounts NetworkMode PortBindings ReadonlyPaths RestartPolicy Runtime SecurityOpt ShmSize]
+		told of network PREFIX_default: [Aliases]
 		price: 5$
 		project: PREFIX
 		service: mpc-node
@@ -175,6 +184,30 @@ func composes(t *testing.T, s *subject, c *composeRun) {
 		again: 0, the same: true
 		while it runs: 0, the same: true
 		somebody else's is there: 1 true`, s.personality), s.seen)
+}
+
+// told returns the fields that aren't empty.
+func told(fields map[string]any) []string {
+	var names []string
+	for name, value := range fields {
+		switch v := value.(type) {
+		case nil:
+		case []any:
+			if len(v) > 0 {
+				names = append(names, name)
+			}
+		case map[string]any:
+			if len(v) > 0 {
+				names = append(names, name)
+			}
+		default:
+			if v != "" && v != false && v != 0.0 {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // forProject returns an engine with image and volume, and the file that names that image.

@@ -68,6 +68,7 @@ type Engine struct {
 	serving    sync.WaitGroup
 	images     imageStore
 	containers []*container
+	adds       map[string]any // to every HostConfig
 	volumes    map[string]*volume
 	networks   map[string]map[string]any
 	events     []engineEvent
@@ -520,6 +521,7 @@ func (e *Engine) getInfo(*engineRequest) (any, error) {
 		"ID": "DOUBLE", "Name": "engine-double", "ServerVersion": e.release, "Driver": driver,
 		"DriverStatus":  status,
 		"DockerRootDir": e.o.Root, "OSType": "linux", "Architecture": architecture,
+		"DefaultRuntime":     "runc",
 		"SecurityOptions":    []string{"name=seccomp,profile=default"},
 		"LiveRestoreEnabled": false,
 	}, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -51,6 +52,7 @@ type container struct {
 	entrypoint, cmd   []string
 	env               []string
 	labels            map[string]string
+	networks          map[string]map[string]any
 	mounts            []ContainerMount
 	ports             map[string]string
 	policy            restartPolicy
@@ -134,6 +136,28 @@ func (e *Engine) Exit(container string, code int) error {
 	return nil
 }
 
+// Alter changes a field of the HostConfig of a container, named by ID or name, as nothing but a new
+// container can on a real engine.
+func (e *Engine) Alter(container, field string, value any) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c, err := e.find(container)
+	if err != nil {
+		return err
+	}
+	c.host[field] = value
+	e.notify()
+	return nil
+}
+
+// Adds has the HostConfig of every container that is made from now on show a value that nobody asked
+// for.
+func (e *Engine) Adds(field string, value any) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.adds = map[string]any{field: value}
+}
+
 // Log adds lines to a container's log, as its process writes them.
 func (e *Engine) Log(container string, stdout, stderr string) error {
 	e.mu.Lock()
@@ -185,16 +209,32 @@ func (e *Engine) createContainer(r *engineRequest) (any, error) {
 	}
 	host, _ := body["HostConfig"].(map[string]any)
 	delete(body, "HostConfig")
+	var networking struct {
+		NetworkingConfig struct{ EndpointsConfig map[string]map[string]any }
+	}
+	if err := remarshal(body, &networking); err != nil {
+		return nil, refusal(http.StatusBadRequest, "%v", err)
+	}
 	delete(body, "NetworkingConfig")
 	c := &container{id: e.newID(), name: name, created: time.Now(), image: image, host: hostDefaults(),
 		config: configDefaults()}
 	maps.Copy(c.host, host)
+	maps.Copy(c.host, e.adds)
 	maps.Copy(c.config, body)
+	c.connect(networking.NetworkingConfig.EndpointsConfig)
 	if err := c.configure(base.Config); err != nil {
 		return nil, err
 	}
 	if err := e.mount(c); err != nil {
 		return nil, err
+	}
+	for _, declared := range slices.Sorted(maps.Keys(base.Config.Volumes)) {
+		place := path.Clean(declared)
+		if !slices.ContainsFunc(c.mounts, func(m ContainerMount) bool { return m.Destination == place }) {
+			name := e.newID()
+			c.mounts = append(c.mounts, ContainerMount{Type: "volume", Name: name, Source: e.volumePath(name),
+				Destination: place, RW: true})
+		}
 	}
 	for _, m := range c.mounts {
 		if m.Type == "volume" {
@@ -210,17 +250,63 @@ func (e *Engine) createContainer(r *engineRequest) (any, error) {
 // configDefaults are the fields that every config shows.
 func configDefaults() map[string]any {
 	return map[string]any{
-		"Hostname": "", "User": "", "Tty": false, "OpenStdin": false, "Env": nil, "Cmd": nil, "Image": "",
-		"Volumes":    nil,
-		"WorkingDir": "", "Entrypoint": nil, "Labels": nil,
+		"Hostname": "", "Domainname": "", "User": "", "AttachStdin": false, "AttachStdout": false,
+		"AttachStderr": false, "Tty": false, "OpenStdin": false, "StdinOnce": false, "Env": nil,
+		"Cmd": nil, "Image": "", "Volumes": nil, "WorkingDir": "", "Entrypoint": nil, "OnBuild": nil,
+		"Labels": nil,
 	}
 }
 
+// hostDefaults are the fields that every host config shows, with what an engine fills in that nobody
+// asked for.
 func hostDefaults() map[string]any {
-	return map[string]any{
-		"NetworkMode": "default", "Binds": nil, "PortBindings": nil, "SecurityOpt": nil,
-		"Privileged": false, "ReadonlyRootfs": false,
-		"AutoRemove": false, "CapAdd": nil, "PidMode": "", "IpcMode": "private",
+	host := map[string]any{
+		"NetworkMode": "default", "IpcMode": "private", "CgroupnsMode": "host", "Runtime": "runc",
+		"ShmSize": 64 << 20, "ConsoleSize": []int{0, 0},
+		"LogConfig": map[string]any{"Type": "json-file", "Config": map[string]any{}},
+		"MaskedPaths": []string{
+			"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+			"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+		},
+		"ReadonlyPaths": []string{
+			"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
+		},
+	}
+	for empty, fields := range map[any][]string{
+		nil: {"Binds", "PortBindings", "VolumesFrom", "CapAdd", "CapDrop", "Dns", "DnsOptions", "DnsSearch",
+			"ExtraHosts", "GroupAdd", "Links", "SecurityOpt", "BlkioWeightDevice", "BlkioDeviceReadBps",
+			"BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps", "Devices",
+			"DeviceCgroupRules", "DeviceRequests", "MemorySwappiness", "PidsLimit", "Ulimits"},
+		"": {"ContainerIDFile", "VolumeDriver", "Cgroup", "PidMode", "UTSMode", "UsernsMode", "Isolation",
+			"CgroupParent", "CpusetCpus", "CpusetMems"},
+		false: {"AutoRemove", "Privileged", "PublishAllPorts", "ReadonlyRootfs", "OomKillDisable"},
+		0: {"OomScoreAdj", "CpuShares", "Memory", "NanoCpus", "BlkioWeight", "CpuPeriod", "CpuQuota",
+			"CpuRealtimePeriod", "CpuRealtimeRuntime", "KernelMemory", "KernelMemoryTCP",
+			"MemoryReservation", "MemorySwap", "CpuCount", "CpuPercent", "IOMaximumIOps",
+			"IOMaximumBandwidth"},
+	} {
+		for _, field := range fields {
+			host[field] = empty
+		}
+	}
+	return host
+}
+
+// connect notes in which networks the container will be: those that were asked for, or that of its
+// mode.
+func (c *container) connect(asked map[string]map[string]any) {
+	c.networks = map[string]map[string]any{}
+	if len(asked) == 0 {
+		name := asString(c.host["NetworkMode"])
+		if name == "default" {
+			name = "bridge"
+		}
+		asked = map[string]map[string]any{name: nil}
+	}
+	for name, endpoint := range asked {
+		c.networks[name] = map[string]any{"IPAMConfig": nil, "Links": nil, "Aliases": nil,
+			"DriverOpts": nil, "NetworkID": "", "EndpointID": "", "MacAddress": ""}
+		maps.Copy(c.networks[name], endpoint)
 	}
 }
 
@@ -245,13 +331,21 @@ func (c *container) configure(image v1.Config) error {
 		}
 		c.entrypoint = image.Entrypoint
 	}
+	if slices.Equal(c.entrypoint, []string{""}) {
+		c.entrypoint = nil
+	}
 	if len(c.entrypoint)+len(c.cmd) == 0 {
 		return refusal(http.StatusBadRequest, "No command specified")
 	}
-	for _, setting := range image.Env {
-		key, _, _ := strings.Cut(setting, "=")
-		if !slices.ContainsFunc(c.env, func(own string) bool { return strings.HasPrefix(own, key+"=") }) {
-			c.env = append(c.env, setting)
+	if len(c.env) == 0 {
+		c.env = image.Env
+	} else {
+		for _, setting := range image.Env {
+			key, _, _ := strings.Cut(setting, "=")
+			same := func(own string) bool { name, _, _ := strings.Cut(own, "="); return name == key }
+			if !slices.ContainsFunc(c.env, same) {
+				c.env = append(c.env, setting)
+			}
 		}
 	}
 	c.labels = map[string]string{}
@@ -273,6 +367,18 @@ func (c *container) configure(image v1.Config) error {
 		if asString(c.config[key]) == "" && value != "" {
 			c.config[key] = value
 		}
+	}
+	if len(image.Volumes) > 0 {
+		c.config["Volumes"] = image.Volumes
+	}
+	if dir := asString(c.config["WorkingDir"]); dir != "" {
+		c.config["WorkingDir"] = path.Clean(dir)
+	}
+	if asString(c.config["Hostname"]) == "" {
+		c.config["Hostname"] = c.id[:12]
+	}
+	if c.config["Healthcheck"] == nil && image.Healthcheck != nil {
+		c.config["Healthcheck"] = image.Healthcheck
 	}
 	return nil
 }

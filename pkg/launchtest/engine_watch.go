@@ -75,9 +75,9 @@ func (c *container) mountDocs() []map[string]any {
 	docs := []map[string]any{}
 	for _, m := range c.mounts {
 		doc := map[string]any{"Type": m.Type, "Source": m.Source, "Destination": m.Destination,
-			"Mode": m.Mode, "RW": m.RW}
+			"Mode": m.Mode, "RW": m.RW, "Propagation": "rprivate"}
 		if m.Type == "volume" {
-			doc["Name"], doc["Driver"] = m.Name, "local"
+			doc["Name"], doc["Driver"], doc["Propagation"] = m.Name, "local", ""
 		}
 		docs = append(docs, doc)
 	}
@@ -104,5 +104,6 @@ func (e *Engine) inspectContainer(r *engineRequest) (any, error) {
 			"FinishedAt": stamp(c.finished),
 		},
 		"HostConfig": host, "Mounts": c.mountDocs(), "Config": c.config,
+		"NetworkSettings": map[string]any{"Networks": c.networks},
 	}, nil
 }
