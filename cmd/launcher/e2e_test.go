@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -53,9 +54,10 @@ type machine struct {
 	socket   string
 	platform string
 	port     int
-	node     string    // further lines for the node's table
-	boots    string    // a file that stands for the kernel's name of the boot; empty: the kernel's own
-	digests  []v1.Hash // of the images in the registry, the oldest first
+	node     string          // further lines for the node's table
+	boots    string          // a file that stands for the kernel's name of the boot; empty: the kernel's own
+	digests  []v1.Hash       // of the images in the registry, the oldest first
+	original json.RawMessage // a container as it was made, where others are made after it
 }
 
 // patience bounds every wait for a fact. Nothing takes so long, even on a machine that is busy with
@@ -462,9 +464,11 @@ func (m *machine) call(method, path string, body, out any) {
 	resp, err := client.Do(req)
 	require.NoError(m.t, err)
 	defer resp.Body.Close()
-	require.Less(m.t, resp.StatusCode, 300, "%s %s", method, path)
+	answer, err := io.ReadAll(resp.Body)
+	require.NoError(m.t, err)
+	require.Less(m.t, resp.StatusCode, 300, "%s %s: %s", method, path, answer)
 	if out != nil {
-		require.NoError(m.t, json.NewDecoder(resp.Body).Decode(out))
+		require.NoError(m.t, json.Unmarshal(answer, out))
 	}
 }
 
@@ -486,7 +490,7 @@ func TestE2EBootsInTEEMode(t *testing.T) {
 	assert.Equal(t, "running", c.Status)
 	assert.Equal(t, first.report.Image.ImageID, c.Image, "the container's image is the proved one")
 	assert.Equal(t, "no", c.RestartPolicy)
-	assert.Contains(t, c.Environment, "DSTACK_ENDPOINT=/var/run/dstack.sock")
+	assert.Contains(t, c.Settings["Config.Env"], "DSTACK_ENDPOINT=/var/run/dstack.sock")
 	m.says(m.digests[0].String()) // the workload sees its digest in its config
 	m.answers(1, "")
 	node, err := os.ReadFile(filepath.Join(m.shared, compose.NodeConfig))
@@ -583,7 +587,7 @@ func TestE2EBootsOutsideACVM(t *testing.T) {
 	c := m.workload()
 	assert.Equal(t, "running", c.Status)
 	assert.Equal(t, "on-failure", c.RestartPolicy)
-	assert.NotContains(t, strings.Join(c.Environment, " "), "DSTACK")
+	assert.NotContains(t, fmt.Sprint(c.Settings["Config.Env"]), "DSTACK")
 	assert.Len(t, c.Mounts, 3)
 	node, err := os.ReadFile(filepath.Join(m.shared, compose.NodeConfig))
 	require.NoError(t, err)

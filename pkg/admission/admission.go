@@ -205,34 +205,49 @@ func (f Facts) ofThisBoot(c Container) bool {
 // Workload is the container that has to run.
 type Workload struct {
 	compose.Workload
-	ID   inspect.ImageID // of its image, proved
-	Base v1.Config       // of its image, proved
+	ID      inspect.ImageID // of its image, proved
+	Base    v1.Config       // of its image, proved
+	Runtime string          // the engine's, where none is asked for
 }
 
 // Check returns what a container deviates in.
-func (w Workload) Check(c inspect.Container) error { return w.Workload.Check(c, w.ID, w.Base) }
+func (w Workload) Check(c inspect.Container) error {
+	return w.Workload.Check(c, w.ID, w.Base, w.Runtime)
+}
 
 // HolderPrefix begins the names of the containers that hold volumes and image while the workload's
 // is replaced.
 const HolderPrefix = "mpc-node-holder-"
 
 // Sort says what becomes of the workload's containers. At most one may stay as it is; all others
-// are removed. A container keeps its writable layer, and one that ran before may hold another
-// program than its image: so none stays in a CVM unless its image is measured in this boot and it
-// belongs to it.
+// are removed.
 func (f Facts) Sort(w Workload, measured bool) (stays *Container, replaced []Container) {
 	for _, c := range f.Containers {
-		mayStay := !f.Settings.TEE() || measured && f.ofThisBoot(c)
 		switch {
 		case !compose.OfWorkload(c.Container):
 		case strings.HasPrefix(c.Name, HolderPrefix) && c.NeverStarted():
-		case mayStay && w.made(c, measured) && w.Check(c.Container) == nil:
+		case f.Stays(c, w, measured) == nil:
 			stays = &c
 		default:
 			replaced = append(replaced, c)
 		}
 	}
 	return stays, replaced
+}
+
+// Stays returns why a container of the workload can't stay as it is; nil: it can. A container keeps
+// its writable layer, and one that ran before may hold another program than its image: so none
+// stays in a CVM unless its image is measured in this boot and it belongs to it.
+func (f Facts) Stays(c Container, w Workload, measured bool) error {
+	switch {
+	case f.Settings.TEE() && !(measured && f.ofThisBoot(c)):
+		return fmt.Errorf("each boot makes its own")
+	case !w.made(c, measured):
+		return fmt.Errorf("it was made from another Compose file")
+	case w.ID.IsZero():
+		return fmt.Errorf("it is of another image")
+	}
+	return w.Check(c.Container)
 }
 
 // made reports whether a container was made from the file that is given to Compose now. From

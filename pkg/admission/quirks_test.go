@@ -269,6 +269,9 @@ func quirks() []quirk {
 			}
 		}
 	})
+	add("the workload shares the host's processes", func(m *machine) {
+		_ = m.engine.Alter("mpc-node", "PidMode", "host") // unless there is none
+	})
 	add("the workload was removed", func(m *machine) {
 		m.engineDoes(http.MethodDelete, "/containers/mpc-node?force=1", nil)
 	})

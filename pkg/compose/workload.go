@@ -8,15 +8,12 @@ package compose
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"gopkg.in/yaml.v3"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
-	"tee-launcher/pkg/exit"
 )
 
 const (
@@ -115,6 +112,13 @@ func (w Workload) restart() string {
 	return "on-failure"
 }
 
+func (w Workload) environment() map[string]string {
+	if w.Agent == "" {
+		return nil
+	}
+	return map[string]string{"DSTACK_ENDPOINT": AgentSocket}
+}
+
 func (w Workload) mounts() []mount {
 	mounts := []mount{
 		{Type: "bind", Source: "/tapp", Target: "/tapp", ReadOnly: true, Bind: &bind{CreateHostPath: true}},
@@ -131,7 +135,7 @@ func (w Workload) mounts() []mount {
 // Render returns the Compose file of the workload with the given image, for people to read; Create uses the same.
 func (w Workload) Render(image string) ([]byte, error) {
 	s := service{
-		Image: image, PullPolicy: "never", ContainerName: Name, Command: command(), Volumes: w.mounts(),
+		Image: image, PullPolicy: "never", ContainerName: Name, Command: command(), Volumes: w.mounts(), Environment: w.environment(),
 		SecurityOpt: []string{"no-new-privileges:true"}, Restart: w.restart(),
 		Labels: map[string]string{ReferenceLabel: literal(w.Reference), "tee-launcher.manifest-digest": w.Digest.String()},
 	}
@@ -140,9 +144,6 @@ func (w Workload) Render(image string) ([]byte, error) {
 	}
 	for _, p := range w.Ports {
 		s.Ports = append(s.Ports, fmt.Sprintf("%d:%d", p.Host, p.Container))
-	}
-	if w.Agent != "" {
-		s.Environment = map[string]string{"DSTACK_ENDPOINT": AgentSocket}
 	}
 	for i := range s.Volumes {
 		s.Volumes[i].Source = literal(s.Volumes[i].Source)
@@ -155,81 +156,3 @@ func (w Workload) Render(image string) ([]byte, error) {
 
 // literal protects a text from Compose, which replaces $NAME in every one. There is no variable that we want replaced.
 func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
-
-// DeviationError is a container that isn't what the workload must be. It ends in exit code 9.
-type DeviationError struct {
-	Container string
-	What      string
-	Got, Want string
-}
-
-func (e *DeviationError) Error() string {
-	return fmt.Sprintf("container %s is not the workload: %s: got %s, want %s", e.Container, e.What, e.Got, e.Want)
-}
-
-// ExitCode is Workload.
-func (e *DeviationError) ExitCode() exit.Code { return exit.Workload }
-
-// Hints says how to get rid of it.
-func (e *DeviationError) Hints() []string {
-	return []string{"remove it and start the launcher again; volumes stay: docker rm -f " + Name}
-}
-
-// Check compares a container with the workload: image, command, entrypoint, mounts, restart policy and privileges, as
-// the engine reports them. Labels are no proof and aren't looked at. Base is the proved image's own configuration.
-func (w Workload) Check(c inspect.Container, id inspect.ImageID, base v1.Config) error {
-	deviation := func(what string, got, want any) error {
-		return &DeviationError{Container: c.Name, What: what, Got: fmt.Sprintf("%.300q", got), Want: fmt.Sprintf("%.300q", want)}
-	}
-	switch {
-	case id.IsZero():
-		return fmt.Errorf("checking container %s: no proved image given", c.Name)
-	case c.Name != Name:
-		return deviation("name", c.Name, Name)
-	case c.Image != id.String():
-		return deviation("image", c.Image, id.String())
-	case !slices.Equal(c.Command, command()):
-		return deviation("command", c.Command, command())
-	case !slices.Equal(c.Entrypoint, base.Entrypoint):
-		return deviation("entrypoint", c.Entrypoint, base.Entrypoint)
-	case c.RestartPolicy != w.restart():
-		return deviation("restart policy", c.RestartPolicy, w.restart())
-	case c.Privileged:
-		return deviation("privileged", c.Privileged, false)
-	case !slices.Contains(c.SecurityOpt, "no-new-privileges:true"):
-		return deviation("security options", c.SecurityOpt, "no-new-privileges:true")
-	}
-	var got, want []string
-	for _, m := range c.Mounts {
-		if _, declared := base.Volumes[m.Destination]; declared && m.Type == "volume" && anonymous(m.Name) {
-			continue // the image asks for it, and it holds nothing of anybody else's
-		}
-		source := m.Source
-		if m.Type == "volume" {
-			source = m.Name
-		}
-		got = append(got, describe(m.Type, source, m.Destination, m.RW))
-	}
-	for _, m := range w.mounts() {
-		want = append(want, describe(m.Type, m.Source, m.Target, !m.ReadOnly))
-	}
-	slices.Sort(got)
-	slices.Sort(want)
-	if !slices.Equal(got, want) {
-		return deviation("mounts", got, want)
-	}
-	return nil
-}
-
-// anonymous reports whether a volume has the kind of name that engines make up.
-func anonymous(name string) bool {
-	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
-}
-
-func describe(kind, source, target string, writable bool) string {
-	mode := "ro"
-	if writable {
-		mode = "rw"
-	}
-	return kind + " " + source + ":" + target + ":" + mode
-}

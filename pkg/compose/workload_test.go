@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"gopkg.in/yaml.v3"
@@ -112,59 +111,6 @@ func proved(t *testing.T) inspect.ImageID {
 	loaded, err := engine.Load(t.Context(), v, source, docker.LoadOptions{})
 	require.NoError(t, err)
 	return loaded.ID
-}
-
-func TestCheckRefusesWhateverDeviates(t *testing.T) {
-	t.Parallel()
-	id := proved(t)
-	anonymous := strings.Repeat("0a", 32)
-	base := v1.Config{Entrypoint: []string{"/tini"}, Volumes: map[string]struct{}{"/cache": {}}}
-	good := func() inspect.Container {
-		return inspect.Container{
-			Name: "mpc-node", Image: id.String(), RestartPolicy: "no", SecurityOpt: []string{"no-new-privileges:true"},
-			Command:    []string{"/app/mpc-node", "start-with-config-file", "/mnt/shared/mpc-config.toml"},
-			Entrypoint: []string{"/tini"},
-			Mounts: []inspect.Mount{
-				{Type: "bind", Source: "/tapp", Destination: "/tapp"},
-				{Type: "volume", Name: "shared-volume", Source: "/x", Destination: "/mnt/shared", RW: true},
-				{Type: "volume", Name: "mpc-data", Source: "/y", Destination: "/data", RW: true},
-				{Type: "bind", Source: "/var/run/dstack.sock", Destination: "/var/run/dstack.sock", RW: true},
-				{Type: "volume", Name: anonymous, Source: "/z", Destination: "/cache", RW: true},
-			},
-		}
-	}
-	require.NoError(t, tee().Check(good(), id, base))
-	var deviation *compose.DeviationError
-	for name, tamper := range map[string]func(*inspect.Container){
-		"another name":       func(c *inspect.Container) { c.Name = "mpc-node-2" },
-		"another image":      func(c *inspect.Container) { c.Image = "sha256:" + strings.Repeat("00", 32) },
-		"a tag for an image": func(c *inspect.Container) { c.Image = "nearone/mpc-node" },
-		"another command":    func(c *inspect.Container) { c.Command[0] = "/bin/sh" },
-		"no command":         func(c *inspect.Container) { c.Command = nil },
-		"one argument more":  func(c *inspect.Container) { c.Command = append(c.Command, "--debug") },
-		"another entrypoint": func(c *inspect.Container) { c.Entrypoint = []string{"/bin/sh", "-c"} },
-		"no entrypoint":      func(c *inspect.Container) { c.Entrypoint = nil },
-		"another policy":     func(c *inspect.Container) { c.RestartPolicy = "on-failure" },
-		"privileged":         func(c *inspect.Container) { c.Privileged = true },
-		"new privileges":     func(c *inspect.Container) { c.SecurityOpt = nil },
-		"a mount more": func(c *inspect.Container) {
-			c.Mounts = append(c.Mounts, inspect.Mount{Type: "bind", Source: "/", Destination: "/host", RW: true})
-		},
-		"a mount less":          func(c *inspect.Container) { c.Mounts = c.Mounts[1:] },
-		"a writable mount":      func(c *inspect.Container) { c.Mounts[0].RW = true },
-		"another source":        func(c *inspect.Container) { c.Mounts[0].Source = "/tmp" },
-		"another volume":        func(c *inspect.Container) { c.Mounts[2].Name = "other" },
-		"a volume over a mount": func(c *inspect.Container) { c.Mounts[4].Destination = "/app" },
-		"a named volume":        func(c *inspect.Container) { c.Mounts[4].Name = "other" },
-		"another socket":        func(c *inspect.Container) { c.Mounts[3].Source = "/tmp/dstack.sock" },
-	} {
-		c := good()
-		tamper(&c)
-		assert.ErrorAs(t, tee().Check(c, id, base), &deviation, name)
-	}
-	err := tee().Check(good(), inspect.ImageID{}, base)
-	require.Error(t, err, "no proved image: nothing can be right")
-	assert.False(t, errors.As(err, &deviation))
 }
 
 func TestFindTakesNoComposeBelowVersion2(t *testing.T) {

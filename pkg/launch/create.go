@@ -3,6 +3,7 @@ package launch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -42,7 +43,11 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 		if err != nil {
 			return proved{}, "", err
 		}
-		want := m.workload(chosen, loaded, facts.Self)
+		info, err := m.info(ctx)
+		if err != nil {
+			return proved{}, "", err
+		}
+		want := m.workload(chosen, loaded, facts.Self, info)
 		if stays, _ := facts.Sort(want, found.measured); admission.Running(stays, found.measured) {
 			m.report.note(stays.Container)
 			return proved{Container: stays.Container, want: want, running: true}, "the workload runs already", errSkipped
@@ -79,15 +84,23 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 		}
 		m.report.note(c)
 		if err := want.Check(c); err != nil {
-			return proved{}, "", err
+			return proved{}, "", otherwise(err, tool, info)
 		}
 		return proved{Container: c, want: want, unused: m.Settings.TEE() && !found.measured}, c.ShortID(), nil
 	}
 }
 
+// otherwise is a container that was just made, and not as Compose was told to make it: the next one
+// would be like it.
+func otherwise(err error, tool compose.Tool, info inspect.Info) error {
+	return &exit.Error{Code: exit.Workload, Err: err, Hint: []string{fmt.Sprintf(
+		"that was not asked for: look at what Compose %s, engine %s or its daemon.json add to every container",
+		tool.Version(), info.Version)}}
+}
+
 // workload is the container that is to be created. The compose file of a container may have put the
 // agent's socket elsewhere than on the host.
-func (m *machine) workload(chosen choice, loaded imaged, self docker.Container) admission.Workload {
+func (m *machine) workload(chosen choice, loaded imaged, self docker.Container, info inspect.Info) admission.Workload {
 	w := compose.Workload{Reference: chosen.config.Image.String(), Digest: chosen.Digest, Supervised: m.Settings.Supervised()}
 	for _, p := range chosen.config.Ports {
 		w.Ports = append(w.Ports, compose.Port(p))
@@ -95,7 +108,7 @@ func (m *machine) workload(chosen choice, loaded imaged, self docker.Container) 
 	if m.Settings.TEE() {
 		w.Agent, w.Boot = self.HostPath(m.Settings.AgentSocket), m.BootID
 	}
-	return admission.Workload{Workload: w, ID: loaded.id, Base: loaded.image.ConfigFile().Config}
+	return admission.Workload{Workload: w, ID: loaded.id, Base: loaded.image.ConfigFile().Config, Runtime: info.Runtime}
 }
 
 // holdTries bounds how often an image is loaded again that is gone before a container could hold
@@ -175,7 +188,8 @@ func (m *machine) clear(ctx context.Context, found alone, want admission.Workloa
 		if c.Name == compose.Name || strings.HasPrefix(c.Name, compose.ImpostorPrefix) {
 			m.saveLog(ctx, c.Container)
 		}
-		m.Log.Info("replacing a container; its volumes stay", "container", c.Name, "id", c.ShortID())
+		m.Log.Info("replacing a container; its volumes stay", "container", c.Name, "id", c.ShortID(),
+			"because", facts.Stays(c, want, found.measured))
 		if err := m.engine.Remove(ctx, c.ID); err != nil {
 			return err
 		}

@@ -138,7 +138,7 @@ func (f *facts) workload() admission.Workload {
 	if f.options.TEE() {
 		w.Agent, w.Boot = f.self.HostPath(f.options.AgentSocket), f.boot
 	}
-	return admission.Workload{Workload: w, ID: f.id, Base: f.verified().ConfigFile().Config}
+	return admission.Workload{Workload: w, ID: f.id, Base: f.verified().ConfigFile().Config, Runtime: f.info.Runtime}
 }
 
 // checkWorkload says which containers would be replaced, and whether one stays.
@@ -150,11 +150,12 @@ func checkWorkload(_ context.Context, f *facts) outcome {
 	if f.decision == nil || f.verified() == nil {
 		return outcome{unknown: "it isn't known which image is wanted"}
 	}
-	stays, replaced := known.Sort(f.workload(), f.present)
+	want := f.workload()
+	stays, replaced := known.Sort(want, f.present)
 	f.stays = stays
 	var found []Finding
 	for _, c := range replaced {
-		found = append(found, f.replaced(c))
+		found = append(found, f.replaced(c, known.Stays(c, want, f.present)))
 	}
 	switch {
 	case stays != nil:
@@ -176,13 +177,11 @@ func checkState(_ context.Context, f *facts) outcome {
 	return ok(f.stays.Status)
 }
 
-func (f *facts) replaced(c admission.Container) Finding {
+func (f *facts) replaced(c admission.Container, why error) Finding {
 	text := fmt.Sprintf("container %s (%s), which is %s, would be replaced; its volumes stay", c.Name, c.ShortID(), c.Status)
 	if c.Labels[compose.ProjectLabel] != compose.Name && !strings.HasPrefix(c.Name, compose.ImpostorPrefix) {
 		return warning(WorkloadReplaced, text+"; it isn't of Compose project "+compose.Name, "rename it if it is something else: docker rename "+c.ShortID()+" <name>")
 	}
-	if f.options.TEE() {
-		text += ", as at every boot"
-	}
+	text += ": " + why.Error()
 	return note(WorkloadReplaced, text)
 }

@@ -219,6 +219,11 @@ func TestAfterARun(t *testing.T) {
 
 	cancel(&exit.Error{Code: exit.Terminated, Err: context.Canceled})
 	require.NoError(t, <-done, "an orderly end")
+	require.NoError(t, w.Engine.Alter("mpc-node", "PidMode", "host"))
+	replaced := result(t, w.run(), "workload").Findings
+	require.Len(t, replaced, 1)
+	assert.Equal(t, preflight.WorkloadReplaced, replaced[0].Code)
+	assert.Contains(t, replaced[0].Found, `HostConfig.PidMode: got "host", want nothing`)
 	require.NoError(t, w.Reboot())
 	report = w.run()
 	assert.Equal(t, exit.OK, report.ExitCode, "%s %v", report.Summary, codes(report))

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -27,15 +29,23 @@ type Container struct {
 	ExitCode      int
 	StartedAt     time.Time // zero if it never ran
 	FinishedAt    time.Time
-	Command       []string
-	Entrypoint    []string
-	Environment   []string
-	StopSignal    string // the signal that asks it to end, as its image spells it; empty: SIGTERM
-	RestartPolicy string // "no", "always", "unless-stopped", "on-failure"; the API's empty word is "no"
-	SecurityOpt   []string
-	Privileged    bool
+	Program       []string // what is executed: entrypoint and command
+	StopSignal    string   // the signal that asks it to end, as its image spells it; empty: SIGTERM
+	RestartPolicy string   // "no", "always", "unless-stopped", "on-failure"; the API's empty word is "no"
 	HostPorts     []uint16 // TCP ports of the host that it publishes while it runs, as it was created
 	Mounts        []Mount
+	// Settings are all fields of the answer's Config and HostConfig, by names such as "HostConfig.PidMode" and as JSON
+	// decodes, those too that nobody here knows yet.
+	Settings map[string]any
+	Networks map[string]Endpoint // by the name of the network
+}
+
+// Endpoint is a container's place in a network, as it was asked for.
+type Endpoint struct {
+	Aliases    []string
+	Links      []string
+	IPAMConfig map[string]any
+	DriverOpts map[string]string
 }
 
 // Mount is a place in a container where something of the host shows.
@@ -45,6 +55,8 @@ type Mount struct {
 	Source      string // path on the host
 	Destination string // path in the container
 	RW          bool
+	Driver      string // of a volume
+	Propagation string // of a bind
 }
 
 // HostPath returns where the engine finds what the container sees at path: behind the deepest mount above it, or at path itself where there
@@ -142,39 +154,53 @@ func (e *Engine) Published(ctx context.Context) ([]Published, error) {
 // Container returns the container with that ID or name.
 func (e *Engine) Container(ctx context.Context, id string) (Container, error) {
 	var answer struct {
-		ID, Name, Image string
-		Created         time.Time
-		State           struct {
+		ID, Name, Image, Path string
+		Args                  []string
+		Created               time.Time
+		State                 struct {
 			Status                string
 			ExitCode              int
 			StartedAt, FinishedAt time.Time
 		}
-		Config struct {
-			Labels               map[string]string
-			Cmd, Entrypoint, Env []string
-			StopSignal           string
-		}
-		HostConfig struct {
-			RestartPolicy struct{ Name string }
-			SecurityOpt   []string
-			Privileged    bool
-			PortBindings  map[string][]struct{ HostPort string }
-		}
-		Mounts []Mount
+		Config, HostConfig json.RawMessage
+		Mounts             []Mount
+		NetworkSettings    struct{ Networks map[string]Endpoint }
 	}
-	err := e.get(ctx, "inspecting container "+id, "/containers/"+url.PathEscape(id)+"/json", nil, &answer)
+	op := "inspecting container " + id
+	err := e.get(ctx, op, "/containers/"+url.PathEscape(id)+"/json", nil, &answer)
 	if err != nil {
 		return Container{}, err
 	}
+	var config struct {
+		Labels     map[string]string
+		StopSignal string
+	}
+	var host struct {
+		RestartPolicy struct{ Name string }
+		PortBindings  map[string][]struct{ HostPort string }
+	}
+	settings := map[string]any{}
+	for part, known := range map[string]struct {
+		text json.RawMessage
+		into any
+	}{"Config.": {answer.Config, &config}, "HostConfig.": {answer.HostConfig, &host}} {
+		var all map[string]any
+		if err := errors.Join(json.Unmarshal(known.text, known.into), json.Unmarshal(known.text, &all)); err != nil {
+			return Container{}, &Error{Op: op, Err: fmt.Errorf("answer: %w", err)}
+		}
+		for field, value := range all {
+			settings[part+field] = value
+		}
+	}
 	c := Container{
 		ID: answer.ID, Name: strings.TrimPrefix(answer.Name, "/"), Image: answer.Image, Created: answer.Created,
-		Labels: answer.Config.Labels, Status: answer.State.Status, ExitCode: answer.State.ExitCode,
+		Labels: config.Labels, Status: answer.State.Status, ExitCode: answer.State.ExitCode,
 		StartedAt: answer.State.StartedAt, FinishedAt: answer.State.FinishedAt,
-		Command: answer.Config.Cmd, Entrypoint: answer.Config.Entrypoint, Environment: answer.Config.Env,
-		StopSignal: answer.Config.StopSignal, RestartPolicy: answer.HostConfig.RestartPolicy.Name, SecurityOpt: answer.HostConfig.SecurityOpt,
-		Privileged: answer.HostConfig.Privileged, Mounts: answer.Mounts,
+		Program: append([]string{answer.Path}, answer.Args...), StopSignal: config.StopSignal,
+		RestartPolicy: host.RestartPolicy.Name, Mounts: answer.Mounts, Settings: settings,
+		Networks: answer.NetworkSettings.Networks,
 	}
-	for port, bindings := range answer.HostConfig.PortBindings {
+	for port, bindings := range host.PortBindings {
 		for _, b := range bindings {
 			host, err := strconv.ParseUint(b.HostPort, 10, 16)
 			if err == nil && host != 0 && strings.HasSuffix(port, "/tcp") {

@@ -56,6 +56,7 @@ type Info struct {
 	Root         string // data root, as the engine sees it
 	OS           string // "linux"
 	Architecture string // as Go spells it, "amd64"
+	Runtime      string // what containers run in that don't ask for another, "runc"
 	Podman       bool   // it isn't Docker
 }
 
@@ -73,8 +74,8 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 		return Info{}, err
 	}
 	var answer struct {
-		ServerVersion, DockerRootDir, OSType, Architecture string
-		DriverStatus                                       [][]string
+		ServerVersion, DockerRootDir, OSType, Architecture, DefaultRuntime string
+		DriverStatus                                                       [][]string
 	}
 	err = e.get(ctx, "asking the engine what it is", "/info", nil, &answer)
 	if err != nil {
@@ -82,7 +83,7 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 	}
 	info := Info{
 		Version: answer.ServerVersion, API: version, Store: Classic, Root: answer.DockerRootDir, Podman: podman,
-		OS: answer.OSType, Architecture: goArchitecture(answer.Architecture),
+		OS: answer.OSType, Architecture: goArchitecture(answer.Architecture), Runtime: answer.DefaultRuntime,
 	}
 	for _, status := range answer.DriverStatus {
 		if len(status) == 2 && status[0] == "driver-type" && status[1] == "io.containerd.snapshotter.v1" {
