@@ -16,6 +16,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/child"
 	"tee-launcher/pkg/sanitize"
+	"tee-launcher/pkg/waiting"
 )
 
 const (
@@ -175,6 +176,7 @@ func (t Tool) run(ctx context.Context, stdin []byte, args ...string) (stdout str
 	var out, complaints tail
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	// A Compose that outlived a killed launcher would get in the way of the next one.
+	defer waiting.For(ctx, "`"+t.line(args...)+"`")()
 	if err := child.Run(cmd); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause

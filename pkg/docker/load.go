@@ -18,6 +18,7 @@ import (
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/docker/internal/api"
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/waiting"
 )
 
 const (
@@ -222,6 +223,7 @@ func unanswered(err error) bool {
 
 // awaitEngine waits until the engine answers again after the failure why, which it returns if that takes too long.
 func (l *loading) awaitEngine(ctx context.Context, pause time.Duration, why error) error {
+	defer waiting.For(ctx, "the Docker engine, which broke down, to come back")()
 	for deadline := time.Now().Add(returnTimeout); ; {
 		if err := l.engine.sleep(ctx, pause); err != nil {
 			return err

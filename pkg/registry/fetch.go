@@ -138,19 +138,35 @@ func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 // read reads n bytes of the body into p.
 func (s *Source) read(t *tries, a *answer, p *part, n int) *failure {
 	began := time.Now()
-	got, err := io.ReadFull(a, p.buffer[p.filled:p.filled+n])
+	counted := &counter{Reader: a, count: func(n int64) {
+		s.fetched.Add(n)
+		p.arrived.Add(n)
+		s.Progress(n)
+	}}
+	got, err := io.ReadFull(counted, p.buffer[p.filled:p.filled+n])
 	s.measured(got, time.Since(began))
 	p.filled += got
 	if got > 0 {
 		t.arrived(got, p.filled == len(p.buffer))
-		s.fetched.Add(int64(got))
-		p.arrived.Add(int64(got))
-		s.Progress(int64(got))
 	}
 	if err != nil {
 		return &failure{host: a.host, err: fmt.Errorf("body broke off at byte %d: %w", p.next(), err)}
 	}
 	return nil
+}
+
+// counter counts bytes as they arrive: a part can take its time.
+type counter struct {
+	io.Reader
+	count func(n int64)
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	if n > 0 {
+		c.count(int64(n))
+	}
+	return n, err
 }
 
 // fillInSequence is for servers without ranges: the parts of the blob take turns, in their order,

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tee-launcher/pkg/sanitize"
+	"tee-launcher/pkg/waiting"
 )
 
 // guard is the one way out: every request to a registry, a token server or a redirect's target
@@ -73,6 +74,7 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 		patience = at.patience
 	}
 	w := newWatch(request.Context(), patience*s.Tuning.HeaderTimeout, patience*s.Tuning.Window, s.leastBytes)
+	over := waiting.For(request.Context(), sanitize.Line(host, 100))
 	sent := request.Clone(w.ctx)
 	g.strip(sent)
 	g.remember(sent)
@@ -82,12 +84,13 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 	s.requests.Add(1)
 	response, err := s.do(sent)
 	if err != nil {
+		over()
 		err = &netError{host: host, err: w.cause(err)}
 		w.stop()
 		return nil, err
 	}
 	w.body()
-	response.Body = &watchedBody{ReadCloser: response.Body, watch: w}
+	response.Body = &watchedBody{ReadCloser: response.Body, watch: w, over: over}
 	return response, nil
 }
 
@@ -215,6 +218,7 @@ func (g *guard) redactError(err error) error {
 type watchedBody struct {
 	io.ReadCloser
 	watch *watch
+	over  func() // the wait for it
 }
 
 // Read fails when the body stalls or is slower than the minimum.
@@ -231,6 +235,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 func (b *watchedBody) Close() error {
 	err := b.ReadCloser.Close()
 	b.watch.stop()
+	b.over()
 	return err
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"tee-launcher/pkg/internal/child"
 	"tee-launcher/pkg/sanitize"
+	"tee-launcher/pkg/waiting"
 )
 
 // helperPrefix begins the name of every credential helper; a Docker config has the rest.
@@ -36,6 +37,7 @@ func askHelper(ctx context.Context, suffix, key string,
 	if program == "" {
 		return nil, &helperError{helperPrefix + suffix, "isn't on PATH"}
 	}
+	defer waiting.For(ctx, helperPrefix+suffix)()
 	found, err := client.Get(func(args ...string) client.Program {
 		cmd := exec.CommandContext(ctx, program, args...)
 		cmd.Env = append(os.Environ(), "PATH="+strings.Join(path, string(filepath.ListSeparator)))

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"tee-launcher/pkg/waiting"
 )
 
 // login is go-containerregistry's, above the guard: challenge, token exchange, renewal. What it
@@ -347,6 +349,7 @@ func (s *Source) findCredential(ctx context.Context) *credential {
 	if s.Keychain == nil {
 		return dockerCredential(ctx, s.ref.Context(), s.ForbiddenHelperDirs)
 	}
+	defer waiting.For(ctx, givenSource)()
 	found := make(chan *credential, 1)
 	go func() { found <- givenCredential(ctx, s.Keychain, s.ref.Context()) }()
 	select {

@@ -2,10 +2,15 @@ package registry_test
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -133,4 +138,74 @@ func TestLog(t *testing.T) {
 	assert.Contains(t, log.String(), "503 Service Unavailable")
 	assert.NotContains(t, log.String(), password)
 	assert.NotContains(t, log.String(), "token-")
+}
+
+// TestRetriesSayWhichAndOfHowMany: who reads the log sees how long there is still hope.
+func TestRetriesSayWhichAndOfHowMany(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		status, of int
+	}{{503, 24}, {404, 3}} {
+		var log bytes.Buffer
+		r, p := newRegistry(t, launchtest.RegistryOptions{}), defaults(new(clock))
+		ref := push(t, r, small(t))
+		r.Fail(launchtest.RegistryFault{
+			Kind: launchtest.FaultStatus, Status: c.status, On: launchtest.RequestManifest, Times: -1,
+		})
+		p.Rounds = 5
+		p.Log = slog.New(slog.NewJSONHandler(&log, nil))
+		_, err := resolve(t.Context(), p, ref)
+		require.Error(t, err)
+		next := 2
+		for line := range strings.Lines(log.String()) {
+			var record struct {
+				Level, Msg        string
+				Attempt, Attempts int
+			}
+			require.NoError(t, json.Unmarshal([]byte(line), &record))
+			if record.Attempts == 0 {
+				continue
+			}
+			assert.Equal(t, "WARN", record.Level)
+			assert.Equal(t, fmt.Sprintf("trying again, attempt %d of %d", next, c.of), record.Msg)
+			assert.Equal(t, []int{next, c.of}, []int{record.Attempt, record.Attempts})
+			next++
+		}
+		assert.Equal(t, c.of+1, next)
+	}
+}
+
+// TestBytesCountAsTheyArrive and not only once a part is whole, or has failed.
+func TestBytesCountAsTheyArrive(t *testing.T) {
+	t.Parallel()
+	img := threeLayers(t)
+	r := newRegistry(t, launchtest.RegistryOptions{})
+	r.Fail(launchtest.RegistryFault{
+		Kind: launchtest.FaultStall, On: launchtest.RequestBlob, Digest: layerDigest(t, img, 0),
+		After: 1000, Times: -1,
+	})
+	p := defaults(new(clock))
+	p.Tuning.Window = time.Hour
+	grown := make(chan struct{}, 1)
+	p.Progress = func(int64) {
+		select {
+		case grown <- struct{}{}:
+		default:
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	v, err := resolve(ctx, p, push(t, r, img))
+	require.NoError(t, err)
+	ended := make(chan error)
+	go func() {
+		_, err := read(ctx, v, []int{0})
+		ended <- err
+	}()
+	select {
+	case <-grown:
+	case <-time.After(time.Minute):
+		assert.Fail(t, "no byte counts")
+	}
+	cancel()
+	assert.ErrorIs(t, <-ended, context.Canceled)
 }

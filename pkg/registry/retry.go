@@ -2,10 +2,13 @@ package registry
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
+
+	"tee-launcher/pkg/waiting"
 )
 
 // retry calls once until it has no failure, the failures are too many, or ctx ends.
@@ -26,9 +29,13 @@ func (s *Source) retry(ctx context.Context, part string, once func(t *tries) *fa
 		if !again {
 			return s.failed(part, &t, f)
 		}
-		s.Log.Info("trying again", "part", part, "host", s.guard.shown(f.host), "cause", s.guard.redactError(f.error()),
-			"attempt", t.total, "delay", wait)
-		if err := s.Tuning.Sleep(ctx, wait); err != nil {
+		attempt, of := s.ahead(&t, f)
+		s.Log.Warn(fmt.Sprintf("trying again, attempt %d of %d", attempt, of), "attempt", attempt, "attempts", of,
+			"part", part, "host", s.guard.shown(f.host), "cause", s.guard.redactError(f.error()), "delay", wait)
+		over := waiting.For(ctx, "the next attempt at "+s.guard.shown(f.host))
+		err := s.Tuning.Sleep(ctx, wait)
+		over()
+		if err != nil {
 			return interrupted(ctx)
 		}
 	}
@@ -99,6 +106,17 @@ func (s *Source) again(t *tries, f *failure) (time.Duration, bool) {
 	t.quick = 0
 	t.rounds++
 	return max(min(jitter(delay), s.MaxDelay), after), true
+}
+
+// ahead returns which attempt comes next, and how many there are at most, since there was progress.
+func (s *Source) ahead(t *tries, f *failure) (next, of int) {
+	switch f.class {
+	case permanent:
+		return t.permanent + 1, maxAttempts
+	case lie:
+		return t.lies + 1, maxAttempts
+	}
+	return t.rounds*s.Tuning.QuickTries + t.quick + 1, (s.Rounds + 1) * s.Tuning.QuickTries
 }
 
 // patience is how much longer than usual is waited. It grows with the time-outs in a row: a cache

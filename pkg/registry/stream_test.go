@@ -176,7 +176,7 @@ func TestProgress(t *testing.T) {
 	img := threeLayers(t)
 	r := newRegistry(t, launchtest.RegistryOptions{})
 	p := defaults(new(clock))
-	grown := make(chan int64, 1000)
+	grown := make(chan int64, 1<<16)
 	p.Progress = func(n int64) { grown <- n }
 	v, _, err := pull(t.Context(), p, push(t, r, img))
 	require.NoError(t, err)

@@ -18,6 +18,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/strictjson"
 	"tee-launcher/pkg/internal/unixhttp"
+	"tee-launcher/pkg/waiting"
 )
 
 // Agent is the client of dstack's guest agent. Every request has a connection of its own: the agent closes idle ones just
@@ -159,7 +160,10 @@ func (a *Agent) poll(ctx context.Context, enough func(Info, error) bool) (Info, 
 			return info, err
 		}
 		a.logger().Warn("the event log is unclear, reading it again", "error", err)
-		if err := a.sleep(ctx, min(delay, left)); err != nil {
+		over := waiting.For(ctx, "the guest agent, before its event log is read again")
+		err = a.sleep(ctx, min(delay, left))
+		over()
+		if err != nil {
 			return Info{}, err
 		}
 	}
@@ -218,6 +222,7 @@ func (a *Agent) call(ctx context.Context, method string, timeout time.Duration, 
 	var connected atomic.Bool
 	bounded, cancel := a.withTimeout(ctx, timeout)
 	defer cancel()
+	defer waiting.For(ctx, "the guest agent: "+method)()
 	traced := httptrace.WithClientTrace(bounded, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	})

@@ -19,6 +19,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/unixhttp"
 	"tee-launcher/pkg/sanitize"
+	"tee-launcher/pkg/waiting"
 )
 
 const (
@@ -121,6 +122,7 @@ func (c *Client) Call(ctx context.Context, r Request, out any) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
+	defer waiting.For(ctx, "the Docker engine: "+r.Op)()
 	var body io.Reader
 	if r.Body != nil {
 		data, err := json.Marshal(r.Body)
@@ -177,6 +179,7 @@ func (c *Client) Ping(ctx context.Context) (version string, podman bool, err err
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	const op = "reaching the Docker daemon"
+	defer waiting.For(ctx, "the Docker engine: "+op)()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/_ping", nil)
 	if err != nil {
 		return "", false, fmt.Errorf("%s: %w", op, err)
