@@ -48,7 +48,7 @@ func audit() []audited {
 			"strings", "time", "pkg/digest", "pkg/exit",
 		}},
 		{"pkg/launch", []string{"sequence.go"}, []string{
-			"context", "errors", "fmt", "pkg/admission", "pkg/internal/files",
+			"context", "errors", "pkg/admission", "pkg/internal/files",
 		}},
 	}
 }

@@ -8,18 +8,21 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 )
 
 type digestOpts struct {
-	program *program
-	output  output
+	program  *program
+	output   output
+	platform platform
 }
 
 // described is what a reference names.
@@ -57,7 +60,9 @@ the registry's word; everything below the digest that is printed was proved.
 An index has one digest for several platforms. Approving it approves all of them, so a warning says whether there is more than
 one that can run, or none for this machine.`,
 		Example: `  launcher digest nearone/mpc-node:main
-  launcher digest -o json ghcr.io/nearone/mpc-node:3.9.0 nearone/mpc-node@sha256:…`,
+  launcher digest --platform linux/arm64 nearone/mpc-node:main
+  launcher digest -o json ghcr.io/nearone/mpc-node:3.9.0 \
+      nearone/mpc-node@sha256:…`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageError(cmd, errors.New("at least one reference is needed"))
@@ -68,12 +73,13 @@ one that can run, or none for this machine.`,
 		RunE:              o.runDigest,
 	}
 	addOutput(cmd, &o.output)
+	addPlatform(cmd, &o.platform, "of an index, print the digest of the image for this platform alone")
 	return cmd
 }
 
 func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 	p := o.program
-	s, err := p.read(cmd, false)
+	s, err := p.read(cmd)
 	if err != nil {
 		return err
 	}
@@ -85,20 +91,26 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 		}
 		refs = append(refs, ref)
 	}
-	log := s.log(p.stderr)
+	ctx, c, over := p.attend(cmd, s)
+	defer over()
 	client := registry.Client{
 		Insecure: s.launch.Insecure, ForbiddenHelperDirs: []string{"/tapp", s.launch.SharedDir},
-		Log: log, Tuning: registry.Tuning{Sleep: p.sleep},
+		Log: c.log, Tuning: registry.Tuning{Sleep: p.sleep},
 	}
 	// All or nothing: half a list is easily taken for the whole.
 	var all []described
 	for i, ref := range refs {
-		got, err := client.Describe(cmd.Context(), ref)
+		got, err := client.Describe(ctx, ref)
+		if err == nil && o.platform.OS != "" {
+			got, err = only(got, o.platform.Platform, args[i])
+		}
 		if err != nil {
 			return err
 		}
 		d := describe(args[i], got)
-		d.warn(log, got)
+		if o.platform.OS == "" { // else it is known what is wanted
+			d.warn(c.log, got)
+		}
 		all = append(all, d)
 	}
 	if o.output == "json" {
@@ -129,6 +141,25 @@ func parseReference(s string) (name.Reference, error) {
 		tag = name.DefaultTag
 	}
 	return image.Repository.Tag(tag), nil
+}
+
+// only leaves of what a reference names the image for one platform, as if that had been named.
+func only(got *image.Described, want v1.Platform, reference string) (*image.Described, error) {
+	for _, i := range got.Images {
+		if i.Platform.OS != want.OS || i.Platform.Architecture != want.Architecture {
+			continue
+		}
+		if i.Err != nil {
+			return nil, i.Err
+		}
+		return &image.Described{
+			Digest: i.ManifestDigest, MediaType: i.MediaType, Images: []image.DescribedImage{i},
+		}, nil
+	}
+	return nil, &exit.Error{
+		Code: exit.Refused, Err: fmt.Errorf("%.200s: no image for %s", reference, want),
+		Hint: []string{"`launcher digest -o json` lists the platforms that there are"},
+	}
 }
 
 func describe(reference string, got *image.Described) described {

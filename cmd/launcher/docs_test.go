@@ -87,6 +87,27 @@ func abridged(t *testing.T, session string) string {
 
 func marker(which, name string) string { return "<!-- " + which + " " + name + " -->\n" }
 
+// TestDocsManual holds the manual pages to the commands.
+func TestDocsManual(t *testing.T) {
+	dir := filepath.Join("..", "..", "docs", "man")
+	pages := main.Manuals()
+	if *update {
+		require.NoError(t, os.RemoveAll(dir))
+		require.NoError(t, os.MkdirAll(dir, 0o755))
+		for name, page := range pages {
+			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(page), 0o644))
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Len(t, entries, len(pages), "docs/man is out of date: run make docs")
+	for name, page := range pages {
+		written, err := os.ReadFile(filepath.Join(dir, name))
+		require.NoError(t, err)
+		assert.Equal(t, page, string(written), "%s is out of date: run make docs", name)
+	}
+}
+
 // replaceSection puts content between the markers of the section name.
 func replaceSection(t *testing.T, text, name, content string) string {
 	before, rest, _ := strings.Cut(text, marker("begin", name))

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/exit"
-	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/preflight"
 )
 
@@ -72,19 +71,28 @@ func Colourful(stdout io.Writer, environ []string) bool {
 	return (&program{stdout: stdout, environ: environ}).colourful()
 }
 
-// Pty returns the end of a pseudo-terminal that a program sees.
-func Pty(t testing.TB) *os.File {
+// Pty is a pseudo-terminal: what a program sees of it, and its other end.
+type Pty struct{ Terminal, Master *os.File }
+
+// NewPty opens a pseudo-terminal.
+func NewPty(t testing.TB) Pty {
 	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	require.NoError(t, err)
 	t.Cleanup(func() { master.Close() })
 	require.NoError(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
 	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
 	require.NoError(t, err)
-	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
 	require.NoError(t, err)
-	t.Cleanup(func() { slave.Close() })
-	return slave
+	t.Cleanup(func() { terminal.Close() })
+	return Pty{terminal, master}
+}
+
+// Resize gives it so many columns.
+func (p Pty) Resize(t testing.TB, columns int) {
+	t.Helper()
+	require.NoError(t, unix.IoctlSetWinsize(int(p.Master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: uint16(columns)}))
 }
 
 // Setting names a row of the table.
@@ -99,12 +107,67 @@ func Settings() []Setting {
 	return rows
 }
 
-// NewProgress returns the progress that a setting asks for, drawn on w, and the screen that log lines share with it.
-func NewProgress(setting string, terminal bool, w io.Writer) (launch.Progress, io.Writer) {
-	s := &screen{w: w}
-	p := newProgress(setting, terminal, s, slog.New(slog.NewTextHandler(s, nil)))
-	if shown, ok := p.(*progress); ok {
-		shown.interval = 0
+// Impatient is Run for a program that says soon what it waits for, and whose clock is the machine's.
+func Impatient(ctx context.Context, patience time.Duration, args, environ []string, stdout, stderr io.Writer) exit.Code {
+	p := program{
+		args: args, environ: environ, stdin: strings.NewReader(""), stdout: stdout, stderr: stderr, patience: patience,
 	}
-	return p, s
+	return p.run(ctx)
+}
+
+// Console is a console with its log, at a step.
+type Console struct {
+	*console
+	Context context.Context
+	Over    func()
+}
+
+// NewConsole returns the console that a program with this standard error, environment and command
+// line has.
+func NewConsole(t testing.TB, stderr io.Writer, environ []string, args ...string) Console {
+	t.Helper()
+	p := &program{stderr: stderr, environ: environ}
+	cmd, rest, err := p.newRootCmd().Find(args)
+	require.NoError(t, err)
+	require.NoError(t, cmd.ParseFlags(rest))
+	cmd.SetContext(t.Context())
+	s, err := p.read(cmd)
+	require.NoError(t, err)
+	ctx, c, over := p.attend(cmd, s)
+	return Console{c, ctx, over}
+}
+
+// Log is the console's.
+func (c Console) Log() *slog.Logger { return c.log }
+
+// Main is what a process of its own does.
+func Main() { main() }
+
+// Line is what would be drawn on a terminal now.
+func (c Console) Line() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	what, since := c.wait()
+	return c.line(time.Now(), what, since)
+}
+
+// Tick has the console look what there is to say.
+func (c Console) Tick() { c.tick() }
+
+// Commands returns the names of the commands, completion's included.
+func Commands() []string {
+	var names []string
+	for _, c := range new(program).newRootCmd().Commands() {
+		names = append(names, c.Name())
+	}
+	return names
+}
+
+// HelpExamples returns the examples of a command; of the launcher without one, where it is empty.
+func HelpExamples(command string) string {
+	cmd, _, err := new(program).newRootCmd().Find(strings.Fields(command))
+	if err != nil {
+		panic(err)
+	}
+	return cmd.Example
 }

@@ -28,7 +28,6 @@ func main() {
 	}()
 	p := program{
 		args: os.Args[1:], environ: os.Environ(), stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		terminal: isTerminal(os.Stderr),
 	}
 	os.Exit(int(p.run(ctx)))
 }

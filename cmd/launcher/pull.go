@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
 	"tee-launcher/pkg/config"
@@ -14,8 +15,9 @@ import (
 )
 
 type pullOpts struct {
-	program *program
-	output  output
+	program  *program
+	output   output
+	platform platform
 }
 
 func (p *program) newPullCmd() *cobra.Command {
@@ -26,7 +28,8 @@ func (p *program) newPullCmd() *cobra.Command {
 		Long: `Does the steps pull and load of run alone. Where there is a shared directory, the manifest and config are cached in it,
 so that a later boot needs no network.`,
 		Example: `  launcher pull nearone/mpc-node@sha256:…
-  launcher pull -o json ghcr.io/nearone/mpc-node:main@sha256:…`,
+  launcher pull -o json ghcr.io/nearone/mpc-node:main@sha256:…
+  launcher pull --platform linux/arm64 nearone/mpc-node@sha256:…`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError(cmd, fmt.Errorf("one reference is needed, got %d", len(args)))
@@ -36,20 +39,25 @@ so that a later boot needs no network.`,
 		RunE: o.runPull,
 	}
 	addOutput(cmd, &o.output)
+	addPlatform(cmd, &o.platform, "of an index, load the image for this platform, whatever this machine is")
 	return cmd
 }
 
 func (o *pullOpts) runPull(cmd *cobra.Command, args []string) error {
-	s, err := o.program.read(cmd, false)
+	s, err := o.program.read(cmd)
 	if err != nil {
 		return err
 	}
 	ref, err := parseDigestReference(args[0])
-	if err != nil {
+	switch {
+	case errors.Is(err, errNoDigest):
+		return usageError(cmd, err, fmt.Sprintf("`launcher digest %s` says which digest it has now", args[0]))
+	case err != nil:
 		return usageError(cmd, err)
 	}
-	l, _ := o.program.launcher(s)
-	image, pull, err := l.Pull(cmd.Context(), ref)
+	ctx, c, over := o.program.attend(cmd, s)
+	defer over()
+	image, pull, err := o.program.launcher(s, c).Pull(ctx, ref, o.platform.Platform)
 	if err != nil {
 		return err
 	}
@@ -63,15 +71,36 @@ func (o *pullOpts) runPull(cmd *cobra.Command, args []string) error {
 	return err
 }
 
+var errNoDigest = errors.New("the reference has no digest: it must end with @sha256:…")
+
+// platform is the value of --platform where that is an image's.
+type platform struct{ v1.Platform }
+
+func (p *platform) String() string { return p.Platform.String() }
+func (p *platform) Type() string   { return "os/arch" }
+func (p *platform) Set(s string) error {
+	os, arch, ok := strings.Cut(s, "/")
+	if !ok || os == "" || arch == "" || strings.ContainsAny(arch, "/:,") {
+		return errors.New("must be os/arch, such as linux/arm64")
+	}
+	p.Platform = v1.Platform{OS: os, Architecture: arch}
+	return nil
+}
+
+func addPlatform(cmd *cobra.Command, p *platform, usage string) {
+	cmd.Flags().Var(p, "platform", usage)
+	_ = cmd.RegisterFlagCompletionFunc("platform", cobra.FixedCompletions([]string{"linux/amd64", "linux/arm64"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
 // parseDigestReference reads what Docker takes before an @, and a digest after it.
 func parseDigestReference(s string) (name.Digest, error) {
 	before, after, ok := strings.Cut(s, "@")
-	if !ok {
-		return name.Digest{}, errors.New("the reference has no digest: it must end with @sha256:…")
-	}
 	image, err := config.ParseImage(before)
-	if err != nil {
+	switch {
+	case err != nil:
 		return name.Digest{}, err
+	case !ok:
+		return name.Digest{}, errNoDigest
 	}
 	hash, err := digest.Parse(after)
 	if err != nil {

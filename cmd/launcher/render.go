@@ -23,9 +23,10 @@ func (p *program) newRenderCmd() *cobra.Command {
 		Long: `Prints the compose file and the node config that run would use, and writes neither. The node config holds
 the node's secrets: this is the one place where they are shown. The image is named as the engine would,
 or by the digest of its config where there is no engine.`,
-		Example: `  launcher render -o json | jq -r .compose`,
-		Args:    noArguments,
-		RunE:    o.runRender,
+		Example: `  export PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:…
+  launcher render -o json | jq -r .compose`,
+		Args: noArguments,
+		RunE: o.runRender,
 	}
 	addOutput(cmd, &o.output)
 	return cmd
@@ -33,12 +34,14 @@ or by the digest of its config where there is no engine.`,
 
 func (o *renderOpts) runRender(cmd *cobra.Command, _ []string) error {
 	p := o.program
-	s, err := p.read(cmd, true)
+	s, err := p.read(cmd)
 	if err != nil {
 		return err
 	}
-	rendered, err := preflight.Render(cmd.Context(), preflight.Options{
-		Settings: s.launch, Log: s.log(p.stderr), Tuning: registry.Tuning{Sleep: p.sleep},
+	ctx, c, over := p.attend(cmd, s)
+	defer over()
+	rendered, err := preflight.Render(ctx, preflight.Options{
+		Settings: s.launch, Log: c.log, Tuning: registry.Tuning{Sleep: p.sleep},
 	})
 	if err != nil {
 		return err

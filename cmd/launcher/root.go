@@ -8,29 +8,38 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"os"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/sanitize"
 )
 
 // program is one invocation and all that it may touch of the process.
 type program struct {
-	args     []string
-	environ  []string
-	stdin    io.Reader
-	stdout   io.Writer
-	stderr   io.Writer
-	terminal bool // stderr is one
+	args    []string
+	environ []string
+	stdin   io.Reader
+	stdout  io.Writer
+	stderr  io.Writer
 
 	// The clock; nil, as everywhere but in tests: the machine's.
 	now   func() time.Time
 	sleep func(context.Context, time.Duration) error
+	// patience is how long nothing may be said while something is waited for; 0: 5 s.
+	patience time.Duration
+
+	introduced atomic.Bool // the log says which launcher this is
 }
 
 // run executes the command line and prints the error, if any, once.
@@ -42,7 +51,29 @@ func (p *program) run(ctx context.Context) exit.Code {
 	if err == nil {
 		return exit.OK
 	}
+	p.tell(err)
+	return exit.Of(err)
+}
+
+// tell prints an error.
+func (p *program) tell(err error) {
 	reasons, attachment := exit.Tell(err)
+	if p.jsonErrors() {
+		var failed *launch.StepError
+		attributes := []any{"code", exit.Of(err).Name(), "exit_code", int(exit.Of(err))}
+		if errors.As(err, &failed) {
+			attributes = append(attributes, "step", failed.Step)
+		}
+		attributes = append(attributes, "hints", clean(exit.Hints(err)))
+		if len(reasons) > 1 {
+			attributes = append(attributes, "reasons", clean(reasons))
+		}
+		if attachment != "" {
+			attributes = append(attributes, "attachment", sanitize.Lines(attachment, sanitize.MaxLine))
+		}
+		p.logger(p.stderr, true, slog.LevelError).Error(strings.Join(clean(reasons), "; "), attributes...)
+		return
+	}
 	for _, reason := range reasons {
 		fmt.Fprintf(p.stderr, "error: %s\n", sanitize.Line(reason, sanitize.MaxLine))
 	}
@@ -52,7 +83,14 @@ func (p *program) run(ctx context.Context) exit.Code {
 	for _, hint := range exit.Hints(err) {
 		fmt.Fprintf(p.stderr, "hint: %s\n", sanitize.Line(hint, sanitize.MaxLine))
 	}
-	return exit.Of(err)
+}
+
+func clean(lines []string) []string {
+	cleaned := make([]string, 0, len(lines))
+	for _, line := range lines {
+		cleaned = append(cleaned, sanitize.Line(line, sanitize.MaxLine))
+	}
+	return cleaned
 }
 
 func (p *program) newRootCmd() *cobra.Command {
@@ -65,8 +103,11 @@ byte, streams the image into the local Docker engine, emits the digest once into
 through the dstack guest agent, writes the workload's config and starts it with Compose.
 
 Without a command it does what "launcher run" does.`,
-		Example: `  PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:… launcher
-  launcher verify                 # would it succeed?`,
+		Example: `  # in a compose file that is measured: what it says is all that is needed
+  PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:… launcher
+  # would it succeed?
+  PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:… \
+      launcher verify`,
 		Args:          noArguments,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -75,9 +116,17 @@ Without a command it does what "launcher run" does.`,
 	root.SetIn(p.stdin)
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, err) })
-	addSettings(root)
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpFunc(p.printHelp)
+	root.Version = version
+	root.SetVersionTemplate(thisBuild().line())
 	root.AddCommand(o.newCmd(), p.newPullCmd(), p.newVerifyCmd(), p.newDigestCmd(), p.newRenderCmd(), p.newRTMR3Cmd(), p.newVersionCmd())
+	addSettings(root)
+	for _, cmd := range root.Commands() {
+		if slices.ContainsFunc(table(), func(row setting) bool { return row.usedBy(cmd) }) {
+			addSettings(cmd)
+		}
+	}
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
@@ -90,15 +139,45 @@ Without a command it does what "launcher run" does.`,
 }
 
 func noArguments(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usageError(cmd, fmt.Errorf("unknown command or argument %q", args[0]))
+	if len(args) == 0 {
+		return nil
 	}
-	return nil
+	err := fmt.Errorf("unknown command or argument %.100q", args[0])
+	var names []string
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() {
+			names = append(names, c.Name())
+		}
+	}
+	if name, near := config.Near(args[0], names...); near {
+		return usageError(cmd, err, fmt.Sprintf("did you mean `%s %s`?", cmd.CommandPath(), name))
+	}
+	return usageError(cmd, err)
+}
+
+// flagError is a mistake in a flag.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return usageError(cmd, err)
+	}
+	name := unknown.GetSpecifiedName()
+	for _, row := range table() {
+		if row.flag == name {
+			return usageError(cmd, err, fmt.Sprintf("--%s belongs to %s", name, strings.Join(row.commands, ", ")))
+		}
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	if nearest, near := config.Near(name, names...); near {
+		return usageError(cmd, err, fmt.Sprintf("did you mean --%s?", nearest))
+	}
+	return usageError(cmd, err)
 }
 
 // usageError is a mistake on the command line or in the environment.
-func usageError(cmd *cobra.Command, err error) error {
-	return &exit.Error{Code: exit.Usage, Err: err, Hint: []string{fmt.Sprintf("see `%s --help`", cmd.CommandPath())}}
+func usageError(cmd *cobra.Command, err error, hints ...string) error {
+	return &exit.Error{Code: exit.Usage, Err: err, Hint: append(hints, fmt.Sprintf("see `%s --help`", cmd.CommandPath()))}
 }
 
 // output is the value of --output where a result is printed.

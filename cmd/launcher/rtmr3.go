@@ -13,6 +13,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/sanitize"
+	"tee-launcher/pkg/waiting"
 )
 
 type rtmr3Opts struct {
@@ -37,9 +38,10 @@ signature is not checked, nor which digests are approved. Rejected, or --expect 
 Three rules are the launcher's own, because what they refuse has two readings: an event whose
 measured bytes can be read as an image event (AmbiguousEvent), a JSON name that stands twice, and
 one in two letter cases.`,
-		Example: `  launcher rtmr3                                         # of this CVM
+		Example: `  # of this CVM
+  launcher rtmr3
   launcher rtmr3 --event-log tcb_info.json --expect sha256:…
-  launcher rtmr3 --event-log tcb_info.json --predict sha256:…
+  launcher rtmr3 --event-log before.json --predict sha256:…
   curl -s http://node:8080/public_data | launcher rtmr3 --event-log -`,
 		Args: noArguments,
 		RunE: o.runRTMR3,
@@ -74,7 +76,7 @@ type replayedEvent struct {
 }
 
 func (o *rtmr3Opts) runRTMR3(cmd *cobra.Command, _ []string) error {
-	s, err := o.program.read(cmd, false)
+	s, err := o.program.read(cmd)
 	if err != nil {
 		return err
 	}
@@ -148,10 +150,13 @@ func digestFlag(cmd *cobra.Command, flag, value string) (*digest.Digest, error) 
 }
 
 func (o *rtmr3Opts) read(cmd *cobra.Command, s settings) (rtmr.Log, error) {
+	ctx, c, over := o.program.attend(cmd, s)
+	defer over()
 	if !cmd.Flag("event-log").Changed {
-		agent := rtmr.Agent{Socket: s.launch.AgentSocket, Logger: s.log(o.program.stderr)}
-		return agent.Log(cmd.Context())
+		agent := rtmr.Agent{Socket: s.launch.AgentSocket, Logger: c.log}
+		return agent.Log(ctx)
 	}
+	defer waiting.For(ctx, "the event log from "+o.log)()
 	from := o.program.stdin
 	if o.log != "-" {
 		f, err := os.Open(o.log)

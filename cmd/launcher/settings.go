@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -15,7 +14,6 @@ import (
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
-	"tee-launcher/pkg/sanitize"
 )
 
 // settings is what flags and environment say, parsed.
@@ -31,21 +29,32 @@ type settings struct {
 type setting struct {
 	flag     string
 	env      string
-	fallback string // the default; empty: none
-	required bool   // for `run` and what asks whether it would succeed
+	fallback string   // the default; empty: none
+	required bool     // for `run` and what asks whether it would succeed
+	commands []string // that use it; the others have no such flag
 	help     string
 	values   []string // all that are allowed; nil: parse decides
 	parse    func(*settings, string) error
 }
 
+// The commands that have settings.
+const (
+	run     = "run"
+	verify  = "verify"
+	render  = "render"
+	pull    = "pull"
+	digests = "digest"
+	rtmr3   = "rtmr3"
+)
+
 func table() []setting {
+	boots := []string{run, verify, render}
+	everywhere := []string{run, verify, render, pull, digests, rtmr3}
+	// A relative path is one in the working directory.
 	path := func(field func(*settings) *string) func(*settings, string) error {
-		return func(s *settings, v string) error {
-			if !filepath.IsAbs(v) {
-				return errors.New("must be an absolute path")
-			}
-			*field(s) = v
-			return nil
+		return func(s *settings, v string) (err error) {
+			*field(s), err = filepath.Abs(v)
+			return err
 		}
 	}
 	text := func(field func(*settings) *string) func(*settings, string) error {
@@ -54,7 +63,8 @@ func table() []setting {
 	return []setting{
 		{
 			flag: "platform", env: "PLATFORM", required: true, values: []string{"TEE", "NONTEE"},
-			help: "TEE: measure what runs; NONTEE: outside a CVM, the same without the measurement",
+			commands: boots,
+			help:     "TEE: measure what runs; NONTEE: outside a CVM, the same without the measurement",
 			parse: func(s *settings, v string) (err error) {
 				s.launch.Platform, err = config.ParsePlatform(v)
 				return err
@@ -62,7 +72,8 @@ func table() []setting {
 		},
 		{
 			flag: "default-image-digest", env: "DEFAULT_IMAGE_DIGEST", required: true,
-			help: "manifest digest that runs where there is no approved list: sha256: and 64 lower-case hex digits",
+			commands: boots,
+			help:     "manifest digest that runs where there is no approved list: sha256: and 64 lower-case hex digits",
 			parse: func(s *settings, v string) (err error) {
 				s.launch.DefaultDigest, err = digest.Parse(v)
 				return err
@@ -70,25 +81,30 @@ func table() []setting {
 		},
 		{
 			flag: "docker-content-trust", env: "DOCKER_CONTENT_TRUST", required: true, values: []string{"1"},
-			help:  "must be 1; kept for compatibility, it has no effect on pulls by digest",
-			parse: func(*settings, string) error { return nil },
+			commands: boots,
+			help:     "must be 1; kept for compatibility, it has no effect on pulls by digest",
+			parse:    func(*settings, string) error { return nil },
 		},
 		{
 			flag: "config", env: "LAUNCHER_CONFIG", fallback: "/tapp/user_config",
-			help: "user config (TOML)", parse: path(func(s *settings) *string { return &s.launch.ConfigFile }),
+			commands: boots,
+			help:     "user config (TOML)", parse: path(func(s *settings) *string { return &s.launch.ConfigFile }),
 		},
 		{
 			flag: "shared-dir", env: "LAUNCHER_SHARED_DIR", fallback: "/mnt/shared",
-			help:  "where the launcher sees the shared volume; the workload always sees it at /mnt/shared",
-			parse: path(func(s *settings) *string { return &s.launch.SharedDir }),
+			commands: append(boots, pull, digests),
+			help:     "where the launcher sees the shared volume; the workload always sees it at /mnt/shared",
+			parse:    path(func(s *settings) *string { return &s.launch.SharedDir }),
 		},
 		{
 			flag: "dstack-socket", env: "LAUNCHER_DSTACK_SOCKET", fallback: "/var/run/dstack.sock",
-			help: "socket of the dstack guest agent", parse: path(func(s *settings) *string { return &s.launch.AgentSocket }),
+			commands: append(boots, rtmr3),
+			help:     "socket of the dstack guest agent", parse: path(func(s *settings) *string { return &s.launch.AgentSocket }),
 		},
 		{
 			flag: "docker-host", env: "DOCKER_HOST", fallback: "unix:///var/run/docker.sock",
-			help: "the Docker engine; unix sockets only",
+			commands: append(boots, pull),
+			help:     "the Docker engine; unix sockets only",
 			parse: func(s *settings, v string) error {
 				if !strings.HasPrefix(v, "unix:///") {
 					return errors.New("must be unix:// and an absolute path")
@@ -99,12 +115,14 @@ func table() []setting {
 		},
 		{
 			flag: "compose", env: "LAUNCHER_COMPOSE",
-			help:  "the compose command; found when unset: `docker compose`, then `docker-compose`, version 2 or later",
-			parse: text(func(s *settings) *string { return &s.launch.Compose }),
+			commands: []string{run, verify},
+			help:     "the compose command; found when unset: `docker compose`, then `docker-compose`, version 2 or later",
+			parse:    text(func(s *settings) *string { return &s.launch.Compose }),
 		},
 		{
 			flag: "insecure-registry", env: "LAUNCHER_INSECURE_REGISTRIES",
-			help: "registries that may be reached over plain http, comma-separated; loopback always may",
+			commands: append(boots, pull, digests),
+			help:     "registries that may be reached over plain http, comma-separated; loopback always may",
 			parse: func(s *settings, v string) error {
 				for host := range strings.SplitSeq(v, ",") {
 					host = strings.TrimSpace(host)
@@ -118,7 +136,8 @@ func table() []setting {
 		},
 		{
 			flag: "supervise", env: "LAUNCHER_SUPERVISE", fallback: "auto", values: []string{"auto", "on", "off"},
-			help: "look after the workload: auto is on in TEE mode and off in NONTEE; off in TEE mode lets the engine start an unmeasured workload",
+			commands: boots,
+			help:     "look after the workload: auto is on in TEE mode and off in NONTEE; off in TEE mode lets the engine start an unmeasured workload",
 			parse: func(s *settings, v string) error {
 				s.launch.Supervise = admission.Supervise(v)
 				return nil
@@ -126,28 +145,32 @@ func table() []setting {
 		},
 		{
 			flag: "report", env: "LAUNCHER_REPORT",
-			help: "path of the launch report, or none; launcher/report.json in the shared directory when unset",
+			commands: []string{run, verify},
+			help:     "path of the launch report, or none; launcher/report.json in the shared directory when unset",
 			parse: func(s *settings, v string) error {
-				if v != admission.NoReport && !filepath.IsAbs(v) {
-					return errors.New("must be an absolute path, or none")
+				if v == admission.NoReport {
+					s.launch.Report = v
+					return nil
 				}
-				s.launch.Report = v
-				return nil
+				return path(func(s *settings) *string { return &s.launch.Report })(s, v)
 			},
 		},
 		{
 			flag: "log-format", env: "LOG_FORMAT", fallback: "text", values: []string{"text", "json"},
-			help: "how to log on stderr", parse: text(func(s *settings) *string { return &s.logFormat }),
+			commands: everywhere,
+			help:     "how to log on stderr; json has sizes in bytes and durations in seconds", parse: text(func(s *settings) *string { return &s.logFormat }),
 		},
 		{
 			flag: "log-level", env: "LOG_LEVEL", fallback: "info", values: []string{"debug", "info", "warn", "error"},
-			help:  "what to log",
-			parse: func(s *settings, v string) error { return s.logLevel.UnmarshalText([]byte(v)) },
+			commands: everywhere,
+			help:     "what to log",
+			parse:    func(s *settings, v string) error { return s.logLevel.UnmarshalText([]byte(v)) },
 		},
 		{
 			flag: "progress", env: "LAUNCHER_PROGRESS", fallback: "auto", values: []string{"auto", "bar", "plain", "none"},
-			help:  "how to show progress: auto is a bar on a terminal and a line every few seconds elsewhere",
-			parse: text(func(s *settings) *string { return &s.progress }),
+			commands: []string{run, verify, pull},
+			help:     "how to show progress: auto is a bar on a terminal and a line every few seconds elsewhere",
+			parse:    text(func(s *settings) *string { return &s.progress }),
 		},
 	}
 }
@@ -161,15 +184,31 @@ func (row setting) usage() string {
 	return help
 }
 
-func addSettings(root *cobra.Command) {
+// addSettings gives a command the flags of the settings that it uses.
+func addSettings(cmd *cobra.Command) {
+	flags := cmd.Flags()
 	for _, row := range table() {
+		if !row.usedBy(cmd) {
+			continue
+		}
 		// pflag takes a word in back quotes for the name of the value.
 		help := strings.ReplaceAll(row.usage(), "`", "'")
-		root.PersistentFlags().String(row.flag, "", help+" [$"+row.env+suffix(row)+"]")
+		flags.String(row.flag, "", help+" [$"+row.env+suffix(row)+"]")
 		if row.values != nil {
-			_ = root.RegisterFlagCompletionFunc(row.flag, cobra.FixedCompletions(row.values, cobra.ShellCompDirectiveNoFileComp))
+			_ = cmd.RegisterFlagCompletionFunc(row.flag, cobra.FixedCompletions(row.values, cobra.ShellCompDirectiveNoFileComp))
 		}
 	}
+	flags.BoolP("quiet", "q", false, "print errors only, and the result")
+	flags.BoolP("verbose", "v", false, "log what else happens, as --log-level debug")
+}
+
+// usedBy reports whether a command uses the setting.
+func (row setting) usedBy(cmd *cobra.Command) bool {
+	name := cmd.Name()
+	if !cmd.HasParent() {
+		name = run // what the launcher does without a command
+	}
+	return slices.Contains(row.commands, name)
 }
 
 func suffix(row setting) string {
@@ -182,17 +221,16 @@ func suffix(row setting) string {
 	return ""
 }
 
-// read takes each setting from its flag, else the environment, else its default. All mistakes are reported at once. Demanded
-// says whether the required ones must be there.
-func (p *program) read(cmd *cobra.Command, demanded bool) (settings, error) {
-	environment := map[string]string{}
-	for _, entry := range p.environ {
-		name, value, _ := strings.Cut(entry, "=")
-		environment[name] = value
-	}
+// read takes each setting that the command uses from its flag, else the environment, else its
+// default. All mistakes are reported at once.
+func (p *program) read(cmd *cobra.Command) (settings, error) {
+	environment := p.environment()
 	var s settings
 	var mistakes []error
 	for _, row := range table() {
+		if !row.usedBy(cmd) {
+			continue // such as a PLATFORM that was meant for something else
+		}
 		value, origin := row.fallback, "--"+row.flag
 		if v := environment[row.env]; v != "" {
 			value, origin = v, row.env
@@ -206,7 +244,6 @@ func (p *program) read(cmd *cobra.Command, demanded bool) (settings, error) {
 		}
 		var err error
 		switch {
-		case row.required && !demanded: // such as a PLATFORM that was meant for something else
 		case value == "" && row.required:
 			err = fmt.Errorf("%s is not set (or --%s)", row.env, row.flag)
 		case value == "":
@@ -221,11 +258,39 @@ func (p *program) read(cmd *cobra.Command, demanded bool) (settings, error) {
 			mistakes = append(mistakes, err)
 		}
 	}
+	if err := s.loudness(cmd); err != nil {
+		mistakes = append(mistakes, err)
+	}
 	s.warnings = unknownVariables(environment)
 	if len(mistakes) > 0 {
 		return s, usageError(cmd, errors.Join(mistakes...))
 	}
 	return s, nil
+}
+
+// loudness takes in what -q and -v say, which go before LOG_LEVEL as a flag does.
+func (s *settings) loudness(cmd *cobra.Command) error {
+	quiet, verbose := cmd.Flag("quiet").Changed, cmd.Flag("verbose").Changed
+	switch {
+	case quiet && verbose:
+		return errors.New("--quiet and --verbose contradict each other")
+	case (quiet || verbose) && cmd.Flag("log-level").Changed:
+		return errors.New("--log-level goes with neither --quiet nor --verbose")
+	case quiet:
+		s.logLevel, s.progress = slog.LevelError, "none"
+	case verbose:
+		s.logLevel = slog.LevelDebug
+	}
+	return nil
+}
+
+func (p *program) environment() map[string]string {
+	environment := map[string]string{}
+	for _, entry := range p.environ {
+		name, value, _ := strings.Cut(entry, "=")
+		environment[name] = value
+	}
+	return environment
 }
 
 // unknownVariables warns of what begins like a setting of ours and is none: a misspelt one would be ignored without a word.
@@ -244,35 +309,4 @@ func unknownVariables(environment map[string]string) []string {
 		}
 	}
 	return warnings
-}
-
-// cleanAttr cleans what is logged, wherever it came from.
-func cleanAttr(_ []string, a slog.Attr) slog.Attr {
-	value := a.Value.Resolve()
-	text := value.String()
-	if err, ok := value.Any().(error); ok {
-		text = err.Error()
-	}
-	if clean := sanitize.Line(text, sanitize.MaxLine); clean != text {
-		a.Value = slog.StringValue(clean)
-	}
-	return a
-}
-
-// log returns the logger that the settings ask for, and logs what they have to say.
-func (s settings) log(w io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: s.logLevel, ReplaceAttr: cleanAttr}
-	var log *slog.Logger
-	if s.logFormat == "json" {
-		log = slog.New(slog.NewJSONHandler(w, options))
-	} else {
-		log = slog.New(slog.NewTextHandler(w, options))
-	}
-	for _, warning := range s.warnings {
-		log.Warn(warning)
-	}
-	for _, host := range s.launch.Insecure {
-		log.Warn("plain http is allowed for a registry", "host", host)
-	}
-	return log
 }

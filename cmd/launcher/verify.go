@@ -24,6 +24,7 @@ type verifyOpts struct {
 	offline    bool
 	deep       bool
 	appCompose string
+	arch       string
 	when       when
 }
 
@@ -40,8 +41,11 @@ and running now; --for says otherwise.
 
 Each finding has a code that never changes, says what was found and what to do. What can't be checked where
 you are is left out with --skip; then only what was checked decides the exit code.`,
-		Example: `  PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:… launcher verify
-  launcher verify --skip agent,engine,compose,host --config ./user_config --shared-dir ./shared
+		Example: `  export PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:…
+  launcher verify
+  # on a laptop, about a machine of another architecture
+  launcher verify --skip agent,engine,compose,host --arch arm64 \
+      --config ./user_config --shared-dir ./shared
   launcher verify --app-compose ./app-compose.json -o json`,
 		Args: noArguments,
 		RunE: o.runVerify,
@@ -51,6 +55,8 @@ you are is left out with --skip; then only what was checked decides the exit cod
 	flags.BoolVar(&o.offline, "offline", false, "leave out what needs a network")
 	flags.BoolVar(&o.deep, "deep", false, "also download and hash every layer, without loading it")
 	flags.StringVar(&o.appCompose, "app-compose", "", "check this app-compose document, instead of the agent's, against the verifiers' rules")
+	flags.StringVar(&o.arch, "arch", "", "architecture of the machine that is to boot, such as amd64 or arm64; default: this one's")
+	_ = cmd.RegisterFlagCompletionFunc("arch", cobra.FixedCompletions([]string{"amd64", "arm64"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("skip", completeGroups)
 	flags.Var(&o.when, "for", "which boot is asked about: now, boot (the next one); default: the next one where a launcher is at work")
 	_ = cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]string{"now", "boot"}, cobra.ShellCompDirectiveNoFileComp))
@@ -63,15 +69,17 @@ func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
 	if o.offline && o.deep {
 		return usageError(cmd, errors.New("--offline and --deep contradict each other"))
 	}
-	s, mistakes := p.read(cmd, true)
+	s, mistakes := p.read(cmd)
 	options := preflight.Options{
 		Settings: s.launch, Mistakes: parts(mistakes), Warnings: s.warnings,
-		For: preflight.For(o.when), Skip: o.skip, Offline: o.offline, Deep: o.deep, AppCompose: o.appCompose,
+		For: preflight.For(o.when), Skip: o.skip, Offline: o.offline, Deep: o.deep, AppCompose: o.appCompose, Arch: o.arch,
 		Tuning: registry.Tuning{Sleep: p.sleep},
 	}
-	s.launch.Insecure, s.warnings = nil, nil // what log would say is among the findings
-	options.Log = s.log(p.stderr)
-	report, err := preflight.Run(cmd.Context(), options)
+	s.launch.Insecure, s.warnings = nil, nil // what the log would say is among the findings
+	ctx, c, over := p.attend(cmd, s)
+	options.Log = c.log
+	report, err := preflight.Run(ctx, options)
+	over()
 	if err != nil {
 		return err
 	}
@@ -83,8 +91,6 @@ func (o *verifyOpts) runVerify(cmd *cobra.Command, _ []string) error {
 	switch {
 	case err != nil:
 		return err
-	case mistakes != nil:
-		return mistakes
 	case report.ExitCode != exit.OK:
 		return &exit.Error{Code: report.ExitCode, Err: verdict(report)}
 	}
@@ -180,9 +186,6 @@ func completeGroups(_ *cobra.Command, _ []string, typed string) ([]string, cobra
 	return words, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
-// width is that of every terminal.
-const width = 80
-
 // Colours of a terminal.
 const (
 	red    = "31"
@@ -211,7 +214,7 @@ func reportText(r *preflight.Report, colour bool) string {
 		switch {
 		case c.Status == preflight.Failed || c.Detail == "":
 			b.WriteString("\n")
-		case utf8.RuneCountInString(head+c.Detail) <= width:
+		case utf8.RuneCountInString(head+c.Detail) <= usualColumns:
 			b.WriteString(c.Detail + "\n")
 		default:
 			b.WriteString("\n" + wrap(c.Detail, "      ", "      "))
@@ -282,8 +285,11 @@ func wouldRunText(w *preflight.WouldRun) string {
 // halves parts a SHA-384, which no line of 80 columns holds beside its name.
 func halves(hex string) string { return hex[:len(hex)/2] + " " + hex[len(hex)/2:] }
 
-// wrap puts words on lines, the first one behind first and the others behind rest.
-func wrap(text, first, rest string) string {
+// wrap is wrapTo any terminal.
+func wrap(text, first, rest string) string { return wrapTo(usualColumns, text, first, rest) }
+
+// wrapTo puts words on lines, the first one behind first and the others behind rest.
+func wrapTo(width int, text, first, rest string) string {
 	var b strings.Builder
 	line, empty := first, true
 	flush := func() {
@@ -295,7 +301,7 @@ func wrap(text, first, rest string) string {
 			flush()
 		}
 		for _, word := range strings.Fields(paragraph) {
-			for _, piece := range pieces(word, width-utf8.RuneCountInString(rest)) {
+			for _, piece := range pieces(word, max(width-utf8.RuneCountInString(rest), 1)) {
 				space := " "
 				if empty {
 					space = ""

@@ -41,27 +41,34 @@ func (p *program) newVersionCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "version",
 		Short:   "Print version, commit, Go and the supported event version",
-		Example: "  launcher version -o json",
+		Example: "  launcher version\n  launcher version -o json",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := thisBuild()
 			if o.output == "json" {
 				return p.printJSON(b)
 			}
-			commit := b.Commit
-			if commit == "" {
-				commit = "unknown"
-			}
-			if b.Modified {
-				commit += " (modified)"
-			}
-			_, err := fmt.Fprintf(p.stdout, "launcher %s\ncommit %s\n%s %s\nevent %s, version %d\n", b.Version, commit, b.Go, b.Platform, b.Event, b.EventVersion)
+			_, err := fmt.Fprintf(p.stdout, "launcher %s\ncommit %s\n%s %s\nevent %s, version %d\n", b.Version, b.commit(), b.Go, b.Platform, b.Event, b.EventVersion)
 			return err
 		},
 	}
 	addOutput(cmd, &o.output)
 	return cmd
 }
+
+// commit names what was built, for people.
+func (b build) commit() string {
+	switch {
+	case b.Commit == "":
+		return "unknown"
+	case b.Modified:
+		return b.Commit + " (modified)"
+	}
+	return b.Commit
+}
+
+// line is the answer to --version.
+func (b build) line() string { return fmt.Sprintf("launcher %s (commit %s)\n", b.Version, b.commit()) }
 
 // commit is set by the linker where the binary is built outside a checkout, as that of the image is.
 var commit = ""

@@ -99,6 +99,16 @@ func Nearest(name string, known ...string) string {
 	return slices.MinFunc(known, func(a, b string) int { return distance(name, strings.ToLower(a)) - distance(name, strings.ToLower(b)) })
 }
 
+// Near returns the nearest of known, and whether it may have been meant.
+func Near(name string, known ...string) (nearest string, near bool) {
+	if len(known) == 0 {
+		return "", false
+	}
+	nearest = Nearest(name, known...)
+	name = strings.ToLower(name)
+	return nearest, distance(name[:min(len(name), 64)], strings.ToLower(nearest)) <= max(2, len(nearest)/4)
+}
+
 // distance is Levenshtein's.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)

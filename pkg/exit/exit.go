@@ -56,6 +56,16 @@ func Classes() []Class {
 	}
 }
 
+// Name returns the code's name, for programs that read it.
+func (c Code) Name() string {
+	for _, class := range Classes() {
+		if class.Code == c {
+			return class.Name
+		}
+	}
+	return ""
+}
+
 // Coder is what a typed error implements to choose its exit code.
 type Coder interface {
 	error

@@ -28,6 +28,7 @@ type Described struct {
 type DescribedImage struct {
 	Platform       v1.Platform // operating system, architecture and variant, fit to be shown
 	ManifestDigest digest.Digest
+	MediaType      types.MediaType // of the manifest
 	ConfigDigest   digest.Digest
 	Size           int64 // of the layers in the registry
 	Layers         int
@@ -108,7 +109,7 @@ func describe(v *Verified) *DescribedImage {
 	c := v.ConfigFile()
 	return &DescribedImage{
 		Platform:       shown(v1.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}),
-		ManifestDigest: v.manifestDigest, ConfigDigest: v.configDigest,
+		ManifestDigest: v.manifestDigest, MediaType: v.MediaType(), ConfigDigest: v.configDigest,
 		Size: v.Size(), Layers: len(v.layers),
 	}
 }

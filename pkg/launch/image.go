@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -30,10 +31,11 @@ type imaged struct {
 func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 	return func(ctx context.Context) (imaged, string, error) {
 		client := &registry.Client{
-			Insecure: m.Settings.Insecure, Rounds: retry.Rounds,
+			Insecure: m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
 			Interval: max(retry.Interval, 1), MaxDelay: max(retry.MaxDelay, 1), // zero would mean the default
 			ForbiddenHelperDirs: []string{"/tapp", m.Settings.SharedDir}, // unmeasured: a helper there could be anybody's
 			Log:                 m.Log,
+			Progress:            m.Progress.Fetched,
 			Tuning:              registry.Tuning{Sleep: m.Sleep},
 		}
 		m.report.Pull = &PullReport{}
@@ -94,14 +96,15 @@ func (m *machine) load(pulled imaged) step[imaged] {
 		case errors.Is(err, inspect.ErrNoImage), errors.As(err, &unproved):
 			known := m.own.Known(img.image.Reference().Context())
 			var loaded docker.Loaded
+			recorded := m.recordBytes(img.source)
 			loaded, err = m.engine.Load(ctx, img.image, img.source, docker.LoadOptions{
 				Known: known, Space: m.space(ctx), Progress: m.Progress,
 			})
-			m.Progress.Stop()
+			recorded()
+			m.Progress.Stop(err == nil)
 			img.id, m.report.Pull.BytesReused, m.report.Pull.Source = loaded.ID, loaded.Reused, "registry"
 		}
-		stats := img.source.Stats()
-		m.report.Pull.BytesFetched, m.report.Pull.Requests, m.report.Pull.Resumes = stats.Fetched, stats.Requests, stats.Resumes
+		m.report.moved(img.source.Stats())
 		m.report.image(img.image, img.id)
 		if err != nil {
 			return imaged{}, "", err
@@ -112,6 +115,31 @@ func (m *machine) load(pulled imaged) step[imaged] {
 			}
 		}
 		return img, img.id.String(), nil
+	}
+}
+
+// recordBytes keeps the report up to date about what arrives, until it is told that the load is over.
+// Only then may anybody else touch the report.
+func (m *machine) recordBytes(source *registry.Source) (over func()) {
+	ticker := time.NewTicker(reportInterval)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-ticker.C:
+				m.report.Pull.Source = "registry"
+				m.report.moved(source.Stats())
+				m.report.write()
+			case <-stop:
+				return
+			}
+		}
+	}()
+	return func() {
+		ticker.Stop()
+		close(stop)
+		<-stopped
 	}
 }
 

@@ -9,11 +9,14 @@ package launch
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
@@ -24,11 +27,17 @@ import (
 	"tee-launcher/pkg/state"
 )
 
-// Progress is shown while layers move.
+// Progress is shown while a run is at work. Its methods may be called at the same time from several
+// goroutines.
 type Progress interface {
 	docker.Progress
-	Stop() // the load has ended, well or not
+	Step(name string, number, of int) // a step has begun
+	Fetched(n int64)                  // n more bytes of layers arrived
+	Stop(done bool)                   // the load has ended, well or not
 }
+
+// Launched is the line that near/mpc's own checks of a start wait for.
+const Launched = "MPC launched successfully."
 
 // Launcher runs the boot sequence. The zero values of the fields below Settings stand for the real
 // thing.
@@ -36,7 +45,8 @@ type Launcher struct {
 	Settings admission.Settings
 	Log      *slog.Logger                               // nil: none
 	Progress Progress                                   // nil: none
-	Output   io.Writer                                  // gets the last lines of a workload that doesn't start; nil: they are dropped
+	Output   io.Writer                                  // gets the line Launched, and what Foreign is for where that is nil; nil: nothing
+	Foreign  func(from, line string)                    // shows a line that somebody else wrote; nil: on Output, behind who did
 	BootID   string                                     // empty: the kernel's
 	Proc     string                                     // where the kernel shows processes; empty: /proc
 	Now      func() time.Time                           // nil: time.Now
@@ -54,6 +64,9 @@ func (l *Launcher) newRun() *run {
 	if filled.Output == nil {
 		filled.Output = io.Discard
 	}
+	if filled.Foreign == nil {
+		filled.Foreign = func(from, line string) { fmt.Fprintf(filled.Output, "%s: %s\n", from, line) }
+	}
 	if filled.Now == nil {
 		filled.Now = time.Now
 	}
@@ -67,7 +80,10 @@ func (l *Launcher) newRun() *run {
 	if filled.BootID == "" {
 		filled.BootID, unnamed = state.BootID(filled.Proc)
 	}
-	r := &run{Launcher: &filled, report: &report{log: filled.Log}, unnamed: unnamed}
+	r := &run{
+		Launcher: &filled, report: &report{log: filled.Log, progress: filled.Progress},
+		unnamed: unnamed,
+	}
 	r.report.Version, r.report.BootID, r.report.StartedAt = ReportVersion, filled.BootID, now()
 	r.report.Platform = filled.Settings.Platform
 	return r
@@ -92,18 +108,32 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 type noProgress struct{}
 
-func (noProgress) Missing(int64, bool) {}
-func (noProgress) Sent(int64)          {}
-func (noProgress) Unpacked(int64)      {}
-func (noProgress) Stop()               {}
+func (noProgress) Missing(int64, bool)   {}
+func (noProgress) Sent(int64)            {}
+func (noProgress) Unpacked(int64)        {}
+func (noProgress) Step(string, int, int) {}
+func (noProgress) Fetched(int64)         {}
+func (noProgress) Stop(bool)             {}
+
+// StepError is the error of a step.
+type StepError struct {
+	Step admission.Step
+	Err  error
+}
+
+func (e *StepError) Error() string { return string(e.Step) + ": " + e.Err.Error() }
+
+// Unwrap returns why the step failed.
+func (e *StepError) Unwrap() error { return e.Err }
 
 // Pull does the steps pull and load alone: it has the engine hold the image that ref names, and
 // returns the report's parts about the image and the pull. Where there is a shared directory,
-// manifest and config are cached in it.
-func (l *Launcher) Pull(ctx context.Context, ref name.Digest) (*ImageReport, *PullReport, error) {
+// manifest and config are cached in it. A platform that isn't zero is the one whose image is wanted
+// instead of this machine's; no boot here needs that one, so nothing of it is cached.
+func (l *Launcher) Pull(ctx context.Context, ref name.Digest, platform v1.Platform) (*ImageReport, *PullReport, error) {
 	r := l.newRun()
 	defer r.close()
-	m := &machine{run: r}
+	m := &machine{run: r, platform: platform}
 	var err error
 	if m.engine, err = docker.New(r.Settings.DockerHost); err != nil {
 		return nil, nil, &exit.Error{Code: exit.Usage, Err: err}
@@ -112,7 +142,8 @@ func (l *Launcher) Pull(ctx context.Context, ref name.Digest) (*ImageReport, *Pu
 	if err != nil {
 		return nil, nil, &exit.Error{Code: exit.Usage, Err: err}
 	}
-	if shared, err := files.OpenDir(r.Settings.SharedDir); err == nil {
+	foreign := platform.OS != "" && platform.String() != "linux/"+runtime.GOARCH
+	if shared, err := files.OpenDir(r.Settings.SharedDir); err == nil && !foreign {
 		m.shared, m.own, r.opened = shared, state.In(shared), shared
 	}
 	r.report.Image = &ImageReport{Reference: ref.String(), Digest: hash}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/approval"
@@ -25,6 +26,8 @@ type machine struct {
 	own    state.Dir  // our own directory in it
 	engine *docker.Engine
 	agent  *rtmr.Agent // nil outside a CVM
+
+	platform v1.Platform // whose image is wanted; zero: this machine's
 }
 
 // settings ends what runs as the workload and isn't, so that no refusal leaves it running, and takes

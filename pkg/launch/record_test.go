@@ -1,6 +1,7 @@
 package launch_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
@@ -191,4 +192,30 @@ func TestAnEventOfSomebodyElsesDuringTheRun(t *testing.T) {
 	for _, c := range w.Engine.Containers() {
 		assert.NotEqual(t, "running", c.Status, "%s", c.Name)
 	}
+}
+
+// TestTheReportIsUpToDateWhileLayersMove: whoever looks sees how far a load is.
+func TestTheReportIsUpToDateWhileLayersMove(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.Registry.Fail(launchtest.RegistryFault{
+		Kind: launchtest.FaultStall, On: launchtest.RequestBlob, After: 1000, Times: -1,
+	})
+	l := w.begin("")
+	var seen launch.Report
+	w.eventually("the report has bytes", func() bool {
+		data, err := os.ReadFile(w.Shared("launcher/report.json"))
+		return err == nil && json.Unmarshal(data, &seen) == nil && seen.Pull != nil && seen.Pull.BytesFetched > 0
+	})
+	assert.Nil(t, seen.FinishedAt)
+	assert.Nil(t, seen.ExitCode)
+	assert.Equal(t, "registry", seen.Pull.Source)
+	assert.Positive(t, seen.Pull.Requests)
+	for _, s := range seen.Steps {
+		if s.Name == "load" {
+			assert.EqualValues(t, "running", s.Status)
+		}
+	}
+	l.cancel(nil)
+	<-l.ended
 }

@@ -17,10 +17,14 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/sanitize"
 	"tee-launcher/pkg/state"
 )
+
+// reportInterval is how often the report is written while layers move.
+const reportInterval = 2 * time.Second
 
 // ReportVersion is the version of the report's schema.
 const ReportVersion = 1
@@ -101,9 +105,10 @@ type WorkloadReport struct {
 // report keeps the document and the place it is written to.
 type report struct {
 	Report
-	log  *slog.Logger
-	to   func(data []byte) error // nil: not written
-	step int                     // the latest
+	log      *slog.Logger
+	progress Progress
+	to       func(data []byte) error // nil: not written
+	step     int                     // the latest
 }
 
 // open chooses where the report goes: to path, or, where that is empty, to our own directory. A report that can't be written is a
@@ -139,6 +144,7 @@ func (r *report) begin() {
 	now := now()
 	r.step = slices.IndexFunc(r.Steps, func(s StepReport) bool { return s.Status == pending })
 	r.Steps[r.step].Status, r.Steps[r.step].StartedAt = running, &now
+	r.progress.Step(r.Steps[r.step].Name, r.step+1, len(r.Steps))
 	r.write()
 }
 
@@ -147,6 +153,11 @@ func (r *report) end(outcome Status, detail string) {
 	s := &r.Steps[r.step]
 	s.Status, s.Detail, s.DurationMS = outcome, detail, time.Since(*s.StartedAt).Milliseconds()
 	r.write()
+}
+
+// moved takes over what was moved over the network so far.
+func (r *report) moved(s registry.Stats) {
+	r.Pull.BytesFetched, r.Pull.Requests, r.Pull.Resumes = s.Fetched, s.Requests, s.Resumes
 }
 
 // image says what is proved of the image, and its ID if that is.

@@ -3,7 +3,6 @@ package launch
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/internal/files"
@@ -76,7 +75,7 @@ func do[T any](ctx context.Context, r *run, name admission.Step, s step[T]) (val
 			err = context.Cause(ctx) // whatever broke, it broke because of the signal
 		}
 		r.report.end(failed, "")
-		r.err = fmt.Errorf("%s: %w", name, err)
+		r.err = &StepError{name, err}
 		return value
 	}
 	r.report.end(outcome, detail)

@@ -2,9 +2,8 @@ package launch
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
-	"strings"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/docker"
@@ -14,7 +13,12 @@ import (
 
 // start starts the very container that was checked, and looks whether it stays.
 func (m *machine) start(ready measured) step[started] {
-	return func(ctx context.Context) (started, string, error) {
+	return func(ctx context.Context) (s started, detail string, err error) {
+		defer func() {
+			if err == nil || errors.Is(err, errSkipped) {
+				fmt.Fprintln(m.Output, Launched)
+			}
+		}()
 		if ready.running {
 			m.committed = true
 			return started(ready), ready.ShortID() + " runs already", errSkipped
@@ -74,15 +78,11 @@ func (m *machine) settle(ctx context.Context, p proved) (started, string, error)
 
 // lastWords shows people the last lines of a workload that didn't stay.
 func (m *machine) lastWords(ctx context.Context, c docker.Container) {
-	const enough = 16 << 10
-	log, err := m.engine.Logs(ctx, c.ID, 20, enough)
-	if err != nil {
-		return
+	if log, err := m.engine.Logs(ctx, c.ID, 20, 16<<10); err == nil && len(log) > 0 {
+		m.Log.Warn("the workload didn't stay, these are its last lines", "container", c.Name, "status", c.Status, "exit_code", c.ExitCode)
+		// Nothing in them may move the cursor, or begin a line that passes for one of ours.
+		for _, line := range sanitize.Lines(string(log), lastBytes) {
+			m.Foreign(c.Name, line)
+		}
 	}
-	// Behind the name no line of it passes for one of ours, a record of a JSON log included.
-	var b strings.Builder
-	for _, line := range sanitize.Lines(string(log), enough) {
-		fmt.Fprintf(&b, "%s: %s\n", c.Name, line)
-	}
-	_, _ = io.WriteString(m.Output, b.String())
 }

@@ -167,7 +167,7 @@ func (s *supervisor) restart(ctx context.Context, c docker.Container) error {
 		s.delay, s.delayReset = 0, c.StartedAt
 	}
 	s.delay = min(max(2*s.delay, firstDelay), maxDelay)
-	s.log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "in", s.delay.String(), "restarts", s.report.restarts(),
+	s.log.Warn("the workload ended and is started again", "exit_code", c.ExitCode, "delay", s.delay, "restarts", s.report.restarts(),
 		"hint", "until then docker stop does nothing, and tells nobody: to keep it stopped, stop the launcher")
 	if err := s.sleep(ctx, s.delay); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -132,6 +133,14 @@ func (f *facts) now() time.Time {
 		return f.options.Now()
 	}
 	return time.Now()
+}
+
+// arch is the architecture of the machine that is to boot.
+func (f *facts) arch() string {
+	if f.options.Arch != "" {
+		return f.options.Arch
+	}
+	return runtime.GOARCH
 }
 
 // skips reports whether a group is left out.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 
 	"tee-launcher/pkg/admission"
@@ -43,9 +42,9 @@ func checkEngine(ctx context.Context, f *facts) outcome {
 		found = append(found, warning(EngineOld, fmt.Sprintf("engine %s speaks API %s; 1.%d, which is 20.10, is the oldest that was tested", info.Version, info.API, oldestAPI),
 			"upgrade the Docker engine"))
 	}
-	if info.OS != "linux" || info.Architecture != runtime.GOARCH {
+	if info.OS != "linux" || info.Architecture != f.arch() {
 		found = append(found, warning(EngineOther, fmt.Sprintf("the engine is for %s/%s, but the launcher and the image that it would pull are for linux/%s",
-			info.OS, info.Architecture, runtime.GOARCH), "use the launcher that was built for the engine's platform"))
+			info.OS, info.Architecture, f.arch()), "use the launcher that was built for the engine's platform"))
 	}
 	return ok(fmt.Sprintf("%s, API %s, %s store, %s/%s", info.Version, info.API, info.Store, info.OS, info.Architecture), found...)
 }

@@ -30,6 +30,7 @@ type Options struct {
 	Skip       []Group // what is left out
 	Offline    bool    // leave out what needs a network
 	Deep       bool    // also download and hash every layer
+	Arch       string  // architecture of the machine that is to boot; empty: this one's
 	AppCompose string  // path of an app-compose document; empty: the agent's
 
 	Log      *slog.Logger                // nil: none

@@ -7,8 +7,11 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"runtime"
 	"slices"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
@@ -17,6 +20,9 @@ import (
 
 // checkCached proves the manifest and config that an earlier boot cached. Where the engine still has the image, no registry is needed.
 func checkCached(_ context.Context, f *facts) outcome {
+	if f.arch() != runtime.GOARCH {
+		return outcome{skipped: "it is for this machine's architecture"}
+	}
 	v, err := f.own.Restore(f.config.Image.At(f.decision.Digest))
 	if errors.Is(err, fs.ErrNotExist) {
 		return ok("there is none")
@@ -38,6 +44,7 @@ func (f *facts) sourceOf(h digest.Digest) *registry.Source {
 		tuning.HeaderTimeout = headerTimeout
 	}
 	client := &registry.Client{
+		Platform: v1.Platform{OS: "linux", Architecture: f.arch()},
 		Insecure: f.options.Insecure, ForbiddenHelperDirs: []string{"/tapp", f.options.SharedDir}, Log: f.log, Tuning: tuning,
 	}
 	return client.Source(f.config.Image.At(h))
