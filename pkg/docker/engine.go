@@ -123,24 +123,41 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 // Hold makes a container of the given name and image that is never started and mounts the volumes, so that neither they
 // nor the image can be pruned while it is there. Volumes that are missing are made, never without a reference.
 func (e *Engine) Hold(ctx context.Context, name string, image ImageID, volumes []string) (id string, err error) {
-	type mount struct{ Type, Source, Target string }
-	var body struct {
-		Image      string
-		Entrypoint []string
-		Labels     map[string]string
-		HostConfig struct {
-			Mounts      []mount
-			NetworkMode string
-		}
-	}
-	body.Image = image.String()
-	body.Entrypoint = []string{"/never-started"}
-	// A container inherits its image's labels. By these, one could pass for a project's.
-	body.Labels = map[string]string{"com.docker.compose.project": "", "com.docker.compose.service": ""}
-	body.HostConfig.NetworkMode = "none"
+	body := neverStarted(image.String())
 	for i, volume := range volumes {
 		body.HostConfig.Mounts = append(body.HostConfig.Mounts, mount{"volume", volume, "/held/" + strconv.Itoa(i)})
 	}
+	return e.create(ctx, name, body)
+}
+
+// containerBody is what a container of our own is made with.
+type containerBody struct {
+	Image      string
+	Entrypoint []string
+	Labels     map[string]string
+	HostConfig struct {
+		Mounts      []mount           `json:",omitempty"`
+		Tmpfs       map[string]string `json:",omitempty"`
+		NetworkMode string
+	}
+}
+
+type mount struct{ Type, Source, Target string }
+
+// neverStarted describes a container of an image that isn't meant to run and couldn't.
+func neverStarted(image string) containerBody {
+	body := containerBody{
+		Image: image, Entrypoint: []string{"/never-started"},
+		// A container inherits its image's labels. By these, one could pass for a project's.
+		Labels: map[string]string{"com.docker.compose.project": "", "com.docker.compose.service": ""},
+	}
+	body.HostConfig.NetworkMode = "none"
+	return body
+}
+
+func (e *Engine) create(
+	ctx context.Context, name string, body containerBody,
+) (id string, err error) {
 	var answer struct{ ID string }
 	err = e.client.Call(ctx, api.Request{
 		Op: "creating container " + name, Method: http.MethodPost, Path: "/containers/create",

@@ -84,6 +84,9 @@ func (e *Engine) Load(ctx context.Context, v *image.Verified, from Source, o Loa
 	if err != nil {
 		return Loaded{}, err
 	}
+	if err := inspect.Takes(info, v); err != nil {
+		return Loaded{}, err
+	}
 	l := &loading{engine: e, image: v, source: from, options: o, info: info, progress: o.Progress,
 		delivered: map[digest.Digest]bool{}}
 	id, err := l.untilProved(ctx)
@@ -114,6 +117,9 @@ type loading struct {
 	noRoom    bool                   // its user says so
 	named     bool                   // entries that give the image its name were sent
 	gunzipped bool                   // the last load sent gzip layers that were unpacked here
+	damaged   bool                   // a layer was broken off since the engine's last refusal
+	judge     *judge                 // of the present attempt; nil: none
+	lie       *image.Error           // its verdict on the last one; nil: nothing is wrong
 }
 
 // attempt is one way to load an image.
@@ -123,6 +129,8 @@ type attempt struct {
 	lacking bool
 	// gunzip unpacks gzip layers here, where that pays. Else every layer goes as it is.
 	gunzip bool
+	// judged unpacks beside the load what is sent as it is.
+	judged bool
 	// after reports whether a failure of an earlier attempt is one that this one avoids.
 	after func(l *loading, err error) bool
 }
@@ -135,8 +143,9 @@ func attempts() []attempt {
 		{lacking: true, gunzip: true},
 		// After a layer that lied about its size, or a full disk: the same, every layer as it is.
 		{lacking: true, after: (*loading).unpackedInVain},
-		// After a load that relied on what the engine had or got before: all of it, as it is.
-		{after: (*loading).reliedInVain},
+		// After a load that relied on what the engine had or got before, after a refusal, and after a
+		// layer that can't be unpacked here: all of it, as it is.
+		{judged: true, after: (*loading).refused},
 	}
 }
 
@@ -146,14 +155,17 @@ func (l *loading) unpackedInVain(err error) bool {
 	return l.gunzipped && (errors.Is(err, errClaim) || api.DiskFull(err))
 }
 
-// reliedInVain reports whether a load may have failed because it relied on what the engine had, or
-// had got from an earlier load: dstack prunes images while we are at work.
-func (l *loading) reliedInVain(err error) bool {
+// refused reports whether a load of all there is may end better. It may have relied on what the
+// engine had, or had got from an earlier load: dstack prunes images while we are at work. A
+// containerd store appends what comes to the part of a layer that it has of an upload that broke
+// off, in this run or an earlier one, and refuses it once where that part was damaged. And a layer
+// that can't be unpacked here, though no source is to blame, may be one that the engine can read.
+func (l *loading) refused(err error) bool {
 	var pull *image.Error
-	if errors.As(err, &pull) || l.full(err) {
-		return false
+	if errors.As(err, &pull) {
+		return l.gunzipped && pull.Host == ""
 	}
-	return l.reused > 0 || l.groups > 1 || errors.Is(err, inspect.ErrNoImage)
+	return !l.full(err) && (l.reused > 0 || l.groups > 1 || !unanswered(err))
 }
 
 // full reports whether there is no room for the image, by the engine's word or by that of its user.
@@ -180,7 +192,7 @@ func (l *loading) untilProved(ctx context.Context) (ImageID, error) {
 		}
 		next := slices.IndexFunc(left[1:], func(a attempt) bool { return a.after(l, err) })
 		if next < 0 {
-			return ImageID{}, l.vanished(err)
+			return ImageID{}, l.blame(err)
 		}
 		left = left[1+next:]
 	}
@@ -194,7 +206,11 @@ func (l *loading) again(ctx context.Context, why error, breakdowns *int) (bool, 
 	case errors.As(why, &pull):
 		// Damage on the way, of which bytes were handed on. Package image says how often that may
 		// be.
+		l.damaged = pull.Restart
 		return pull.Restart, nil
+	case l.damaged && !unanswered(why) && !l.full(why):
+		l.damaged = false // the engine had a part of what was damaged, and has no longer
+		return true, nil
 	case errors.Is(why, errClaim), l.full(why), !unanswered(why), *breakdowns == maxLoads-1:
 		return false, nil
 	}
@@ -203,16 +219,23 @@ func (l *loading) again(ctx context.Context, why error, breakdowns *int) (bool, 
 	return true, l.awaitEngine(ctx, pause, why)
 }
 
-// vanished puts into words that the engine says yes and has no image.
-func (l *loading) vanished(err error) error {
-	if !errors.Is(err, inspect.ErrNoImage) {
+// blame returns why the image can't be loaded, after the last attempt that ended with err.
+func (l *loading) blame(err error) error {
+	var pull *image.Error
+	switch {
+	case errors.As(err, &pull) || unanswered(err) || l.full(err):
 		return err
+	case l.lie != nil:
+		return l.lie // the engine is right, and can't say so in a way that could be relied on
+	case errors.Is(err, inspect.ErrNoImage):
+		// It says yes, and has none.
+		return &Error{
+			Op: opLoad, Status: http.StatusOK,
+			Message: fmt.Sprintf("the engine reported success, but has no image %s",
+				inspect.ID(l.info.Store, l.image)),
+		}
 	}
-	id := inspect.ID(l.info.Store, l.image)
-	return &Error{
-		Op: opLoad, Status: http.StatusOK,
-		Message: "the engine reported success, but has no image " + id.String(),
-	}
+	return err
 }
 
 // unanswered tells an engine that broke down from one that said no.
@@ -281,7 +304,18 @@ func (l *loading) once(ctx context.Context, a attempt) (err error) {
 	if a.gunzip {
 		l.choosePlain(fetching, groups, l.stream.Arrived)
 	}
+	if l.judge, l.lie = nil, nil; a.judged {
+		asIs := slices.DeleteFunc(slices.Clone(order), func(i int) bool { return l.isPlain(layers[i]) })
+		l.judge = newJudge(l.image, asIs)
+		defer func() { l.lie = l.judge.verdict() }()
+	}
 	return closeAfter(l.pipeline(ctx, fetching, cancel, groups), l.stream)
+}
+
+// isPlain reports whether a layer is sent uncompressed, which proves its diffID on the way.
+func (l *loading) isPlain(layer image.Layer) bool {
+	_, ok := l.plain[layer.DiffID]
+	return ok
 }
 
 // closeAfter closes the stream; its error is worth telling only where there is no other.
@@ -308,7 +342,7 @@ func (l *loading) pipeline(ctx, fetching context.Context, fail context.CancelCau
 		sent, done, previous := make(chan struct{}), make(chan struct{}), before
 		uploads.Go(func() {
 			defer close(done)
-			err := l.engine.send(ctx, l.info, l.image, upload{
+			err := l.engine.send(ctx, upload{
 				write:    func(t *tar.Writer) error { return l.writeGroup(fetching, t, g, sent, previous) },
 				refused:  fail,
 				unpacked: l.unpacked(),
@@ -426,14 +460,11 @@ func (e *Engine) ForgetPrefixes(ctx context.Context, v *image.Verified) {
 func (e *Engine) forgetBroken(ctx context.Context, info inspect.Info, v *image.Verified, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
-	// A containerd store that can't be asked for its blobs answers for an image that it couldn't unpack. One that can has them all on a
-	// disk that is too small for what is in them.
-	tells := (info.Store == inspect.Classic || info.APIAtLeast(48)) && !api.DiskFull(why)
-	if _, err := e.Prove(ctx, info, v); err == nil && tells {
+	if _, err := e.Prove(ctx, info, v); err == nil {
 		return why
 	}
-	repository, tag := names(v.Reference(), v.Digest())
-	for _, name := range []string{repository + ":" + tag, repository + "@" + v.Digest().String()} {
+	tag, annotation := names(v)
+	for _, name := range []string{tag, annotation} {
 		err := e.client.Call(ctx, api.Request{Op: "removing image " + name, Method: http.MethodDelete, Path: "/images/" + name}, nil)
 		var answered *Error
 		if errors.As(err, &answered) && answered.Status != 0 && answered.Status != http.StatusNotFound {

@@ -27,7 +27,6 @@ type archive struct {
 	layers     []string // paths, of all layers from the lowest on
 	config     []byte
 	manifest   []byte
-	index      []byte // nil: none
 	tag        string // empty: the image stays without a name
 	annotation string // the name in a containerd store; empty likewise
 	mediaType  types.MediaType
@@ -42,11 +41,6 @@ func (a archive) entries() ([]entry, error) {
 	entries := []entry{
 		{blobPath(digest.Of(a.config)), a.config},
 		{blobPath(manifest), a.manifest},
-	}
-	if a.index != nil {
-		index := digest.Of(a.index)
-		root.Digest, root.Size = image.Hash(index), int64(len(a.index))
-		entries = append(entries, entry{blobPath(index), a.index})
 	}
 	saved := struct {
 		Config   string
@@ -90,15 +84,13 @@ func (e entry) write(t *tar.Writer) error {
 	return err
 }
 
-// whole is the archive of the image itself.
+// whole is the archive of the image itself. Where an index is approved, it isn't in it: an engine
+// that has one decides by itself which of the entries it runs, even one that it doesn't have.
 func whole(v *image.Verified, path func(image.Layer) string) archive {
-	repository, tag := names(v.Reference(), v.Digest())
+	tag, annotation := names(v)
 	a := archive{
-		config: v.Config(), manifest: v.Manifest(), index: v.Index(), mediaType: v.MediaType(),
-		tag: repository + ":" + tag, annotation: repository + "@" + v.Digest().String(),
-	}
-	if a.index != nil {
-		a.mediaType = v.IndexMediaType()
+		config: v.Config(), manifest: v.Manifest(), mediaType: v.MediaType(),
+		tag: tag, annotation: annotation,
 	}
 	for _, l := range v.Layers() {
 		a.layers = append(a.layers, path(l))
@@ -146,9 +138,9 @@ var errClaim = errors.New("the layer's tar is not as large as it claims")
 // writeLayer copies the stream's next layer into the archive, straight from the proof.
 func (l *loading) writeLayer(t *tar.Writer, layer image.Layer) (err error) {
 	next, size := l.stream.Next, layer.Size
-	plain, uncompressed := l.plain[layer.DiffID]
+	uncompressed := l.isPlain(layer)
 	if uncompressed {
-		next, size = l.stream.NextPlain, plain
+		next, size = l.stream.NextPlain, l.plain[layer.DiffID]
 	}
 	r, err := next()
 	if err != nil {
@@ -163,7 +155,13 @@ func (l *loading) writeLayer(t *tar.Writer, layer image.Layer) (err error) {
 	if err := t.WriteHeader(header(l.path(layer), size)); err != nil {
 		return err
 	}
-	n, err := io.Copy(t, &scaled{Reader: r, progress: l.progress.Sent, of: size, to: layer.Size})
+	sent := io.Reader(r)
+	if l.judge != nil && !uncompressed {
+		var end func(all bool)
+		sent, end = l.judge.listen(r)
+		defer func() { end(err == nil) }()
+	}
+	n, err := io.Copy(t, &scaled{Reader: sent, progress: l.progress.Sent, of: size, to: layer.Size})
 	if errors.Is(err, tar.ErrWriteTooLong) || err == nil && n != size {
 		return errClaim
 	}
@@ -172,7 +170,7 @@ func (l *loading) writeLayer(t *tar.Writer, layer image.Layer) (err error) {
 
 // path is where a layer's bytes are in the archive: under the digest of the form in which they are sent.
 func (l *loading) path(layer image.Layer) string {
-	if _, ok := l.plain[layer.DiffID]; ok {
+	if l.isPlain(layer) {
 		return blobPath(layer.DiffID)
 	}
 	return blobPath(layer.Digest)
@@ -282,7 +280,10 @@ func (l *loading) measure(ctx context.Context, layer int) (int64, error) {
 		return 0, closeAfter(err, stream)
 	}
 	size, err := io.Copy(io.Discard, r)
-	return size, closeAfter(errors.Join(err, r.Close()), stream)
+	if closed := r.Close(); err == nil {
+		err = closed // after an error it is that one
+	}
+	return size, closeAfter(err, stream)
 }
 
 func header(path string, size int64) *tar.Header {
@@ -291,18 +292,21 @@ func header(path string, size int64) *tar.Header {
 
 func blobPath(h digest.Digest) string { return "blobs/sha256/" + h.Hex() }
 
-// names returns the repository as engines spell it and the tag under which a classic store keeps the image: without a name it
-// would be dangling, and pruned. The tag is the digest, so it can't be mistaken for a version. It is a name for people: nothing finds the
-// image by it. Engines before 23 have no names for a registry that is an IPv6 address.
-func names(ref name.Digest, digest digest.Digest) (repository, tag string) {
-	registry := ref.Context().RegistryStr()
+// names returns the names of the image in a classic and in a containerd store: without one it would
+// be dangling, and pruned. The tag is the approved digest, so it can't be mistaken for a version. They
+// are names for people: nothing finds the image by them. Engines before 23 have none for a registry
+// that is an IPv6 address.
+func names(v *image.Verified) (tag, annotation string) {
+	repository := v.Reference().Context()
+	registry := repository.RegistryStr()
 	switch {
 	case registry == name.DefaultRegistry:
 		registry = "docker.io"
 	case strings.HasPrefix(registry, "["):
 		registry = "localhost"
 	}
-	return registry + "/" + ref.Context().RepositoryStr(), "sha256-" + digest.Hex()
+	named := registry + "/" + repository.RepositoryStr()
+	return named + ":sha256-" + v.Digest().Hex(), named + "@" + v.ManifestDigest().String()
 }
 
 // scaled reports how far the engine has taken what is read: of bytes in all, counted as to.

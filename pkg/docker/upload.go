@@ -12,9 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/docker/internal/api"
-	"tee-launcher/pkg/image"
 )
 
 const (
@@ -46,22 +44,13 @@ type upload struct {
 
 // send sends the archive as it is made, and judges the engine's answer. An archive that was sent to its end is waited for until ctx ends,
 // whatever else goes wrong: the engine loads it in any case, and only then can it be cleaned up.
-func (e *Engine) send(ctx context.Context, info inspect.Info, v *image.Verified, u upload) error {
+func (e *Engine) send(ctx context.Context, u upload) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stalled := e.afterFunc(stallLimit, func() { cancel(errStalled) })
 	stalled.Stop()
 	defer stalled.Stop()
 
-	query := url.Values{"quiet": {"0"}}
-	if info.Store == inspect.Containerd && info.APIAtLeast(48) {
-		// Asking for one platform makes the engine report a broken upload instead of keeping quiet about it.
-		platform, err := json.Marshal(map[string]string{"os": v.ConfigFile().OS, "architecture": v.ConfigFile().Architecture})
-		if err != nil {
-			return err
-		}
-		query.Set("platform", string(platform))
-	}
 	body, sink := io.Pipe()
 	written := make(chan error, 1)
 	watch := &timed{Writer: sink, timer: stalled, limit: stallLimit}
@@ -79,7 +68,10 @@ func (e *Engine) send(ctx context.Context, info inspect.Info, v *image.Verified,
 		written <- err // before the client can fail for it: it is the cause then
 		sink.CloseWithError(err)
 	}()
-	answer, err := e.client.Stream(ctx, api.Request{Op: opLoad, Method: http.MethodPost, Path: "/images/load", Query: query}, body, "application/x-tar")
+	// Not for a platform: from 29.1 on an index is refused then whose attestations aren't sent, too.
+	answer, err := e.client.Stream(ctx, api.Request{
+		Op: opLoad, Method: http.MethodPost, Path: "/images/load", Query: url.Values{"quiet": {"0"}},
+	}, body, "application/x-tar")
 	if err == nil {
 		err = readAnswer(answer, func() { stalled.Reset(stallLimit) }, u.unpacked)
 		answer.Close()

@@ -96,7 +96,7 @@ func loadScenarios() []scenario {
 			[containerd !26] tags: [registry.example:5000/PREFIX@MANIFEST]
 			[containerd] digests: [registry.example:5000/PREFIX@MANIFEST]
 			system: linux, layers are the config's: true
-			[containerd !26] manifests: available [true]`,
+			[containerd !26] manifests: available [true], unpacked [true]`,
 	}, {
 		name: "load an OCI layout",
 		do: func(s *subject) {
@@ -159,7 +159,7 @@ func loadScenarios() []scenario {
 			[classic] by it: CONFIG with 1 layers
 			[containerd] ID: INDEX
 			[containerd] by it: INDEX with 1 layers
-			[containerd !26] manifests: available [false true]`,
+			[containerd !26] manifests: available [false true], unpacked [false true]`,
 	}, {
 		name: "load a platform",
 		do: func(s *subject) {
@@ -241,7 +241,7 @@ func loadScenarios() []scenario {
 			[containerd 26] inspected: MANIFEST with 1 layers
 			[containerd 28] inspected: MANIFEST with 0 layers
 			[containerd !26 !28] inspected: MANIFEST with 1 layers
-			[containerd !26] manifests: available [false]`,
+			[containerd !26] manifests: available [false], unpacked [true]`,
 	}, {
 		name: "upload that breaks off",
 		do: func(s *subject) {
@@ -320,7 +320,7 @@ func damageScenarios() []scenario {
 			[containerd 26] approved ID: 404
 			[containerd !26] approved ID: MANIFEST with 0 layers
 			[containerd] altered ID: 404
-			[containerd !26] manifests: available [false]
+			[containerd !26] manifests: available [false], unpacked [false]
 			[containerd] container: 404`,
 	}, {
 		"a missing config",
@@ -334,7 +334,7 @@ func damageScenarios() []scenario {
 			[containerd 26] approved ID: 404
 			[containerd !26] approved ID: MANIFEST with 0 layers
 			[containerd] altered ID: 404
-			[containerd !26] manifests: available [false]
+			[containerd !26] manifests: available [false], unpacked [false]
 			[containerd] container: 404`,
 	}, {
 		"an altered manifest",
@@ -393,7 +393,7 @@ const (
 		[containerd 28] approved ID: MANIFEST with 0 layers
 		[containerd !28] approved ID: MANIFEST with 2 layers
 		[containerd] altered ID: 404
-		[containerd !26] manifests: available [false]
+		[containerd !26] manifests: available [false], unpacked [false]
 		[containerd 26] container: 404
 		[containerd !26] container: 500`
 	manifestDamage = `
@@ -403,7 +403,7 @@ const (
 		[containerd !26] approved ID: MANIFEST with 0 layers
 		altered ID: 404
 		[classic] by tag: CONFIG with 2 layers
-		[containerd !26] manifests: available [false]
+		[containerd !26] manifests: available [false], unpacked [false]
 		[classic] container: 201
 		[containerd] container: 404`
 )

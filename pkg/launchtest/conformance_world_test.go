@@ -252,17 +252,27 @@ func (s *subject) inspects(what, ref string) {
 	s.see("%s: %s with %d layers", what, image.ID, len(image.RootFS.Layers))
 }
 
-// available sees what an engine that tells it says of the manifests of an image.
+// available sees what an engine that tells it says of the manifests of an image: which have all their
+// blobs, and which are unpacked.
 func (s *subject) available(what, id string) {
 	s.t.Helper()
 	if s.version == "20" || s.version == "26" || s.store == "classic" {
 		return
 	}
-	var list []bool
-	for _, m := range s.get("/images/" + id + "/json?manifests=1")["Manifests"].([]any) {
-		list = append(list, m.(map[string]any)["Available"].(bool))
+	var doc struct {
+		Manifests []struct {
+			Available bool
+			ImageData struct{ Size struct{ Unpacked int64 } }
+		}
 	}
-	s.see("%s: available %v", what, list)
+	text := s.must(http.MethodGet, "/images/"+id+"/json?manifests=1", nil)
+	require.NoError(s.t, json.Unmarshal([]byte(text), &doc))
+	var available, unpacked []bool
+	for _, m := range doc.Manifests {
+		available = append(available, m.Available)
+		unpacked = append(unpacked, m.ImageData.Size.Unpacked > 0)
+	}
+	s.see("%s: available %v, unpacked %v", what, available, unpacked)
 }
 
 // container creates a container of an image that runs on until it is told to end, unless body says

@@ -274,6 +274,8 @@ func (s *classicStore) breakImage(id string) {
 	}
 }
 
+func (s *classicStore) fill(string) {}
+
 func (s *classicStore) all() []ImageInfo {
 	var list []ImageInfo
 	for id, image := range s.images {

@@ -20,17 +20,19 @@ type containerdStore struct {
 	engine    *Engine
 	blobs     map[string][]byte
 	leased    map[string]bool
+	ingests   map[string][]byte // what came of entries before an upload broke off, by their names
 	names     map[string]v1.Descriptor
 	snapshots map[string]bool // chain IDs
+	full      map[string]bool // chain IDs for which there is no room
 }
 
 const danglingPrefix = "moby-dangling@"
 
 func newContainerdStore(e *Engine) *containerdStore {
 	return &containerdStore{
-		engine: e, blobs: map[string][]byte{}, leased: map[string]bool{},
+		engine: e, blobs: map[string][]byte{}, leased: map[string]bool{}, ingests: map[string][]byte{},
 		names:     map[string]v1.Descriptor{},
-		snapshots: map[string]bool{},
+		snapshots: map[string]bool{}, full: map[string]bool{},
 	}
 }
 
@@ -46,23 +48,35 @@ func (s *containerdStore) blob(hash v1.Hash) ([]byte, error) {
 	return data, nil
 }
 
-// aborted keeps the blobs that arrived whole: their lease outlives the client.
+// ingestChunk is in what pieces containerd writes what it is sent; a broken one is dropped.
+const ingestChunk = 1 << 20
+
+// aborted keeps the blobs that arrived whole: their lease outlives the client. What came of the next
+// one stays, too, and the next upload of it is appended to that from there on.
 func (s *containerdStore) aborted(a *archive) {
 	for _, data := range a.files {
 		id := digestOf(data)
 		s.blobs[id] = data
 		s.leased[id] = true
 	}
+	if whole := len(a.part) / ingestChunk * ingestChunk; whole > 0 {
+		s.ingests[a.reading] = a.part[:whole]
+	}
 }
 
 func (s *containerdStore) load(r *engineRequest, a *archive, say *loadAnswer) error {
 	defer s.collect()
+	clear(s.full)
 	wanted, err := r.platform(48)
 	if err != nil {
 		return err
 	}
 	for name, data := range a.files {
 		if name != "oci-layout" && name != "manifest.json" {
+			if begun := s.ingests[name]; len(begun) <= len(data) {
+				data = slices.Concat(begun, data[len(begun):])
+			}
+			delete(s.ingests, name)
 			s.blobs[digestOf(data)] = data // under the digest that it really has
 		}
 	}
@@ -105,7 +119,11 @@ func (s *containerdStore) load(r *engineRequest, a *archive, say *loadAnswer) er
 		}
 	}
 	for _, name := range loaded {
-		err := s.unpack(s.view(s.names[name], platform))
+		view := s.view(s.names[name], platform)
+		if view.variant != "" && wanted == nil {
+			view.config = nil // a load unpacks for the host's own platform alone; the rest comes with a container
+		}
+		err := s.unpack(view)
 		if err != nil && !s.says28() {
 			return fmt.Errorf("failed to unpack loaded image: %w", err)
 		}
@@ -132,6 +150,7 @@ func (s *containerdStore) manifestsOf(target v1.Descriptor) ([]v1.Descriptor, er
 type containerdView struct {
 	manifest   *v1.Manifest
 	config     *v1.ConfigFile // nil if there is none for the platform, or if it or the manifest can't be read
+	variant    string         // of the platform, by the index or else by the config
 	incomplete error          // why it can't be used
 }
 
@@ -150,6 +169,10 @@ func (s *containerdStore) view(target v1.Descriptor, platform v1.Platform) conta
 			continue
 		}
 		if view = read; view.config != nil {
+			if view.variant = view.config.Variant; c.Platform != nil {
+				view.variant = c.Platform.Variant
+			}
+			view.variant = strings.TrimPrefix(view.variant, "v1")
 			break
 		}
 	}
@@ -193,6 +216,9 @@ func (s *containerdStore) unpack(view containerdView) error {
 	for i, layer := range view.manifest.Layers {
 		if s.snapshots[chain[i]] {
 			continue
+		}
+		if s.full[chain[i]] {
+			return errors.New("failed to extract layer: write /data: no space left on device: unknown")
 		}
 		want := view.config.RootFS.DiffIDs[i].String()
 		compressed, err := s.blob(layer.Digest)
@@ -288,7 +314,7 @@ func (s *containerdStore) config(id string) (*v1.ConfigFile, error) {
 	view := s.here(id)
 	switch {
 	case view.incomplete == nil:
-		return view.config, nil
+		return view.config, s.unpack(view)
 	case view.config != nil && s.says28():
 		return nil, view.incomplete // its layers aren't there, and that is an error of the engine's own
 	}
@@ -338,17 +364,31 @@ func (s *containerdStore) manifests(id string) []map[string]any {
 		read := s.read(d)
 		entry := map[string]any{"ID": d.Digest.String(), "Descriptor": d,
 			"Available": read.incomplete == nil, "Kind": "image"}
+		size := map[string]int{"Unpacked": s.unpackedSize(read)}
 		switch {
 		case d.Platform != nil:
-			entry["ImageData"] = map[string]any{"Platform": d.Platform}
+			entry["ImageData"] = map[string]any{"Platform": d.Platform, "Size": size}
 		case read.config != nil:
-			entry["ImageData"] = map[string]any{"Platform": read.config.Platform()}
+			entry["ImageData"] = map[string]any{"Platform": read.config.Platform(), "Size": size}
 		default:
 			entry["Kind"] = "unknown"
 		}
 		list = append(list, entry)
 	}
 	return list
+}
+
+// unpackedSize is what the snapshots of an image take: a block for each layer, or nothing where they
+// aren't all there.
+func (s *containerdStore) unpackedSize(view containerdView) int {
+	if view.config == nil {
+		return 0
+	}
+	chain := chainIDs(view.config.RootFS.DiffIDs)
+	if len(chain) == 0 || !s.snapshots[chain[len(chain)-1]] {
+		return 0
+	}
+	return len(chain) << 12
 }
 
 // dangling reports whether an image has no name but the one that keeps it.
@@ -440,6 +480,13 @@ func (s *containerdStore) breakImage(id string) {
 	delete(s.blobs, view.manifest.Layers[len(view.manifest.Layers)-1].Digest.String())
 	chain := chainIDs(view.config.RootFS.DiffIDs)
 	delete(s.snapshots, chain[len(chain)-1])
+}
+
+// fill takes the last layer's snapshot away, and there is no room for another.
+func (s *containerdStore) fill(id string) {
+	chain := chainIDs(s.here(id).config.RootFS.DiffIDs)
+	delete(s.snapshots, chain[len(chain)-1])
+	s.full[chain[len(chain)-1]] = true
 }
 
 func (s *containerdStore) all() []ImageInfo {

@@ -44,6 +44,9 @@ type imageStore interface {
 	prune(all bool, labels []string) []map[string]string
 	// breakImage makes an image unusable without removing it.
 	breakImage(id string)
+	// fill leaves no room to unpack an image: until the next load, in a store that has images which
+	// aren't unpacked.
+	fill(id string)
 	all() []ImageInfo
 }
 
@@ -273,6 +276,7 @@ func (e *Engine) afterLoad(r *engineRequest, answer *loadAnswer) {
 			e.images.breakImage(id)
 			answer.stream("Error unpacking image %s: failed to extract layer: injected\n", id)
 		case LoadUnpackFull:
+			e.images.fill(id)
 			answer.stream("Error unpacking image %s: failed to extract layer: write /data: no space left on device: unknown\n", id)
 		}
 	}
@@ -310,6 +314,7 @@ func (b *loadBody) Read(p []byte) (int, error) {
 type archive struct {
 	files   map[string][]byte
 	reading string // the entry that was being read at the end
+	part    []byte // what came of it
 }
 
 // readTar reads a tar, which may be compressed. Unless toTheEnd, what comes after the tar's end
@@ -333,12 +338,11 @@ func readTar(r io.Reader, toTheEnd bool) (*archive, error) {
 			return a, err
 		}
 		a.reading = path.Clean(header.Name)
-		data, err := io.ReadAll(t)
-		if err != nil {
+		if a.part, err = io.ReadAll(t); err != nil {
 			return a, err
 		}
-		a.files[a.reading] = data
-		a.reading = ""
+		a.files[a.reading] = a.part
+		a.reading, a.part = "", nil
 	}
 }
 

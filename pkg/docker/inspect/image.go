@@ -40,19 +40,47 @@ type UnprovedError struct {
 	What string // what was compared
 	Got  string
 	Want string
+	Err  error // the cause, where there is more to tell
 }
 
 func (e *UnprovedError) Error() string {
 	return fmt.Sprintf("the engine's image %s is not the proved one: %s: got %s, want %s", e.ID, e.What, e.Got, e.Want)
 }
 
+// Unwrap returns the cause.
+func (e *UnprovedError) Unwrap() error { return e.Err }
+
 // ExitCode is Engine.
 func (e *UnprovedError) ExitCode() exit.Code { return exit.Engine }
 
-// ID returns what the engine with the given store calls the image v.
+// maxClassicLayers is how many layers a classic store takes, every version of it. One of containerd's
+// takes more than are pulled.
+const maxClassicLayers = 125
+
+// Takes returns why the engine can't have the image, whoever brings it: an *image.Error. Nil: nothing is
+// known that it couldn't take.
+func Takes(info Info, v *image.Verified) error {
+	if n := len(v.Layers()); info.Store == Classic && n > maxClassicLayers {
+		return &image.Error{
+			Kind: image.Refused, Ref: v.Reference().String(),
+			Err: fmt.Errorf("it has %d layers, this engine's image store takes %d", n, maxClassicLayers),
+			Help: []string{
+				"approve the digest of an image of fewer layers, or give the engine containerd's image store",
+			},
+		}
+	}
+	return nil
+}
+
+// ErrNotUnpacked is within the UnprovedError of an image whose blobs are there, while the engine says
+// that it hasn't unpacked them: it couldn't, or it did so only for the platform that it prefers.
+var ErrNotUnpacked = errors.New("it isn't unpacked")
+
+// ID returns what the engine with the given store calls the image v. That is never the digest of an
+// index: by that, an engine would run what it chooses among the entries.
 func ID(store Store, v *image.Verified) digest.Digest {
 	if store == Containerd {
-		return v.Digest()
+		return v.ManifestDigest()
 	}
 	return v.ConfigDigest()
 }
@@ -62,15 +90,15 @@ func ID(store Store, v *image.Verified) digest.Digest {
 //
 // Names and tags aren't looked at, since they can lie. A classic ID is the digest of the config, which names every
 // layer's diffID; a containerd one is the digest of the manifest. The layers are compared all the same, because newer engines
-// answer for images whose parts are missing.
+// answer for images whose parts are missing. A containerd store has to say that it has unpacked them, where it can (TellsUnpacked).
 func (e *Engine) Prove(ctx context.Context, info Info, v *image.Verified) (ImageID, error) {
 	if !v.Valid() {
 		return ImageID{}, errors.New("proving an image: no verified image given")
 	}
 	want := ID(info.Store, v)
 	query := url.Values{}
-	// From 1.48 on the engine can say whether the blobs are there too: an image with a missing layer looks whole without.
-	askManifests := info.Store == Containerd && info.APIAtLeast(48)
+	// An image whose blobs are missing, or couldn't be unpacked, looks whole without.
+	askManifests := info.Store == Containerd && info.TellsUnpacked()
 	if askManifests {
 		query.Set("manifests", "1")
 	}
@@ -80,10 +108,7 @@ func (e *Engine) Prove(ctx context.Context, info Info, v *image.Verified) (Image
 			Type   string
 			Layers []string
 		}
-		Manifests []struct {
-			Descriptor struct{ Digest string }
-			Available  bool
-		}
+		Manifests []manifest
 	}
 	err := e.get(ctx, "inspecting image "+want.String(), "/images/"+want.String()+"/json", query, &got)
 	if NotFound(err) {
@@ -108,17 +133,28 @@ func (e *Engine) Prove(ctx context.Context, info Info, v *image.Verified) (Image
 		}
 	}
 	if askManifests {
-		whole := slices.ContainsFunc(got.Manifests, func(m struct {
-			Descriptor struct{ Digest string }
-			Available  bool
-		}) bool {
-			return m.Available && m.Descriptor.Digest == v.ManifestDigest().String()
-		})
-		if !whole {
-			return ImageID{}, unproved("blobs of manifest "+v.ManifestDigest().String(), "not all there", "all there")
+		ours := v.ManifestDigest().String()
+		i := slices.IndexFunc(got.Manifests, func(m manifest) bool { return m.Descriptor.Digest == ours })
+		switch {
+		case i < 0 || !got.Manifests[i].Available:
+			return ImageID{}, unproved("blobs of manifest "+ours, "not all there", "all there")
+		case got.Manifests[i].ImageData.Size.Unpacked <= 0:
+			return ImageID{}, &UnprovedError{
+				ID: want.String(), What: "layers of manifest " + ours, Got: "not unpacked",
+				Want: "unpacked", Err: ErrNotUnpacked,
+			}
 		}
 	}
 	return ImageID{digest: want}, nil
+}
+
+// manifest is what an engine with a containerd store says of one manifest of an image.
+type manifest struct {
+	Descriptor struct{ Digest string }
+	Available  bool // its blobs are there
+	ImageData  struct {
+		Size struct{ Unpacked int64 } // on the disk; 0 where it isn't unpacked, or couldn't be
+	}
 }
 
 // Summary is an image as a list shows it.
@@ -162,7 +198,7 @@ func (e *Engine) Present(ctx context.Context, info Info, v *image.Verified, know
 		blobs := map[digest.Digest]bool{}
 		for _, k := range known {
 			// Only such an engine says whether the blobs are there: an unpacked image may have lost them.
-			if _, err := e.Prove(ctx, info, k); err == nil && info.APIAtLeast(48) {
+			if _, err := e.Prove(ctx, info, k); err == nil && info.TellsUnpacked() {
 				for _, layer := range k.Layers() {
 					blobs[layer.Digest] = true
 				}
