@@ -51,6 +51,8 @@ const (
 	PortPrivileged    Code = "HST004"
 	StartsByItself    Code = "ENG014"
 	ImagePrunable     Code = "ENG015"
+	ImageTooDeep      Code = "ENG018"
+	ImageUntried      Code = "ENG019"
 )
 
 // Class describes a code for documents.
@@ -105,6 +107,8 @@ func Codes() []Class {
 		{admission.EngineNotDocker, "what answers at the engine's socket isn't a Docker engine"},
 		{StartsByItself, "the engine will start a container by itself at the next boot"},
 		{ImagePrunable, "the engine has the image, but may lose it before the next boot"},
+		{ImageTooDeep, "the image has more layers than the engine takes"},
+		{ImageUntried, "the engine doesn't say whether it could unpack the image"},
 		{admission.ImpostorEnded, "an image is already measured, and a container that no launcher had measured ran before in this boot and may have measured it"},
 		{ComposeMissing, "no Compose of version 2 or later"},
 		{AgentDown, "the guest agent doesn't answer"},

@@ -57,6 +57,9 @@ func checkImage(ctx context.Context, f *facts) outcome {
 	if v == nil {
 		return outcome{unknown: "it isn't known which image is wanted"}
 	}
+	if err := inspect.Takes(f.info, v); err != nil {
+		return fail(ImageTooDeep, err)
+	}
 	id, err := f.engine.Prove(ctx, f.info, v)
 	held := func() bool {
 		return slices.ContainsFunc(f.containers, func(c admission.Container) bool { return c.Image == id.String() })
@@ -66,7 +69,11 @@ func checkImage(ctx context.Context, f *facts) outcome {
 	switch {
 	case err == nil && (!f.next || held()):
 		f.id, f.left = id, new(int64)
-		return ok("in the engine already")
+		if !f.info.TellsUnpacked() && !held() { // a container needs it unpacked
+			found = append(found, note(ImageUntried, "this engine doesn't say whether it could unpack the image; "+
+				"`run` tries that with a container, and loads the image again where it couldn't"))
+		}
+		return ok("in the engine already", found...)
 	case err == nil:
 		found = append(found, note(ImagePrunable, "the engine has the image, but no container uses it, so it may be pruned before it is needed"))
 	case errors.Is(err, inspect.ErrNoImage):

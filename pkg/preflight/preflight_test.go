@@ -271,8 +271,8 @@ func TestEveryCodeHasASeed(t *testing.T) {
 	assert.GreaterOrEqual(t, len(paths), 40)
 	// These have tests of their own: they need a lock or a registry that counts.
 	covered := []string{string(admission.AnotherLauncher), string(preflight.RateLow)}
-	for _, code := range []preflight.Code{admission.WorkloadPaused, admission.EngineNotDocker, preflight.StartsByItself, preflight.ImagePrunable} {
-		covered = append(covered, string(code)) // and so do these: they need a boot before, or a server that isn't Docker
+	for _, code := range []preflight.Code{admission.WorkloadPaused, admission.EngineNotDocker, preflight.StartsByItself, preflight.ImagePrunable, preflight.ImageTooDeep} {
+		covered = append(covered, string(code)) // and so do these: they need a boot before, another image, or a server that isn't Docker
 	}
 	for _, path := range paths {
 		for _, code := range readSeed(t, path).Expect {
