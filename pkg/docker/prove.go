@@ -29,8 +29,9 @@ func (e *Engine) Prove(ctx context.Context, info inspect.Info, v *image.Verified
 	return e.Engine.Prove(ctx, info, v)
 }
 
-// trialPrefix begins the name of a container that only shows whether one can be made of an image.
-const trialPrefix = "mpc-node-trial-"
+// trialPrefix begins the name of a container that only shows whether one can be made of an image. One
+// that was left behind counts as a holder, and goes with them.
+const trialPrefix = "mpc-node-holder-trial-"
 
 // try makes a container of an image, which is never started, and removes it. The image's volumes
 // are covered: else they would be made, and its files copied into them.

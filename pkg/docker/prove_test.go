@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -194,7 +195,7 @@ func TestAVariantIsUnpackedByATrial(t *testing.T) {
 			require.NoError(t, err)
 			other, err := b.double.AddImage(img, "other:latest")
 			require.NoError(t, err)
-			name := "mpc-node-trial-" + v.ManifestDigest().Hex()[:12]
+			name := "mpc-node-holder-trial-" + v.ManifestDigest().Hex()[:12]
 			_, err = b.double.Call("POST", "/containers/create?name="+name, map[string]any{"Image": other})
 			require.NoError(t, err)
 
@@ -265,5 +266,51 @@ func TestMoreLayersThanTheEngineTakes(t *testing.T) {
 	require.Error(t, err)
 	assert.Equal(t, exit.Refused, exit.Of(err), "%v", err)
 	assert.NotEmpty(t, exit.Hints(err))
+	assert.Zero(t, b.double.Loads())
+}
+
+// TestTheEnginesReadingOfALayerDecides, whether it is unpacked here first or not.
+func TestTheEnginesReadingOfALayerDecides(t *testing.T) {
+	t.Parallel()
+	content, err := launchtest.RandomLayer(1, 9*unit)
+	require.NoError(t, err)
+	layer := odd{append(packed(t, content), "junk behind the end"...), content, types.DockerLayer}
+	for store, options := range stores() {
+		for link, rate := range map[string]int64{"open": 0, "slow": 40 * unit} {
+			t.Run(store+"/"+link, func(t *testing.T) {
+				t.Parallel()
+				options.Pigz = true
+				b := newBench(t, options)
+				b.linkedBy(launchtest.RegistryOptions{TotalRate: rate})
+				_, err := b.load(t.Context(), b.pushed(imageOf(t, layer)), docker.LoadOptions{})
+				require.NoError(t, err)
+				assert.Equal(t, 1, b.images())
+			})
+		}
+	}
+}
+
+// TestAZstdLayerThatIsNotWhatTheConfigSays is found where it is unpacked for an engine that can't, and
+// told once.
+func TestAZstdLayerThatIsNotWhatTheConfigSays(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{})
+	content, err := launchtest.RandomLayer(1, 1000)
+	require.NoError(t, err)
+	img, err := launchtest.Image(launchtest.ImageOptions{
+		OCI: true, Compression: launchtest.Zstd, Layers: [][]byte{content},
+	})
+	require.NoError(t, err)
+	config, err := img.ConfigFile()
+	require.NoError(t, err)
+	config = config.DeepCopy()
+	config.RootFS.DiffIDs[0].Hex = strings.Repeat("ab", 32)
+	img, err = mutate.ConfigFile(img, config)
+	require.NoError(t, err)
+	_, err = b.load(t.Context(), b.pushed(img), docker.LoadOptions{})
+	require.Error(t, err)
+	assert.Equal(t, exit.Mismatch, exit.Of(err), "%v", err)
+	assert.Equal(t, 1, strings.Count(err.Error(), "diffID"), "%v", err)
+	assert.NotContains(t, err.Error(), "\n")
 	assert.Zero(t, b.double.Loads())
 }

@@ -262,7 +262,77 @@ func loadScenarios() []scenario {
 			[containerd] only the documents then: loaded
 			[20] after its end: 404
 			[!20] after its end: 200`,
+	}, {
+		name: "load after an upload that broke off in a damaged layer",
+		do: func(s *subject) {
+			made := s.sample(launchtest.ImageOptions{}, 3<<20)
+			damaged := bytes.Clone(made.layers[0])
+			damaged[1000] ^= 1
+			upload := archive(s.t, with(made.hybrid(s.t), blobName(made.layers[0]), damaged))
+			s.breakOff(upload[:len(damaged)-100])
+			s.load("first", made.hybrid(s.t), "")
+			s.load("again", made.hybrid(s.t), "")
+			s.inspects("inspected", s.id(made))
+		},
+		want: `
+			[classic] first: loaded
+			[containerd 26] first: error
+			[containerd !26] first: loaded, unpacking failed
+			again: loaded
+			[classic] inspected: CONFIG with 1 layers
+			[containerd] inspected: MANIFEST with 1 layers`,
+	}, {
+		name: "load what can't be unpacked",
+		do: func(s *subject) {
+			other := s.sample(launchtest.ImageOptions{}, 2000)
+			for _, what := range []string{"another tar", "something behind the end"} {
+				made := s.sample(launchtest.ImageOptions{}, 1000)
+				blob := other.layers[0]
+				if what != "another tar" {
+					blob = append(bytes.Clone(made.layers[0]), "junk behind the end"...)
+				}
+				made = made.relayered(s.t, blob)
+				s.images = append(s.images, made.man())
+				s.knows(made.man(), "MANIFEST")
+				s.load(what, made.hybrid(s.t), "")
+				s.inspects("inspected", s.id(made))
+				if s.store == "containerd" {
+					s.available("manifests", made.man())
+				}
+				s.sees("container", http.MethodPost, "/containers/create?name="+s.name("box"),
+					map[string]any{"Image": s.id(made)})
+			}
+		},
+		want: cannotBeUnpacked("another tar") + cannotBeUnpacked("something behind the end"),
+	}, {
+		name: "load a variant",
+		do: func(s *subject) {
+			made := s.sample(launchtest.ImageOptions{
+				Platform: v1.Platform{OS: "linux", Architecture: architecture(), Variant: "v2"},
+			}, 1000)
+			s.load("answer", made.hybrid(s.t), "")
+			s.inspects("inspected", s.id(made))
+			s.must(http.MethodDelete, "/containers/"+s.container("box", s.id(made), nil, nil), nil)
+			s.available("after a container", made.man())
+		},
+		want: `
+			answer: loaded
+			[classic] inspected: CONFIG with 1 layers
+			[containerd] inspected: MANIFEST with 1 layers
+			[containerd !26] after a container: available [true], unpacked [true]`,
 	}}
+}
+
+func cannotBeUnpacked(what string) string {
+	return `
+		[classic] ` + what + `: error
+		[containerd 26] ` + what + `: error
+		[containerd !26] ` + what + `: loaded, unpacking failed
+		[classic] inspected: 404
+		[containerd] inspected: MANIFEST with 1 layers
+		[containerd !26] manifests: available [true], unpacked [false]
+		[classic] container: 404
+		[containerd] container: 500`
 }
 
 // layers are those that a sample has that is made of the same seed.

@@ -32,6 +32,9 @@ type EngineOptions struct {
 	// Root is the engine's data root as it tells it; /var/lib/docker if empty. Nothing is written
 	// there.
 	Root string
+	// Pigz says that the host has it. Engines unpack gzip with it then, and it takes what follows the
+	// end for nothing.
+	Pigz bool
 	// Shared is a directory that is the volume "shared-volume" from the beginning. A container that
 	// isn't shown, the launcher's own, has it, so that nothing can remove it. Empty: there is no such
 	// volume.

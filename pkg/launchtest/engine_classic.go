@@ -114,7 +114,7 @@ func (s *classicStore) unpack(r *engineRequest, a *archive, config *v1.ConfigFil
 			return err
 		}
 		say.progress(shortID(diffID.String()), len(compressed))
-		got, err := unpackLayer(compressed, s.engine.api.atLeast(42))
+		got, err := s.engine.unpackLayer(compressed, s.engine.api.atLeast(42))
 		if err != nil {
 			return fmt.Errorf("Error processing tar file(exit status 1): %w", err)
 		}

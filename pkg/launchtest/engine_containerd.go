@@ -226,7 +226,7 @@ func (s *containerdStore) unpack(view containerdView) error {
 			return fmt.Errorf("failed to extract layer %s: failed to get reader from content store: %w",
 				want, err)
 		}
-		got, err := unpackLayer(compressed, true)
+		got, err := s.engine.unpackLayer(compressed, true)
 		if err != nil {
 			return fmt.Errorf("failed to extract layer %s: %w", want, err)
 		}

@@ -367,11 +367,25 @@ func decompress(r io.Reader, withZstd bool) (io.Reader, error) {
 	return buffered, nil
 }
 
+// pigz is gunzip as pigz does it.
+type pigz struct{ io.Reader }
+
+func (p pigz) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	if errors.Is(err, gzip.ErrHeader) { // of a further member
+		err = io.EOF
+	}
+	return n, err
+}
+
 // unpackLayer reads a compressed layer as an engine does that extracts it, and returns its diffID.
-func unpackLayer(compressed []byte, withZstd bool) (string, error) {
+func (e *Engine) unpackLayer(compressed []byte, withZstd bool) (string, error) {
 	plain, err := decompress(bytes.NewReader(compressed), withZstd)
 	if err != nil {
 		return "", err
+	}
+	if e.o.Pigz {
+		plain = pigz{plain}
 	}
 	var content bytes.Buffer
 	t := tar.NewReader(io.TeeReader(plain, &content))

@@ -60,6 +60,17 @@ func hashOf(data []byte) v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: dige
 
 func (s sample) tag() string { return s.repository + ":" + strings.Replace(s.man(), ":", "-", 1) }
 
+// relayered is the image with other bytes for its first layer, and a config that doesn't know.
+func (s sample) relayered(t *testing.T, layer []byte) sample {
+	t.Helper()
+	manifest, err := v1.ParseManifest(bytes.NewReader(s.manifest))
+	require.NoError(t, err)
+	manifest.Layers[0].Digest, manifest.Layers[0].Size = hashOf(layer), int64(len(layer))
+	s.manifest = marshal(t, manifest)
+	s.layers = append([][]byte{layer}, s.layers[1:]...)
+	return s
+}
+
 // entry is a file of a tar.
 type entry struct {
 	name string
