@@ -67,8 +67,8 @@ func (i Info) APIAtLeast(minor int) bool {
 	return err == nil && (major == "1" && got >= minor || major > "1")
 }
 
-// TellsUnpacked reports whether the engine says of an image whether it has unpacked it. A classic store
-// has no image that it hasn't; one of containerd's may, and says so from API 1.48 on.
+// TellsUnpacked reports whether the engine says of an image whether it has unpacked it. A classic
+// store has no image that it hasn't; one of containerd's may, and says so from API 1.48 on.
 func (i Info) TellsUnpacked() bool { return i.Store == Classic || i.APIAtLeast(48) }
 
 // Info asks the engine what it is.
