@@ -240,6 +240,10 @@ func (l *loading) blame(err error) error {
 
 // unanswered tells an engine that broke down from one that said no.
 func unanswered(err error) bool {
+	var unproved *inspect.UnprovedError
+	if errors.As(err, &unproved) {
+		return false // engines answer 500 for an image that no container can be made of
+	}
 	var e *Error
 	return errors.As(err, &e) && (e.Err != nil || e.Status >= 500)
 }
