@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -94,7 +95,7 @@ func TestE2EOddImages(t *testing.T) {
 	config, err := liar.ConfigFile()
 	require.NoError(t, err)
 	config = config.DeepCopy()
-	config.RootFS.DiffIDs[0].Hex = digest.Hex
+	config.RootFS.DiffIDs[0].Hex = strings.Repeat("ab", 32)
 	liar, err = mutate.ConfigFile(liar, config)
 	require.NoError(t, err)
 	ref := push(liar)
