@@ -241,7 +241,8 @@ func loadScenarios() []scenario {
 			[containerd 26] inspected: MANIFEST with 1 layers
 			[containerd 28] inspected: MANIFEST with 0 layers
 			[containerd !26 !28] inspected: MANIFEST with 1 layers
-			[containerd !26] manifests: available [false], unpacked [true]`,
+			[containerd 28] manifests: available [false], unpacked [false]
+			[containerd !26 !28] manifests: available [false], unpacked [true]`,
 	}, {
 		name: "upload that breaks off",
 		do: func(s *subject) {

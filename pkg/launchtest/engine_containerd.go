@@ -379,9 +379,9 @@ func (s *containerdStore) manifests(id string) []map[string]any {
 }
 
 // unpackedSize is what the snapshots of an image take: a block for each layer, or nothing where they
-// aren't all there.
+// aren't all there, and on 28 where a blob isn't.
 func (s *containerdStore) unpackedSize(view containerdView) int {
-	if view.config == nil {
+	if view.config == nil || view.incomplete != nil && !s.engine.api.atLeast(52) {
 		return 0
 	}
 	chain := chainIDs(view.config.RootFS.DiffIDs)
