@@ -228,8 +228,12 @@ func (e *Engine) createContainer(r *engineRequest) (any, error) {
 	if err := e.mount(c); err != nil {
 		return nil, err
 	}
+	inMemory, _ := c.host["Tmpfs"].(map[string]any)
 	for _, declared := range slices.Sorted(maps.Keys(base.Config.Volumes)) {
 		place := path.Clean(declared)
+		if _, covered := inMemory[declared]; covered {
+			continue
+		}
 		if !slices.ContainsFunc(c.mounts, func(m ContainerMount) bool { return m.Destination == place }) {
 			name := e.newID()
 			c.mounts = append(c.mounts, ContainerMount{Type: "volume", Name: name, Source: e.volumePath(name),

@@ -33,7 +33,7 @@ func TestGrowth(t *testing.T) {
 		`[{"RepoTags":%s}]`:           func() { _, _ = engine.Labelled(ctx, "x") },
 		`{"Actor":{"Attributes":%s}}`: func() { _, _ = engine.Events(ctx, "x", time.Time{}) },
 	} {
-		growth.Check(t, 256<<20, growth.JSON(around), func(document []byte) {
+		growth.Check(t, 512<<20, growth.JSON(around), func(document []byte) {
 			answer = document
 			ask()
 		})
