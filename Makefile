@@ -51,7 +51,8 @@ hermetic: ## run the hermetic tests, which need nothing of the machine but a C c
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
 	go test -run '^TestPeakMemory|^TestGrowth' ./pkg/...
 
-# Most of it is waiting, so more tests run at once than there are cores.
+# Most of it is waiting, so more tests run at once than there are cores. The long lists of images and registries are
+# for test-engines: here each has its commonest part.
 .PHONY: e2e
 e2e: ## run the end-to-end tests on a real engine with a real compose
 	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '^TestE2E|^TestConformanceOf' ./pkg/launchtest ./cmd/launcher
@@ -86,7 +87,7 @@ docs: ## write the generated parts of the documents anew
 	go test ./pkg -run TestTheAuditorsList -count=1 -update
 
 .PHONY: test-engines
-test-engines: ## run the end-to-end tests on Docker 20.10, 26, 28 and 29 with both image stores; two hours, root on Debian
+test-engines: ## run the end-to-end tests, the long ones too, on Docker 20.10, 26, 28 and 29 with both image stores; two hours, root on Debian
 	hack/test-engines
 
 .PHONY: test-external

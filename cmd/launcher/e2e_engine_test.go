@@ -33,6 +33,7 @@ type ownEngine struct {
 	dir     string
 	driver  string
 	bridged bool
+	environ []string // of the daemon, beside this process's
 	cmd     *exec.Cmd
 	control io.WriteCloser
 	init    int // process 1 of its namespace, as this namespace counts
@@ -66,7 +67,7 @@ kill -TERM $!
 wait $!
 `
 
-func newOwnEngine(t *testing.T, bridged bool) *ownEngine {
+func newOwnEngine(t *testing.T, bridged bool, environ ...string) *ownEngine {
 	t.Helper()
 	require.Zero(t, os.Geteuid(), "a dockerd of its own needs root")
 	host := os.Getenv("LAUNCHER_E2E_DOCKER_HOST")
@@ -79,7 +80,7 @@ func newOwnEngine(t *testing.T, bridged bool) *ownEngine {
 	if os.Getenv("LAUNCHER_ENGINE_CONFIG") == "" { // a shared engine's containerd store is its own choice, not this one's
 		info.Driver = strings.Replace(info.Driver, "overlayfs", "overlay2", 1)
 	}
-	e := &ownEngine{t: t, dir: dir, driver: info.Driver, bridged: bridged}
+	e := &ownEngine{t: t, dir: dir, driver: info.Driver, bridged: bridged, environ: environ}
 	t.Cleanup(func() {
 		e.cut()
 		if t.Failed() {
@@ -117,6 +118,7 @@ func (e *ownEngine) start() {
 		config = "{}"
 	}
 	e.cmd = exec.Command("unshare", append(args, "bash", "-euc", dockerdScript, e.dir, e.driver, e.name(), strconv.FormatBool(e.bridged), config)...)
+	e.cmd.Env = append(os.Environ(), e.environ...)
 	log, err := os.ReadFile(filepath.Join(e.dir, "log"))
 	if err != nil {
 		require.ErrorIs(e.t, err, os.ErrNotExist)
@@ -172,14 +174,18 @@ func (e *ownEngine) watch(ctx context.Context, query url.Values) io.ReadCloser {
 	e.t.Helper()
 	request, err := http.NewRequestWithContext(ctx, "GET", "http://docker/events?"+query.Encode(), nil)
 	require.NoError(e.t, err)
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", e.dir+"/docker.sock")
-	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
-	answer, err := client.Do(request)
+	answer, err := e.client().Do(request)
 	require.NoError(e.t, err)
 	require.Equal(e.t, http.StatusOK, answer.StatusCode)
 	return answer.Body
+}
+
+// client speaks to the engine.
+func (e *ownEngine) client() *http.Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", e.dir+"/docker.sock")
+	}
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
 }
 
 // cut pulls the plug: daemon, containerd, shims and workload get no chance to do anything.

@@ -63,6 +63,9 @@ func (p *puller) images() int {
 	return len(list)
 }
 
+// remove removes the engine's images and returns their IDs.
+func (p *puller) remove() []string { return removeImages(p.t, p.engine) }
+
 // pushLayers returns the image of these layers, and the blobs that they are.
 func pushLayers(
 	t *testing.T, r *launchtest.Registry, layers ...[]byte,
