@@ -1,7 +1,6 @@
 package launch_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -9,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -159,10 +159,11 @@ func TestAStopThatItSurvivedIsForgotten(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, options{})
+			w := newWorld(t, options{machine: launchtest.MachineOptions{
+				Config: v1.Config{StopSignal: "SIGHUP"}, // which the double survives
+			}})
 			l := w.watch()
 			w.Engine.Fail(launchtest.EngineFault{Match: "GET /containers/*/json", Times: -1, Edit: func(body []byte) []byte {
-				body = bytes.Replace(body, []byte(`"Config":{`), []byte(`"Config":{"StopSignal":"SIGHUP",`), 1) // which the double survives
 				var all map[string]any
 				require.NoError(t, json.Unmarshal(body, &all))
 				state := all["State"].(map[string]any)
@@ -315,7 +316,7 @@ func TestWhatChangedIsNotStartedAgain(t *testing.T) {
 		change func(*world)
 		want   string
 	}{
-		"another name": {change: func(w *world) { w.does("POST", "/containers/mpc-node/rename?name=other") }, want: "name"},
+		"another name": {change: func(w *world) { w.does("POST", "/containers/mpc-node/rename?name=other") }, want: "Name"},
 		"gone":         {change: func(w *world) { w.does("DELETE", "/containers/mpc-node?force=1") }, want: "was removed"},
 		"another container of that name": {change: func(w *world) {
 			w.does("DELETE", "/containers/mpc-node?force=1")

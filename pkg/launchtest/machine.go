@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/digest"
@@ -17,6 +18,7 @@ type MachineOptions struct {
 	Engine EngineOptions // its Recorder is the machine's
 	Agent  AgentOptions  // its Recorder is the machine's
 	Images int           // how many images the registry has; 0: 2
+	Config v1.Config     // of the images
 }
 
 // Machine is a virtual machine made of doubles, as far as a launcher sees it: an engine, a guest
@@ -74,7 +76,7 @@ func NewMachine(o MachineOptions) (_ *Machine, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := m.push(ImageOptions{Layers: layers}); err != nil {
+		if err := m.push(ImageOptions{Config: o.Config, Layers: layers}); err != nil {
 			return nil, err
 		}
 	}
