@@ -189,7 +189,7 @@ func TestEachMistakeHasALineOfItsOwn(t *testing.T) {
 	require.NoError(t, os.WriteFile(config, []byte("PORTS=1:2\n"), 0o600))
 	_, stderr, code = run(t, nonTEE(t), "run", "--config", config)
 	assert.Equal(t, exit.Config, code)
-	assert.Contains(t, stderr, "\n\n[launcher_config]\nimage = ", "to be copied")
+	assert.Contains(t, stderr, "\n\n[launcher_config]\nimage_reference = ", "to be copied")
 }
 
 // forged returns a certificate whose names are forged lines.
