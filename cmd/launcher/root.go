@@ -111,15 +111,21 @@ Without a command it does what "launcher run" does.`,
 		Args:          noArguments,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE:          o.runRun,
+	}
+	// Cobra's own flag would link text/template, and with it whatever a template could call: 2.5 MB.
+	showVersion := root.Flags().Bool("version", false, "print the version, as `launcher version` does")
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if *showVersion {
+			_, err := io.WriteString(p.stdout, thisBuild().line())
+			return err
+		}
+		return o.runRun(cmd, args)
 	}
 	root.SetIn(p.stdin)
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(p.printHelp)
-	root.Version = version
-	root.SetVersionTemplate(thisBuild().line())
 	root.AddCommand(o.newCmd(), p.newPullCmd(), p.newVerifyCmd(), p.newDigestCmd(), p.newRenderCmd(), p.newRTMR3Cmd(), p.newVersionCmd())
 	addSettings(root)
 	for _, cmd := range root.Commands() {
