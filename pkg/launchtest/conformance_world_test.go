@@ -506,9 +506,11 @@ func list(t *testing.T, text string) []map[string]any {
 }
 
 // comesTo waits until a container has a status.
-func (s *subject) comesTo(container, status string) {
+func (s *subject) comesTo(container, status string) (state map[string]any) {
 	s.t.Helper()
 	require.Eventually(s.t, func() bool {
-		return s.get("/containers/" + container + "/json")["State"].(map[string]any)["Status"] == status
+		state = s.get("/containers/" + container + "/json")["State"].(map[string]any)
+		return state["Status"] == status
 	}, patience, time.Millisecond)
+	return state
 }
