@@ -19,6 +19,9 @@ import (
 const (
 	// stopGrace is how long a workload may take to end before it is killed.
 	stopGrace = 10 * time.Second
+	// endTries is how often more an engine that fails is asked to end one, and endPause between.
+	endTries = 20
+	endPause = 250 * time.Millisecond
 	// startGrace is how long a workload must run to count as started.
 	startGrace = 3 * time.Second
 	startPoll  = 200 * time.Millisecond

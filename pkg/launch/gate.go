@@ -128,7 +128,25 @@ func (m *machine) quiet(ctx context.Context, found standing) error {
 }
 
 // end ends a container of the workload. That it is gone is as good.
+//
+// An engine that is about to start it again may refuse a new policy (20.10 answers 500), and what it
+// starts then runs under the old one. So both are asked for again.
 func (m *machine) end(ctx context.Context, c docker.Container) error {
+	for left := endTries; ; left-- {
+		err := m.endOnce(ctx, c)
+		var answer *docker.Error
+		if !errors.As(err, &answer) || answer.Status < 500 || left == 0 {
+			return err
+		}
+		m.Log.Warn("the engine can't end a container, asking again",
+			"container", c.Name, "id", c.ShortID(), "error", err)
+		if m.Sleep(ctx, endPause) != nil {
+			return err
+		}
+	}
+}
+
+func (m *machine) endOnce(ctx context.Context, c docker.Container) error {
 	// The policy first: between a stop and a late change of it the engine may start it again.
 	if err := m.engine.ForbidRestart(ctx, c.ID); err != nil && !inspect.NotFound(err) {
 		return err

@@ -280,6 +280,20 @@ func TestAnImpostorThatCannotBeEnded(t *testing.T) {
 	}
 }
 
+// TestAnEngineMayRefuseAPolicyForAMoment: 20.10 does, to a container that it is about to start again.
+func TestAnEngineMayRefuseAPolicyForAMoment(t *testing.T) {
+	t.Parallel()
+	for _, request := range []string{"update", "stop"} {
+		i := impostorWorld(t)
+		i.strikes(stranger{name: "mpc-node", policy: "on-failure"})
+		i.Engine.Fail(launchtest.EngineFault{
+			Match: "POST /containers/*/" + request, Status: 500, Message: "no", Times: 3,
+		})
+		i.refused()
+		i.nothingRuns()
+	}
+}
+
 // TestKilledWhileAnImpostorEnds kills the launcher between any two of its requests to the engine and the agent, when nothing of one was done and when
 // all of it was. The impostor removes what was written.
 func TestKilledWhileAnImpostorEnds(t *testing.T) {

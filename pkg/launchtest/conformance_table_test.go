@@ -875,9 +875,15 @@ func lifeScenarios() []scenario {
 			state := s.comesTo(box, "restarting") // it may run again the next time somebody looks
 			s.see("between two starts: running %v, restarting %v", state["Running"], state["Restarting"])
 			s.sees("removed", http.MethodDelete, "/containers/"+box, nil)
-			s.sees("policy", http.MethodPost, "/containers/"+box+"/update",
-				map[string]any{"RestartPolicy": map[string]any{"Name": "no"}})
-			s.sees("stopped", http.MethodPost, "/containers/"+box+"/stop", nil)
+			// While it starts or ends a real engine answers 500, and changes nothing.
+			never := map[string]any{"RestartPolicy": map[string]any{"Name": "no"}}
+			status := http.StatusInternalServerError
+			for tries := 0; status == http.StatusInternalServerError && tries < 20; tries++ {
+				s.comesTo(box, "restarting")
+				status, _ = s.ask(http.MethodPost, "/containers/"+box+"/update", never)
+			}
+			s.see("policy: %d", status)
+			s.ask(http.MethodPost, "/containers/"+box+"/stop", nil) // 204, or 304 where it just ended
 			s.comesTo(box, "exited")
 			policy := s.get("/containers/" + box + "/json")["HostConfig"].(map[string]any)["RestartPolicy"]
 			s.see("policy then: %v", policy)
@@ -888,7 +894,6 @@ func lifeScenarios() []scenario {
 			between two starts: running true, restarting true
 			removed: 409
 			policy: 200
-			stopped: 204
 			policy then: map[MaximumRetryCount:0 Name:no]
 			a policy that there isn't: 400`,
 	}, {
