@@ -233,6 +233,7 @@ func TestBrokenTokenServerIsAskedOnce(t *testing.T) {
 	t.Parallel()
 	img := threeLayers(t)
 	r, p, ref := bearerAt(t, launchtest.RegistryOptions{}, img)
+	p.Rounds = 0
 	v, err := resolve(t.Context(), p, ref)
 	require.NoError(t, err)
 	r.Expire()

@@ -27,6 +27,7 @@ type class int
 const (
 	transient class = iota // outages: quick attempts, then rounds
 	permanent              // answers that rarely change: three attempts
+	refusal                // answers that a push or a login changes: three attempts, then rounds
 	lie                    // bytes that are not what was asked for: three attempts
 	final                  // what no other attempt can change: none
 )
@@ -169,7 +170,7 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 	switch f.class {
 	case transient:
 		e.Kind = image.Unavailable
-	case permanent:
+	case permanent, refusal:
 		e.Kind = image.Refused
 	case final:
 		e.Kind = image.Unavailable
@@ -231,6 +232,9 @@ func (s *Source) rejected(a *answer) *failure {
 			http.StatusMisdirectedRequest:
 		case http.StatusProxyAuthRequired:
 			f.class = final
+		case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound,
+			http.StatusMethodNotAllowed, http.StatusGone, http.StatusUnavailableForLegalReasons:
+			f.class = refusal
 		default:
 			f.class = permanent
 		}

@@ -312,3 +312,31 @@ func TestEveryWaitEnds(t *testing.T) {
 		})
 	}
 }
+
+// TestAPushDuringTheRounds is what they are for: the digest was asked for before it was there.
+func TestAPushDuringTheRounds(t *testing.T) {
+	t.Parallel()
+	r, clock := newRegistry(t, launchtest.RegistryOptions{}), new(clock)
+	ref := push(t, r, small(t))
+	r.Fail(launchtest.RegistryFault{
+		Kind: launchtest.FaultStatus, Status: http.StatusNotFound, On: launchtest.RequestManifest, Times: -1,
+	})
+	p := defaults(clock)
+	p.Tuning.Sleep = func(ctx context.Context, d time.Duration) error {
+		if clock.Slept() > 8*time.Second {
+			r.Heal()
+		}
+		return clock.Sleep(ctx, d)
+	}
+	_, err := resolve(t.Context(), p, ref)
+	require.NoError(t, err)
+
+	// Who only wants to know is told after the first round.
+	r.Fail(launchtest.RegistryFault{
+		Kind: launchtest.FaultStatus, Status: http.StatusNotFound, On: launchtest.RequestManifest, Times: -1,
+	})
+	p = defaults(clock)
+	p.Rounds = 0
+	_, err = resolve(t.Context(), p, ref)
+	assert.Equal(t, 3, requireError(t, err, image.Refused).Attempts)
+}

@@ -179,11 +179,17 @@ func TestContentTypeDoesNotMatter(t *testing.T) {
 	}
 }
 
-// TestRefusals are the answers that end a pull after few attempts.
+// TestRefusals are the answers that end a pull: after few attempts, or, where a push or a login
+// changes them, after as many rounds as an outage gets.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	img := small(t)
-	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusGone, http.StatusUnavailableForLegalReasons} {
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
+		http.StatusGone, http.StatusUnavailableForLegalReasons, http.StatusBadRequest, http.StatusConflict} {
+		attempts, least, most := 18, 2+3+4.5, 40.0
+		if status == http.StatusBadRequest || status == http.StatusConflict {
+			attempts, least, most = 3, 0, 5
+		}
 		for part, fault := range map[string]launchtest.RegistryFault{
 			"manifest":     {On: launchtest.RequestManifest},
 			"layer 2 of 2": {On: launchtest.RequestBlob, Digest: layerDigest(t, img, 1)},
@@ -198,10 +204,11 @@ func TestRefusals(t *testing.T) {
 			assert.Equal(t, exit.Refused, exit.Of(err))
 			assert.Equal(t, status, e.Status)
 			assert.Equal(t, part, e.Part)
-			assert.Equal(t, 3, e.Attempts, "attempts for %d", status)
+			assert.Equal(t, attempts, e.Attempts, "attempts for %d", status)
 			assert.Equal(t, "UNAVAILABLE", e.Code)
 			assert.Equal(t, "the fault was asked for", e.Message)
-			assert.Less(t, clock.Slept().Seconds(), 5.0, "delays for %d", status)
+			assert.Less(t, clock.Slept().Seconds(), most, "delays for %d", status)
+			assert.Greater(t, clock.Slept().Seconds(), least, "delays for %d", status)
 		}
 	}
 }

@@ -42,7 +42,7 @@ type Client struct {
 	Platform v1.Platform
 
 	// Rounds is how often a request that used up its few quick attempts without any progress is
-	// taken up again. Zero means not at all.
+	// taken up again, where waiting, a push or a login can change the answer. Zero means not at all.
 	Rounds int
 	// Interval is the delay before the first further round, growing by half each time, with jitter.
 	// Zero means 2 s.

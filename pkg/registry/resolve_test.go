@@ -145,7 +145,7 @@ func TestRetriesSayWhichAndOfHowMany(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		status, of int
-	}{{503, 24}, {404, 3}} {
+	}{{503, 24}, {404, 18}, {400, 3}} {
 		var log bytes.Buffer
 		r, p := newRegistry(t, launchtest.RegistryOptions{}), defaults(new(clock))
 		ref := push(t, r, small(t))

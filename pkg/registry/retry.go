@@ -81,9 +81,11 @@ func (s *Source) again(t *tries, f *failure) (time.Duration, bool) {
 	t.advanced = false
 	after := min(f.after, s.MaxDelay)
 	switch f.class {
-	case permanent:
-		t.permanent++
-		return max(jitter(s.Tuning.QuickDelay<<t.permanent), after), t.permanent < maxAttempts
+	case permanent, refusal:
+		if t.permanent++; t.permanent < maxAttempts {
+			return max(jitter(s.Tuning.QuickDelay<<t.permanent), after), true
+		}
+		return s.round(t, after, f.class == refusal)
 	case lie:
 		t.lies++
 		s.freshConnections()
@@ -96,14 +98,19 @@ func (s *Source) again(t *tries, f *failure) (time.Duration, bool) {
 	if t.quick < s.Tuning.QuickTries && f.after <= s.Interval {
 		return max(jitter(s.Tuning.QuickDelay<<(t.quick-1)), after), true
 	}
-	if t.rounds >= s.Rounds {
+	return s.round(t, after, true)
+}
+
+// round says after which delay the next round comes, if there is one.
+func (s *Source) round(t *tries, after time.Duration, worth bool) (time.Duration, bool) {
+	if !worth || t.rounds >= s.Rounds {
 		return 0, false
 	}
 	delay := s.Interval
 	for range t.rounds {
 		delay = min(delay+delay/2, s.MaxDelay)
 	}
-	t.quick = 0
+	t.quick, t.permanent = 0, 0
 	t.rounds++
 	return max(min(jitter(delay), s.MaxDelay), after), true
 }
@@ -113,6 +120,8 @@ func (s *Source) ahead(t *tries, f *failure) (next, of int) {
 	switch f.class {
 	case permanent:
 		return t.permanent + 1, maxAttempts
+	case refusal:
+		return t.rounds*maxAttempts + t.permanent + 1, (s.Rounds + 1) * maxAttempts
 	case lie:
 		return t.lies + 1, maxAttempts
 	}
