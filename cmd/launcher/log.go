@@ -73,6 +73,10 @@ func (h *introducer) WithGroup(name string) slog.Handler {
 func cleanAttr(_ []string, a slog.Attr) slog.Attr {
 	value := a.Value.Resolve()
 	text := value.String()
+	if lines, ok := value.Any().([]string); ok {
+		text = strings.Join(lines, "; ")
+		a.Value = slog.StringValue(text)
+	}
 	if err, ok := value.Any().(error); ok {
 		text = err.Error()
 	}

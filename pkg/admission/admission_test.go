@@ -134,3 +134,35 @@ func TestRoom(t *testing.T) {
 	assert.NotEmpty(t, exit.Hints(err))
 	assert.NoError(t, admission.Room(inspect.Info{Store: inspect.Containerd}, 51, 0), "it may be anywhere")
 }
+
+// TestPasses has every step end with every code, at first and once the boot has waited.
+func TestPasses(t *testing.T) {
+	t.Parallel()
+	tee := admission.Settings{Platform: config.TEE}
+	passing := map[bool]map[admission.Step][]exit.Code{false: {}, true: {}}
+	for _, waited := range []bool{false, true} {
+		for _, step := range append(admission.Steps(), "") {
+			for code := range exit.Terminated + 1 {
+				if tee.Passes(step, code, waited) {
+					passing[waited][step] = append(passing[waited][step], code)
+				}
+				for _, s := range []admission.Settings{
+					{Platform: config.TEE, Supervise: admission.SuperviseOff}, {Platform: config.NONTEE}, {},
+				} {
+					assert.False(t, s.Passes(step, code, waited), "nobody stays to try again: %v", s)
+				}
+				s := admission.Settings{Platform: config.NONTEE, Supervise: admission.SuperviseOn}
+				assert.Equal(t, tee.Passes(step, code, waited), s.Passes(step, code, waited))
+			}
+		}
+	}
+	first := []exit.Code{exit.Unavailable, exit.Refused, exit.Mismatch, exit.Engine}
+	later := append([]exit.Code{exit.Config}, first...)
+	assert.Equal(t, map[bool]map[admission.Step][]exit.Code{
+		false: {admission.AtPull: first, admission.AtLoad: first, admission.AtCreate: first},
+		true: {
+			admission.AtProbe: later, admission.AtGate: later, admission.AtConfig: later,
+			admission.AtPull: later, admission.AtLoad: later, admission.AtCreate: later,
+		},
+	}, passing)
+}

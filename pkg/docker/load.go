@@ -91,8 +91,8 @@ func (e *Engine) Load(ctx context.Context, v *image.Verified, from Source, o Loa
 		delivered: map[digest.Digest]bool{}}
 	id, err := l.untilProved(ctx)
 	var pull *image.Error
-	if interrupted := ctx.Err() != nil || errors.As(err, &pull) && pull.Kind == image.Unavailable; !interrupted {
-		e.ForgetPrefixes(ctx, v) // else a further run goes on with them
+	if interrupted := ctx.Err() != nil || errors.As(err, &pull); !interrupted {
+		e.ForgetPrefixes(ctx, v) // else a further try goes on with them: they are proved
 	}
 	if err != nil && l.named {
 		return Loaded{}, e.forgetBroken(ctx, info, v, err)

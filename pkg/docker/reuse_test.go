@@ -255,6 +255,31 @@ func TestALoadLeavesTheImagesOfAnotherOneAlone(t *testing.T) {
 	assert.Equal(t, 2, b.images())
 }
 
+// TestWhatIsProvedStaysForTheNextTry, whatever was wrong with what came after it.
+func TestWhatIsProvedStaysForTheNextTry(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]launchtest.RegistryFault{
+		"unavailable": {Kind: launchtest.FaultStatus, Status: 503},
+		"refused":     {Kind: launchtest.FaultStatus, Status: 404},
+		"a lie":       {Kind: launchtest.FaultFlip},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, launchtest.EngineOptions{})
+			v := b.push(launchtest.ImageOptions{Compression: launchtest.Uncompressed}, []uint64{1, 2}, 9*unit, 1000)
+			fault.On, fault.Digest, fault.Times = launchtest.RequestBlob, image.Hash(v.Layers()[1].Digest), -1
+			b.registry.Fail(fault)
+			_, err := b.load(t.Context(), v, docker.LoadOptions{})
+			require.Error(t, err)
+			b.registry.Heal()
+			loaded, err := b.load(t.Context(), v, docker.LoadOptions{})
+			require.NoError(t, err)
+			assert.Equal(t, v.Layers()[0].Size, loaded.Reused)
+			assert.Equal(t, 1, b.images(), "nothing is left of the way")
+		})
+	}
+}
+
 func TestAnImageThatCannotBeInspectedIsNoHindrance(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, launchtest.EngineOptions{})

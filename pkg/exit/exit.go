@@ -46,7 +46,7 @@ func Classes() []Class {
 		{Config, "config", "user config or approved list unreadable or invalid; override not approved; reserved key; one of the launcher's own files can't be written", "fix the file"},
 		{Unavailable, "unavailable", "registry or network, after all retries: time-outs, 5xx, 429, connection and TLS faults", "try again later"},
 		{Refused, "refused", "permanent answer of the registry: 401, 403, 404, no such platform; an image in a form that can't be used", "fix access or the reference"},
-		{Mismatch, "mismatch", "bytes that aren't what the digest says, or an image that contradicts itself", "do not retry from there; suspect the source"},
+		{Mismatch, "mismatch", "bytes that aren't what the digest says, or an image that contradicts itself", "suspect the source; a launcher that supervises asks again"},
 		{Engine, "engine", "Docker daemon unreachable, out of disk, load failed or not proved", "fix the host"},
 		{Measurement, "measurement", "agent unreachable or unable, another digest already measured, log unreadable or not replaying, another container holds the agent's socket", "usually: reboot the CVM"},
 		{Workload, "workload", "compose missing or failed, container not running", "look at the workload's logs"},

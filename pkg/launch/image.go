@@ -94,6 +94,7 @@ func (m *machine) load(pulled imaged) step[imaged] {
 		case err == nil:
 			m.report.Pull.Source, m.report.Pull.BytesReused = "engine", img.image.Size()
 		case errors.Is(err, inspect.ErrNoImage), errors.As(err, &unproved):
+			m.seen.engine, m.seen.free = info, m.free(ctx, info)
 			known := m.own.Known(img.image.Reference().Context())
 			var loaded docker.Loaded
 			recorded := m.recordBytes(img.source)
@@ -146,14 +147,23 @@ func (m *machine) recordBytes(source *registry.Source) (over func()) {
 // space returns the question whether the engine has room for an image. Where that can't be seen it
 // is none: unknown is never a refusal.
 func (m *machine) space(ctx context.Context) func(inspect.Info, int64) error {
-	self, err := m.self(ctx)
-	if err != nil {
-		return nil
-	}
 	return func(info inspect.Info, missing int64) error {
-		if free, known := state.Free(info, self, m.Settings, nil); known {
+		if free := m.free(ctx, info); free != unknownRoom {
 			return admission.Room(info, missing, free)
 		}
 		return nil
 	}
+}
+
+// unknownRoom is the room on a disk that can't be seen.
+const unknownRoom = -1
+
+// free returns how many bytes are free on the engine's disk.
+func (m *machine) free(ctx context.Context, info inspect.Info) int64 {
+	if self, err := m.self(ctx); err == nil {
+		if free, known := state.Free(info, self, m.Settings, nil); known {
+			return free
+		}
+	}
+	return unknownRoom
 }

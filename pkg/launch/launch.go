@@ -85,7 +85,7 @@ func (l *Launcher) newRun() *run {
 		unnamed: unnamed,
 	}
 	r.report.Version, r.report.BootID, r.report.StartedAt = ReportVersion, filled.BootID, now()
-	r.report.Platform = filled.Settings.Platform
+	r.report.Platform, r.report.Attempt = filled.Settings.Platform, 1
 	return r
 }
 

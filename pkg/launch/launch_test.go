@@ -36,6 +36,7 @@ type world struct {
 	clock    clock
 	onNap    func()               // called whenever a launcher in this process sleeps before it supervises
 	onLine   func(message string) // called when it logs, before it goes on
+	once     bool                 // what is begun now doesn't try again
 
 	workloadImage string
 }
@@ -47,6 +48,9 @@ type options struct {
 
 func newWorld(t *testing.T, o options) *world {
 	t.Helper()
+	if o.machine.Engine.Root == "" {
+		o.machine.Engine.Root = "/nowhere" // what is free on this machine's disk says nothing
+	}
 	m, err := launchtest.NewMachine(o.machine)
 	require.NoError(t, err)
 	t.Cleanup(func() {

@@ -28,6 +28,11 @@ type machine struct {
 	agent  *rtmr.Agent // nil outside a CVM
 
 	platform v1.Platform // whose image is wanted; zero: this machine's
+	// What is remembered from one attempt to the next: what the latest one found, how many waits of
+	// each kind there were, and that no image was measured yet.
+	seen          surroundings
+	pauses, rests int
+	unmeasured    bool
 }
 
 // settings ends what runs as the workload and isn't, so that no refusal leaves it running, and takes
@@ -105,6 +110,14 @@ type standing struct {
 
 // probe asks, before anything is touched, whether a measurement could end well.
 func (m *machine) probe(ctx context.Context) (found standing, detail string, err error) {
+	if m.report.Attempt > 1 { // while it waited, the engine may have started what it likes
+		if err := m.endImpostors(ctx); err != nil {
+			return found, "", err
+		}
+		if err := m.isVolume(ctx); err != nil {
+			return found, "", err
+		}
+	}
 	if !m.Settings.TEE() {
 		return found, "no measurement outside a CVM", errSkipped
 	}
@@ -127,7 +140,13 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 		return found, "", err
 	}
 	found.log = &log
+	if facts.AnImage() && m.unmeasured { // and this run has the lock, and hasn't come to its own emit
+		m.forget() // what did it may have removed what we wrote
+		image, _ := log.Images()[0].Image()
+		return found, "", admission.NotOurs(image)
+	}
 	if !facts.AnImage() {
+		m.unmeasured = true
 		return found, "the agent can measure, no image is measured yet", m.agent.CanEmit(ctx)
 	}
 	if facts, err = m.around(ctx, facts); err != nil {
@@ -206,6 +225,7 @@ func (m *machine) choose(found alone) step[choice] {
 
 // read reads the files that say which image is wanted.
 func (m *machine) read(known admission.Facts) (choice, error) {
+	m.seen.files = state.Fingerprint(m.Settings, m.shared)
 	cfg, warnings, err := state.UserConfig(m.Settings)
 	if err != nil {
 		return choice{}, err

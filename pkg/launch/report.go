@@ -27,7 +27,7 @@ import (
 const reportInterval = 2 * time.Second
 
 // ReportVersion is the version of the report's schema.
-const ReportVersion = 1
+const ReportVersion = 2
 
 // Report is the launch report: what was done, how far it came and how it ended. It holds no secret, and nothing that
 // Compose or the workload printed.
@@ -42,8 +42,9 @@ type Report struct {
 	Pull        *PullReport        `json:"pull"`
 	Measurement *MeasurementReport `json:"measurement"`
 	Workload    *WorkloadReport    `json:"workload"`
+	Attempt     int                `json:"attempt"`   // which one all of the above is about
 	ExitCode    *exit.Code         `json:"exit_code"` // null while it runs
-	Error       *string            `json:"error"`
+	Error       *string            `json:"error"`     // while it runs: why it waits for the next attempt
 }
 
 // ImageReport says which image was chosen, and why.
@@ -205,9 +206,26 @@ func (r *report) restarts() int { return r.Workload.Restarts }
 func (r *report) finish(err error) {
 	now, code := now(), exit.Of(err)
 	r.FinishedAt, r.ExitCode = &now, &code
+	r.fail(err)
+}
+
+// fail says why the boot ended or waits; nil: it didn't fail.
+func (r *report) fail(err error) {
 	if err != nil {
 		text := sanitize.Line(withoutOutput(err), sanitize.MaxLine)
 		r.Error = &text
+	}
+	r.write()
+}
+
+// again begins the next attempt, which knows nothing of the one before.
+func (r *report) again() {
+	r.Attempt++
+	r.Image, r.Pull, r.Measurement, r.Workload, r.Error = nil, nil, nil, nil, nil
+	for i, s := range r.Steps {
+		if admission.Step(s.Name) != admission.AtSettings {
+			r.Steps[i] = StepReport{Name: s.Name, Status: pending}
+		}
 	}
 	r.write()
 }

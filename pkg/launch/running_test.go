@@ -3,6 +3,7 @@ package launch_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"runtime"
@@ -81,6 +82,7 @@ func (c *clock) Sleep(ctx context.Context, d time.Duration) error {
 type watched struct {
 	w      *world
 	last   string // the message at which it ends as if it were killed; empty: none
+	once   bool   // an attempt that fails is its end, with what it says of that
 	cancel context.CancelCauseFunc
 	naps   chan time.Duration
 	ended  chan struct{}
@@ -96,7 +98,7 @@ type watched struct {
 // begin runs a launcher, as far as to that message where one is named.
 func (w *world) begin(last string) *watched {
 	ctx, cancel := context.WithCancelCause(w.t.Context())
-	l := &watched{w: w, last: last, cancel: cancel}
+	l := &watched{w: w, last: last, once: w.once, cancel: cancel}
 	l.naps, l.ended = make(chan time.Duration), make(chan struct{})
 	w.t.Cleanup(func() { cancel(nil); <-l.ended })
 	launcher := launch.Launcher{
@@ -111,8 +113,8 @@ func (w *world) begin(last string) *watched {
 	return l
 }
 
-// boot runs a launcher until it ends by itself or is about to supervise, which is as good as the
-// end with 0 without supervision. There it ends as if it were killed, though not without giving up
+// boot runs a launcher until it ends by itself, waits to try again, or is about to supervise, which is
+// as good as the end with 0 without supervision. There it ends as if it were killed, though not without giving up
 // its lock.
 func (w *world) boot() exit.Code {
 	w.t.Helper()
@@ -120,7 +122,9 @@ func (w *world) boot() exit.Code {
 	if w.settings.Supervise != admission.SuperviseOff && w.settings.Platform == config.TEE {
 		last = "step started supervise"
 	}
+	w.once = true
 	l := w.begin(last)
+	w.once = false
 	err := l.end()
 	w.stderr = l.output.String()
 	return exit.Of(err)
@@ -160,13 +164,60 @@ func (l *watched) Write(p []byte) (int, error) {
 	if line == l.last {
 		runtime.Goexit()
 	}
+	if l.once && strings.HasPrefix(line, triesAgain) {
+		l.cancel(failureIn(p))
+	}
 	return len(p), nil
+}
+
+// triesAgain is what a launcher says of an attempt that failed.
+const triesAgain = "the attempt failed, trying again"
+
+// failed is what that line says.
+type failed struct {
+	Attempt  int
+	Step     admission.Step
+	ExitCode exit.Code `json:"exit_code"`
+	Error    string
+	Hints    []string
+	In       time.Duration
+}
+
+func (l *watched) failures() (all []failed) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.lines {
+		if strings.HasPrefix(message(line), triesAgain) {
+			var f failed
+			assert.NoError(l.w.t, json.Unmarshal(line, &f))
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// failureIn is that as the error that ends a launcher which doesn't try again.
+func failureIn(line []byte) error {
+	var f failed
+	if err := json.Unmarshal(line, &f); err != nil {
+		return err
+	}
+	return &exit.Error{Code: f.ExitCode, Err: errors.New(string(f.Step) + ": " + f.Error), Hint: f.Hints}
 }
 
 func (l *watched) messages() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.log)
+}
+
+// line returns the first line whose message begins so, as it was written.
+func (l *watched) line(text string) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.IndexFunc(l.log, func(m string) bool { return strings.HasPrefix(m, text) })
+	require.GreaterOrEqual(l.w.t, i, 0, "%q", text)
+	return l.lines[i]
 }
 
 // said returns how many messages contain the text.

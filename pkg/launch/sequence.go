@@ -8,26 +8,30 @@ import (
 	"tee-launcher/pkg/internal/files"
 )
 
-// Run does the whole sequence once. Its error, if any, says by its type which exit code it ends in;
-// the report says at which step.
+// Run does the whole sequence, and tries again where admission says so of a failure; nothing is
+// measured in an attempt after which it does. Its error, if any, says by its type which exit code it
+// ends in; the report says at which step.
 func (l *Launcher) Run(ctx context.Context) error {
 	r := l.newRun()
 	defer r.close()
-	r.boot(ctx)
-	r.report.finish(r.err)
-	return r.err
-}
-
-// boot orders the effects. Each step takes what earlier ones found out or did, so that none can be
-// done before what it needs exists; after a step that failed none is done.
-//
-// Everything that can fail comes before the one thing that can't be undone, the measurement.
-func (r *run) boot(ctx context.Context) {
 	r.report.plan(admission.Steps()...)
 	// An impostor is ended, and the shared directory is the volume. The lock: from here on no other
 	// launcher acts.
 	m := do(ctx, r, admission.AtSettings, r.settings)
-	// Could a measurement end well? Nothing has been touched yet.
+	for again := true; again; again = r.waited(ctx, m) {
+		r.attempt(ctx, m)
+	}
+	r.report.finish(r.err)
+	return r.err
+}
+
+// attempt orders the effects. Each step takes what earlier ones of this attempt found out or did, so
+// that none can be done before what it needs exists; after a step that failed none is done.
+//
+// Everything that can fail comes before the one thing that can't be undone, the measurement.
+func (r *run) attempt(ctx context.Context, m *machine) {
+	// Could a measurement end well? What a wait may have undone of the settings is done once more,
+	// and nothing else has been touched yet.
 	found := do(ctx, r, admission.AtProbe, m.probe)
 	// No old workload runs from here on.
 	alone := do(ctx, r, admission.AtGate, m.gate(found))

@@ -120,7 +120,11 @@ func (f *facts) report(results []Result, started time.Time) *Report {
 			}
 		}
 	}
-	r.Summary = f.summary(r, code, count, first == last)
+	var at admission.Step
+	if first < last {
+		at = admission.Steps()[first]
+	}
+	r.Summary = f.summary(r, code, count, at)
 	return r
 }
 
@@ -209,9 +213,9 @@ func (f *facts) verified() *image.Verified {
 // AsOfNow is what holds for every answer about the next boot.
 const AsOfNow = "with the list, config and sources as they are now"
 
-// summary says in one sentence of one line what a boot would come to. After says that the first
-// error is none of the boot's own.
-func (f *facts) summary(r *Report, code Code, count int, after bool) string {
+// summary says in one sentence of one line what a boot would come to. At is the step at which it comes
+// across the first error; empty: none does.
+func (f *facts) summary(r *Report, code Code, count int, at admission.Step) string {
 	left := []string{}
 	for _, g := range r.Skipped {
 		left = append(left, string(g))
@@ -228,8 +232,12 @@ func (f *facts) summary(r *Report, code Code, count int, after bool) string {
 				name = c.Name
 			}
 		}
-		s := fmt.Sprintf("%s would end with exit code %d, %s: %s", run, r.ExitCode, name, code)
-		if after {
+		would := "end"
+		if f.options.Passes(at, r.ExitCode, false) {
+			would, end = "fail", "; it would wait and try again"+end
+		}
+		s := fmt.Sprintf("%s would %s with exit code %d, %s: %s", run, would, r.ExitCode, name, code)
+		if at == "" {
 			what := "verifiers would refuse the node"
 			if r.ExitCode == exit.Config {
 				what = "the named document can't be judged"

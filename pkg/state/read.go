@@ -18,6 +18,7 @@ import (
 	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/internal/files"
 )
@@ -129,6 +130,14 @@ func Approved(shared *files.Dir) (*approval.List, error) {
 		return nil, badList(fmt.Errorf("%s: %w", approval.File, err))
 	}
 	return &list, nil
+}
+
+// Fingerprint is of the files that say which image is wanted and where it is. It changes where one of
+// them does, and where it comes or goes.
+func Fingerprint(s admission.Settings, shared *files.Dir) digest.Digest {
+	cfg, unconfigured := files.ReadFile(s.ConfigFile, config.MaxSize)
+	list, unlisted := shared.Read(approval.File, approval.MaxSize)
+	return digest.Of(fmt.Appendf(nil, "%q %v %q %v", cfg, unconfigured, list, unlisted))
 }
 
 // CanWriteNodeConfig returns why the node config, of so many bytes, couldn't be written, as far as
