@@ -47,6 +47,8 @@ const (
 	rtmr3   = "rtmr3"
 )
 
+const dockerSocket = "unix:///var/run/docker.sock"
+
 func table() []setting {
 	boots := []string{run, verify, render}
 	everywhere := []string{run, verify, render, pull, digests, rtmr3}
@@ -102,12 +104,12 @@ func table() []setting {
 			help:     "socket of the dstack guest agent", parse: path(func(s *settings) *string { return &s.launch.AgentSocket }),
 		},
 		{
-			flag: "docker-host", env: "DOCKER_HOST", fallback: "unix:///var/run/docker.sock",
+			flag: "docker-host", env: "DOCKER_HOST", fallback: dockerSocket,
 			commands: append(boots, pull),
 			help:     "the Docker engine; unix sockets only",
 			parse: func(s *settings, v string) error {
 				if !strings.HasPrefix(v, "unix:///") {
-					return errors.New("must be unix:// and an absolute path")
+					return fmt.Errorf("%.100q must be unix:// and an absolute path, such as %s", v, dockerSocket)
 				}
 				s.launch.DockerHost = v
 				return nil
@@ -127,7 +129,7 @@ func table() []setting {
 				for host := range strings.SplitSeq(v, ",") {
 					host = strings.TrimSpace(host)
 					if host == "" || strings.ContainsAny(host, "/ @") {
-						return fmt.Errorf("%.100q is not a registry's host", host)
+						return fmt.Errorf("%.100q is not a registry's host: write host or host:port, without http://", host)
 					}
 					s.launch.Insecure = append(s.launch.Insecure, host)
 				}
@@ -173,6 +175,15 @@ func table() []setting {
 			parse:    text(func(s *settings) *string { return &s.progress }),
 		},
 	}
+}
+
+// either names all that is allowed.
+func either(values []string) string {
+	last := len(values) - 1
+	if last == 0 {
+		return values[0]
+	}
+	return strings.Join(values[:last], ", ") + " or " + values[last]
 }
 
 // usage is a setting's help text as flags and README show it.
@@ -245,10 +256,10 @@ func (p *program) read(cmd *cobra.Command) (settings, error) {
 		var err error
 		switch {
 		case value == "" && row.required:
-			err = fmt.Errorf("%s is not set (or --%s)", row.env, row.flag)
+			err = fmt.Errorf("%s is not set (or --%s): %s", row.env, row.flag, row.usage())
 		case value == "":
 		case row.values != nil && !slices.Contains(row.values, value):
-			err = fmt.Errorf("%s: %.100q is not allowed: must be %s", origin, value, strings.Join(row.values, " or "))
+			err = fmt.Errorf("%s: %.100q is not allowed: must be %s", origin, value, either(row.values))
 		default:
 			if err = row.parse(&s, value); err != nil {
 				err = fmt.Errorf("%s: %w", origin, err)

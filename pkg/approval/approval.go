@@ -70,7 +70,9 @@ func Parse(data []byte) (List, error) {
 	if err != nil {
 		return List{}, &Error{
 			message: fmt.Sprintf("approved list: %v", err),
-			hint:    "the workload writes this file to the shared volume; restore it there: the default digest never stands in for a list",
+			hint: "the node writes this file to the shared volume: it has to hold " +
+				`{"approved_hashes": ["sha256:…"]}, newest first; ` +
+				"the default digest never stands in for a list",
 		}
 	}
 	return List{digests: digests}, nil
@@ -149,7 +151,7 @@ func decide(h digest.Digest, reason Reason) (Decision, error) {
 	if h.IsZero() {
 		return Decision{}, &Error{
 			message: fmt.Sprintf("selecting a digest (%s): %v", reason, digest.ErrNone),
-			hint:    "64 zeros are no image's digest: correct what says so",
+			hint:    "64 zeros are no image's digest: correct DEFAULT_IMAGE_DIGEST or the list, whichever has them",
 		}
 	}
 	return Decision{Digest: h, Reason: reason}, nil

@@ -101,14 +101,14 @@ func TestParseRefuses(t *testing.T) {
 	good := hash("a").String()
 	manyBad := make([]string, 1001)
 	for name, test := range map[string]struct{ text, says string }{
-		"an empty file":               {"", "not exactly one JSON document"},
-		"only white space":            {" \n", "not exactly one JSON document"},
+		"an empty file":               {"", "it is empty"},
+		"only white space":            {" \n", "it is empty"},
 		"cut off":                     {document(good)[:len(document(good))-1], "not exactly one JSON document"},
 		"two documents":               {document(good) + document(good), "not exactly one JSON document"},
 		"something behind":            {document(good) + " x", "not exactly one JSON document"},
 		"NUL behind":                  {document(good) + "\x00", "not exactly one JSON document"},
 		"NUL inside":                  {strings.Replace(document(good), "aaa", "a\x00a", 1), "not exactly one JSON document"},
-		"a BOM":                       {"\ufeff" + document(good), "not exactly one JSON document"},
+		"a BOM":                       {"\ufeff" + document(good), "byte order mark"},
 		"UTF-16":                      {"\xff\xfe{\x00}\x00", "not UTF-8"},
 		"invalid UTF-8":               {`{"x":"` + "\xff" + `","approved_hashes":["` + good + `"]}`, "not UTF-8"},
 		"a comment":                   {"// x\n" + document(good), "not exactly one JSON document"},

@@ -22,8 +22,10 @@ import (
 const (
 	versionTimeout = 30 * time.Second
 	createTimeout  = 5 * time.Minute
-	// maxOutput bounds what is kept of Compose's output, from its end.
-	maxOutput = 4 << 10
+	// maxOutput bounds what is kept of Compose's output, from its end: what went wrong.
+	maxOutput = 1 << 10
+	// maxComplaint is how much of what a command says is shown that isn't Compose, or no longer.
+	maxComplaint = 200
 )
 
 // Tool is a Compose of version 2 or later that was found to answer.
@@ -89,7 +91,11 @@ func Find(ctx context.Context, command, host string) (Tool, error) {
 		}
 		tried = append(tried, err)
 	}
-	const hint = "install Compose 2 or later, or name it with --compose"
+	hint := "install Compose 2 or later (docker-compose-plugin), or name it with --compose"
+	if command != "" {
+		hint = "correct --compose (LAUNCHER_COMPOSE), or leave it unset: " +
+			"then `docker compose` or `docker-compose` is found, of version 2 or later"
+	}
 	if len(tried) == 1 {
 		var e *Error
 		if errors.As(tried[0], &e) {
@@ -97,21 +103,15 @@ func Find(ctx context.Context, command, host string) (Tool, error) {
 		}
 		return Tool{}, tried[0]
 	}
-	var summaries, outputs []string
+	var reasons []string
 	for _, err := range tried {
 		var e *Error
 		if !errors.As(err, &e) {
 			return Tool{}, err
 		}
-		summaries = append(summaries, strings.TrimPrefix(e.Summary(), "compose: "))
-		if e.Output != "" {
-			outputs = append(outputs, e.Output)
-		}
+		reasons = append(reasons, strings.TrimPrefix(e.Error(), "compose: "))
 	}
-	return Tool{}, &Error{
-		Err:    fmt.Errorf("no version 2 or later found: %s", strings.Join(summaries, "; ")),
-		Output: strings.Join(outputs, "; "), Hint: hint,
-	}
+	return Tool{}, &Error{Err: fmt.Errorf("no version 2 or later found: %s", strings.Join(reasons, "; ")), Hint: hint}
 }
 
 func (t *Tool) readVersion(ctx context.Context) error {
@@ -119,6 +119,10 @@ func (t *Tool) readVersion(ctx context.Context) error {
 	defer cancel()
 	out, err := t.run(ctx, nil, "version", "--short")
 	if err != nil {
+		var e *Error
+		if errors.As(err, &e) && len(e.Output) > maxComplaint {
+			e.Output = "" // docker's help, as docker without its plugin prints it
+		}
 		return err
 	}
 	t.version = strings.TrimPrefix(strings.TrimSpace(out), "v")
@@ -148,6 +152,10 @@ func (t Tool) Create(ctx context.Context, w Workload, id inspect.ImageID) error 
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
 	defer cancel()
 	_, err = t.run(ctx, file, "--ansi", "never", "-p", Name, "-f", "-", "up", "--no-start")
+	var e *Error
+	if errors.As(err, &e) && e.Hint == "" {
+		e.Hint = "mend what Compose says, and start the launcher again: nothing was started"
+	}
 	return err
 }
 
@@ -193,17 +201,22 @@ func (t Tool) line(args ...string) string {
 // tail keeps the end of what is written to it.
 type tail struct {
 	data []byte
+	cut  bool
 }
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.data = append(t.data, p...)
 	if excess := len(t.data) - maxOutput; excess > 0 {
-		t.data = t.data[excess:]
+		t.data, t.cut = t.data[excess:], true
 	}
 	return len(p), nil
 }
 
 // line returns the text as one line: the lines that say something, trimmed and joined.
 func (t *tail) line() string {
-	return strings.Join(sanitize.Lines(string(t.data), maxOutput), "; ")
+	data := t.data
+	if _, whole, found := bytes.Cut(data, []byte("\n")); t.cut && found {
+		data = whole
+	}
+	return strings.Join(sanitize.Lines(string(data), maxOutput), "; ")
 }

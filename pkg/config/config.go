@@ -169,6 +169,9 @@ func (s *source) node(node map[string]any, p Platform) {
 	}
 }
 
+// presentKeys is how many of launcherKeys are not of an older generation.
+const presentKeys = 6
+
 // The keys of [launcher_config], those of older generations last.
 func launcherKeys() []string {
 	return []string{
@@ -272,7 +275,7 @@ func (s *source) image(t table) Image {
 			continue
 		}
 		if from != "" && (parsed.Repository != image.Repository || !sameTag(parsed.Tag, image.Tag)) {
-			s.problem(t.place(key), "%s and %s have different values", from, key)
+			s.problem(t.place(key), "%s and %s have different values: keep image_reference", from, key)
 			continue
 		}
 		image.Repository, image.Tag, from = parsed.Repository, cmp.Or(image.Tag, parsed.Tag), cmp.Or(from, key)
@@ -312,18 +315,18 @@ func (s *source) oldImage(t table, image Image, from string) Image {
 		if from == "" {
 			image, from = old, "image_name"
 		} else if old.Repository != image.Repository || !sameTag(old.Tag, image.Tag) {
-			s.problem(t.place("image_name"), "%s and image_name have different values", from)
+			s.problem(t.place("image_name"), "%s and image_name have different values: keep image_reference", from)
 		}
 	}
 	if from == "" || len(used) == 0 {
 		return image
 	}
 	if hasRegistry && !hasName && host != image.Repository.Registry {
-		s.problem(t.place("registry"), "%s and registry have different values", from)
+		s.problem(t.place("registry"), "%s and registry have different values: keep image_reference", from)
 	}
 	if len(tags) > 0 {
 		if image.Tag != "" && !slices.Contains(tags, image.Tag) {
-			s.problem(t.place("image_tags"), "%s and image_tags have different values", from)
+			s.problem(t.place("image_tags"), "%s and image_tags have different values: keep image_reference", from)
 		}
 		image.Tag = cmp.Or(image.Tag, tags[0])
 	}

@@ -41,6 +41,9 @@ func ParseImage(s string) (Image, error) {
 	if imageID.MatchString(s) {
 		return Image{}, fmt.Errorf("%q is the ID of an image, not its name", s)
 	}
+	if strings.Contains(s, "://") {
+		return Image{}, fmt.Errorf("%.100q is a URL: write what stands behind ://", s)
+	}
 	path, host := s, "docker.io"
 	if first, rest, found := strings.Cut(s, "/"); found && namesHost(first) {
 		host, path = first, rest
@@ -50,6 +53,9 @@ func ParseImage(s string) (Image, error) {
 		return Image{}, err
 	}
 	path, tag, tagged := strings.Cut(path, ":")
+	if lower := strings.ToLower(path); lower != path && pathGrammar.MatchString(lower) {
+		return Image{}, fmt.Errorf("%.100q has capitals: the name of an image has none", s)
+	}
 	if !pathGrammar.MatchString(path) || tagged && !tagGrammar.MatchString(tag) {
 		return Image{}, fmt.Errorf("%.100q is not [registry[:port]/]name[:tag]", s)
 	}

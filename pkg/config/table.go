@@ -31,7 +31,11 @@ func get[T any](t table, key string) (T, bool) {
 	v, there := t.values[key]
 	typed, ok := v.(T)
 	if there && !ok {
-		t.problem(t.place(key), "%s must be %s, not %s", key, kind(typed), kind(v))
+		form := kind(typed)
+		if key == portsKey {
+			form += " of tables { host = …, container = … }"
+		}
+		t.problem(t.place(key), "%s must be %s, not %s", key, form, kind(v))
 	}
 	return typed, ok
 }
@@ -51,7 +55,7 @@ func (t table) integer(key string, def, least, most int64) int64 {
 // port returns the value of the key, or 0 after a problem.
 func (t table) port(key string) int64 {
 	if !t.has(key) {
-		t.problem(t.place(), "%s is missing", key)
+		t.problem(t.place(), "%s: %s is missing", t.name, key)
 		return 0
 	}
 	v := t.integer(key, 0, 1, 65535)
@@ -66,8 +70,19 @@ func (t table) unknown(known ...string) []string {
 }
 
 func (t table) refuseUnknown(known ...string) {
+	listed := false
 	for _, key := range t.unknown(known...) {
-		t.problem(t.place(key), "unknown key %.60q in %s; the nearest known one is %q", key, t.name, Nearest(key, known...))
+		nearest, near := Near(key, known...)
+		switch {
+		case near:
+			t.problem(t.place(key), "unknown key %.60q in %s; the nearest known one is %q", key, t.name, nearest)
+		case !listed:
+			keys := strings.Join(known[:min(len(known), presentKeys)], ", ")
+			t.problem(t.place(key), "unknown key %.60q in %s; the keys are %s", key, t.name, keys)
+			listed = true
+		default:
+			t.problem(t.place(key), "unknown key %.60q in %s", key, t.name)
+		}
 	}
 }
 

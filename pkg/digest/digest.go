@@ -27,7 +27,11 @@ func Parse(s string) (d Digest, err error) {
 	hexDigits, ok := strings.CutPrefix(s, prefix)
 	// hex.Decode takes capitals too.
 	if !ok || len(hexDigits) != 2*len(d) || strings.Trim(hexDigits, "0123456789abcdef") != "" {
-		return Digest{}, fmt.Errorf("%.100q is not sha256: and 64 lower-case hex digits", s)
+		const form = "%.100q is not sha256: and 64 lower-case hex digits"
+		if len(s) != len(prefix)+2*len(d) {
+			return Digest{}, fmt.Errorf(form+", 71 characters: it has %d", s, len(s))
+		}
+		return Digest{}, fmt.Errorf(form, s)
 	}
 	_, err = hex.Decode(d[:], []byte(hexDigits))
 	return d, err

@@ -143,8 +143,8 @@ func unusable(ref name.Digest, part string, err error) *Error {
 		e.Help = []string{"the source sent what was approved, but this image's own documents contradict each " +
 			"other: build it again, and approve the digest of that"}
 	default:
-		e.Help = []string{"the source sent what was approved, but it can't be used in this form: " +
-			"approve the digest of an image in another"}
+		e.Help = []string{"the source sent what was approved, but that can't be run here: " +
+			"approve the digest of an image in a form that can"}
 	}
 	return e
 }

@@ -73,7 +73,7 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 	}
 	m.shared, m.own = shared, state.In(shared)
 	if err := m.own.Make(); err != nil {
-		m.Log.Warn("going on without our own directory, so that nothing can be measured", "error", err)
+		m.Log.Warn("the launcher's own directory in the shared volume can't be made: going on without report and record", "error", err)
 	}
 	r.report.open(r.Settings.Report, m.own, shared)
 	return m, "platform " + string(r.Settings.Platform), nil

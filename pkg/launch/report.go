@@ -110,6 +110,7 @@ type report struct {
 	progress Progress
 	to       func(data []byte) error // nil: not written
 	step     int                     // the latest
+	failing  bool                    // it couldn't be written the last time
 }
 
 // open chooses where the report goes: to path, or, where that is empty, to our own directory. A report that can't be written is a
@@ -247,9 +248,10 @@ func (r *report) write() {
 	if err == nil {
 		err = r.to(append(sanitize.JSON(data), '\n'))
 	}
-	if err != nil {
+	if err != nil && !r.failing {
 		r.log.Warn("the report can't be written", "error", err)
 	}
+	r.failing = err != nil // once is enough to say
 }
 
 // now is the time as the report writes it.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/docker"
@@ -37,7 +39,7 @@ func (m *machine) start(ready measured) step[started] {
 		}
 		// Not to be interrupted: nobody can say of a start that is given up whether it happens.
 		if err := m.engine.Start(context.WithoutCancel(ctx), c.ID); err != nil {
-			return started{}, "", &exit.Error{Code: exit.Workload, Err: err, Hint: []string{"free what it names and start the launcher again; the measurement stands"}}
+			return started{}, "", &exit.Error{Code: exit.Workload, Err: err, Hint: []string{startHint(err)}}
 		}
 		return m.settle(ctx, ready.proved)
 	}
@@ -63,10 +65,12 @@ func (m *machine) settle(ctx context.Context, p proved) (started, string, error)
 		case c.Status != "running":
 			m.lastWords(ctx, c)
 			if !m.Settings.Supervised() {
-				return started{}, "", &exit.Error{Code: exit.Workload, Err: fmt.Errorf("container %s is %s with exit code %d", c.Name, c.Status, c.ExitCode),
-					Hint: []string{"look at its log: docker logs " + c.Name}}
+				return started{}, "", &exit.Error{
+					Code: exit.Workload, Hint: []string{"look at its log: docker logs " + c.Name},
+					Err: fmt.Errorf("the workload didn't stay: container %s is %s, %s", c.Name, c.Status, ending(c)),
+				}
 			}
-			return started{p}, fmt.Sprintf("%s is %s with exit code %d", c.ShortID(), c.Status, c.ExitCode), nil
+			return started{p}, fmt.Sprintf("%s is %s, %s", c.ShortID(), c.Status, ending(c)), nil
 		case !m.Now().Before(deadline):
 			return started{p}, c.ShortID() + " runs", nil
 		}
@@ -74,6 +78,40 @@ func (m *machine) settle(ctx context.Context, p proved) (started, string, error)
 			return started{p}, c.ShortID() + " runs", nil
 		}
 	}
+}
+
+// ending says how a workload ended.
+func ending(c docker.Container) string {
+	code := fmt.Sprintf("exit code %d", c.ExitCode)
+	switch {
+	case c.OOMKilled:
+		return code + ": the kernel killed it, its memory was used up"
+	case c.ExitCode == 126:
+		return code + ": its program can't be run"
+	case c.ExitCode == 127:
+		return code + ": its program isn't in the image"
+	case c.ExitCode == 137:
+		return code + ": it was killed"
+	}
+	return code
+}
+
+// startHint says what helps where the engine didn't start the container. Only its words say why.
+func startHint(err error) string {
+	said := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(err.Error(), w) })
+	}
+	switch {
+	case said("address already in use", "port is already allocated"):
+		return "a port is taken: `ss -ltnp` and `docker ps` show by what; " +
+			"free it, or map another in port_mappings of the user config, and start the launcher again"
+	case said("privileged port"):
+		return "a rootless engine can't open a port below 1024: " +
+			"map another in port_mappings of the user config, or allow that as the engine says"
+	case said("no such file or directory", "executable file not found", "exec format error"):
+		return "the image has no /app/mpc-node that this machine can run: approve the digest of another"
+	}
+	return "mend what the engine names, and start the launcher again: it goes on from here"
 }
 
 // lastWords shows people the last lines of a workload that didn't stay.

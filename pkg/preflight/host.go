@@ -40,8 +40,8 @@ func checkPorts(ctx context.Context, f *facts) outcome {
 	var found []Finding
 	for _, p := range f.config.Ports {
 		if p.Host < 1024 {
-			found = append(found, warning(PortPrivileged,
-				fmt.Sprintf("host port %d is below 1024: a rootless engine can't open it, and a service of the host may want it", p.Host)))
+			found = append(found, note(PortPrivileged,
+				fmt.Sprintf("host port %d is below 1024: a rootless engine can't open it", p.Host)))
 		}
 		by, isPublished := published[p.Host]
 		switch {

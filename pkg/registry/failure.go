@@ -43,6 +43,7 @@ type failure struct {
 	err     error
 	hints   []string
 	token   bool // of the token server
+	strange bool // it holds no error document, although a body was asked for
 }
 
 func (f *failure) error() error {
@@ -182,11 +183,11 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 		e.Help = slices.Concat(f.hints, []string{
 			"what arrives is not what was approved: suspect the registry, a mirror or a proxy on the way"})
 	}
-	e.Help = slices.Concat(e.Help, s.statusHints(f))
+	e.Help = slices.Concat(e.Help, s.statusHints(part, f))
 	return e
 }
 
-func (s *Source) statusHints(f *failure) []string {
+func (s *Source) statusHints(part string, f *failure) []string {
 	switch {
 	case f.status == 0:
 		return nil
@@ -199,15 +200,26 @@ func (s *Source) statusHints(f *failure) []string {
 	}
 	switch f.status {
 	case http.StatusUnauthorized:
-		return []string{"credentials: " + s.login.explanation()}
+		return []string{"log in to the registry, such as with `docker login " + s.host() +
+			"`; credentials: " + s.login.explanation()}
 	case http.StatusForbidden:
-		return []string{"this access isn't allowed; credentials: " + s.login.explanation()}
+		return []string{"log in to the registry as somebody who may read this repository; credentials: " +
+			s.login.explanation()}
 	case http.StatusNotFound:
-		return []string{"check the repository's name and that the digest was pushed there; " +
+		if part != image.PartManifest {
+			return []string{"the registry has the image's manifest, and not this part of it: push the image again"}
+		}
+		hints := []string{"check the repository's name and that the digest was pushed there; " +
 			"for a private repository this may also mean " +
 			"missing credentials (" + s.login.explanation() + ")"}
+		if f.strange {
+			hints = append(hints, "is it a registry that listens at "+f.host+"? It doesn't say no as they do")
+		}
+		return hints
 	case http.StatusProxyAuthRequired:
 		return []string{"the proxy wants a login: put it into the URL in " + proxyVariable("http")}
+	case http.StatusInternalServerError:
+		return []string{f.host + " is broken: try again later, and tell whoever runs it"}
 	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout:
 		return []string{f.host + " is overloaded or down, or a proxy before it can't reach it: try again later"}
 	case http.StatusTooManyRequests:
@@ -240,6 +252,7 @@ func (s *Source) rejected(a *answer) *failure {
 		}
 	}
 	f.code, f.message = s.said(a)
+	f.strange = f.code == "" && f.message == "" && a.Request.Method == http.MethodGet
 	return f
 }
 

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -85,7 +87,10 @@ func (e *AgentError) ExitCode() exit.Code { return exit.Measurement }
 func (e *AgentError) Hints() []string {
 	switch e.Fault {
 	case Unreachable:
-		return []string{"TEE mode needs dstack's guest agent: is its socket mounted at " + e.Socket + "?"}
+		if errors.Is(e.Err, fs.ErrPermission) {
+			return []string{"this user may not open the agent's socket: run the launcher as root"}
+		}
+		return []string{"TEE mode needs dstack's guest agent: does it run, and is its socket mounted at " + e.Socket + "?"}
 	case Missing:
 		return []string{"this agent can't measure an event: dstack 0.5.0 to 0.5.11 have EmitEvent, 0.6 removed it"}
 	case Malformed:
@@ -159,7 +164,11 @@ func (a *Agent) poll(ctx context.Context, enough func(Info, error) bool) (Info, 
 		if ctx.Err() != nil || enough(info, err) || left <= 0 {
 			return info, err
 		}
-		a.logger().Warn("the event log is unclear, reading it again", "error", err)
+		var why []any
+		if err != nil {
+			why = []any{"error", err}
+		}
+		a.logger().Warn("the event log doesn't say yet what is measured, reading it again", why...)
 		over := waiting.For(ctx, "the guest agent, before its event log is read again")
 		err = a.sleep(ctx, min(delay, left))
 		over()
@@ -238,6 +247,9 @@ func (a *Agent) call(ctx context.Context, method string, timeout time.Duration, 
 		fault := Lost
 		if !connected.Load() {
 			fault = Unreachable
+		}
+		if u := (*url.Error)(nil); errors.As(err, &u) {
+			err = u.Err // its URL names a host that doesn't exist
 		}
 		return &AgentError{Socket: a.Socket, Method: method, Fault: fault, Err: err}
 	}

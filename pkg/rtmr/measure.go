@@ -61,7 +61,7 @@ type MeasureError struct {
 }
 
 func (e *MeasureError) Error() string {
-	s := fmt.Sprintf("measuring %s: %s after %d emits", e.Image, e.Outcome, e.Emits)
+	s := fmt.Sprintf("measuring %s: %s (attempts: %d)", e.Image, e.Outcome, e.Emits)
 	if e.Err == nil {
 		return s + ": the agent reports success and logs nothing"
 	}

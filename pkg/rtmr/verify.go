@@ -66,7 +66,9 @@ func (e *Rejection) Hints() []string {
 		return []string{"no launcher has measured an image in this boot"}
 	case AmbiguousEvent:
 		return []string{rebootClears, ourRule}
-	case DuplicateEvent, OtherDigest, WrongPayload:
+	case OtherDigest:
+		return []string{"another image is measured in this boot: " + rebootClears}
+	case DuplicateEvent, WrongPayload:
 		return []string{rebootClears}
 	case AppCompose:
 		return []string{"correct the app-compose; it needs a new CVM, because its hash is measured"}

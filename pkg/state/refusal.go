@@ -1,11 +1,15 @@
 package state
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"syscall"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/internal/files"
 )
 
 // What can't be read or written ends a boot in these words; what was read is judged by package
@@ -14,7 +18,7 @@ import (
 // SharedDir refuses to go on without the shared directory.
 func SharedDir(err error) *admission.Refusal {
 	return refusal(admission.SharedMissing, exit.Config, fmt.Errorf("shared directory: %w", err),
-		"mount the shared volume there, or name its place with --shared-dir")
+		shared(err))
 }
 
 // notTheVolume refuses a shared directory that is another place than the one that the workload will
@@ -45,14 +49,23 @@ func noBoot(err error) *admission.Refusal {
 
 // noConfig refuses a user config that can't be read.
 func noConfig(err error) *admission.Refusal {
-	return refusal(admission.ConfigUnreadable, exit.Config, fmt.Errorf("user config: %w", err),
-		"write the user config there, or name its place with --config")
+	hint := "write the user config there, or name its place with --config"
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		hint = "this user may not read it: run the launcher as root, or as the file's owner"
+	case errors.Is(err, files.ErrTooLarge):
+		hint = "is it the right file? --config names its place"
+	case errors.Is(err, files.ErrNotRegular):
+		hint = "docker makes a directory where what is to be mounted is missing: " +
+			"write the file on the host, and create the launcher's container anew"
+	}
+	return refusal(admission.ConfigUnreadable, exit.Config, fmt.Errorf("user config: %w", err), hint)
 }
 
 // unlisted refuses an approved list that is there and can't be read: never the default instead.
 func unlisted(err error) *admission.Refusal {
 	return refusal(admission.ListUnreadable, exit.Config, fmt.Errorf("approved list: %w", err),
-		"the workload writes this file: look at what stands in its place")
+		"the node writes this file: remove what is there instead of it")
 }
 
 // badList refuses an approved list that isn't one.
@@ -64,8 +77,7 @@ func badList(err error) *admission.Refusal {
 func unrecorded(err error) *admission.Refusal {
 	return refusal(admission.RecordBlocked, exit.Config,
 		fmt.Errorf("record of the measurement: %w", err),
-		"make room in the shared volume, or remove what stands in the record's place; "+
-			"it is made again")
+		unwritable(err))
 }
 
 // NodeConfig refuses where the workload's config can't be written. A boot goes on without any other
@@ -73,8 +85,28 @@ func unrecorded(err error) *admission.Refusal {
 // config, or with what somebody put there.
 func NodeConfig(err error) *admission.Refusal {
 	return refusal(admission.NodeConfigFails, exit.Config, fmt.Errorf("node config: %w", err),
-		"make room in the shared volume, or remove what stands in the file's place; "+
-			"it is made again")
+		unwritable(err))
+}
+
+// shared says what helps where the shared directory can't be opened.
+func shared(err error) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "this user may not open it: run the launcher as root, or as the directory's owner"
+	}
+	return "mount the shared volume there, or name its place with --shared-dir"
+}
+
+// unwritable says what helps where a file in the shared directory can't be written.
+func unwritable(err error) string {
+	switch {
+	case errors.Is(err, syscall.EROFS):
+		return "the shared volume is mounted read-only: mount it with :rw"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "the shared volume is full: make room on its disk; df -h and df -i show what is left"
+	case errors.Is(err, fs.ErrPermission):
+		return "this user may not write there: run the launcher as root, or as the volume's owner"
+	}
+	return "remove what is there instead of it; it is made again"
 }
 
 func refusal(

@@ -27,6 +27,7 @@ type Container struct {
 	Labels        map[string]string
 	Status        string // created, running, paused, restarting, removing, exited, dead
 	ExitCode      int
+	OOMKilled     bool      // it ended because its memory was used up
 	StartedAt     time.Time // zero if it never ran
 	FinishedAt    time.Time
 	Program       []string // what is executed: entrypoint and command
@@ -160,6 +161,7 @@ func (e *Engine) Container(ctx context.Context, id string) (Container, error) {
 		State                 struct {
 			Status                string
 			ExitCode              int
+			OOMKilled             bool
 			StartedAt, FinishedAt time.Time
 		}
 		Config, HostConfig json.RawMessage
@@ -194,7 +196,7 @@ func (e *Engine) Container(ctx context.Context, id string) (Container, error) {
 	}
 	c := Container{
 		ID: answer.ID, Name: strings.TrimPrefix(answer.Name, "/"), Image: answer.Image, Created: answer.Created,
-		Labels: config.Labels, Status: answer.State.Status, ExitCode: answer.State.ExitCode,
+		Labels: config.Labels, Status: answer.State.Status, ExitCode: answer.State.ExitCode, OOMKilled: answer.State.OOMKilled,
 		StartedAt: answer.State.StartedAt, FinishedAt: answer.State.FinishedAt,
 		Program: append([]string{answer.Path}, answer.Args...), StopSignal: config.StopSignal,
 		RestartPolicy: host.RestartPolicy.Name, Mounts: answer.Mounts, Settings: settings,

@@ -26,7 +26,7 @@ var ErrTooLarge = errors.New("file is too large")
 
 // ErrNotRegular is returned where a regular file or a directory was expected and something else
 // stands.
-var ErrNotRegular = errors.New("not a regular file or directory")
+var ErrNotRegular = errors.New("something else is in its place")
 
 // ErrLocked is returned by Lock while another process holds the lock.
 var ErrLocked = errors.New("locked by another process")
@@ -300,6 +300,9 @@ func readRegular(place *os.File, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
+		if info.IsDir() {
+			return nil, fmt.Errorf("%s: %w: a directory", place.Name(), ErrNotRegular)
+		}
 		return nil, fmt.Errorf("%s: %w", place.Name(), ErrNotRegular)
 	}
 	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", place.Fd()))

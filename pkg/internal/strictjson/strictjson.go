@@ -60,6 +60,12 @@ func Parse(data []byte, free ...string) (Value, error) {
 }
 
 func syntaxError(data []byte) error {
+	if len(bytes.TrimSpace(data)) == 0 {
+		return errors.New("it is empty")
+	}
+	if bytes.HasPrefix(data, []byte("\ufeff")) {
+		return errors.New("it begins with a byte order mark, which JSON doesn't have")
+	}
 	var raw json.RawMessage
 	err := json.Unmarshal(data, &raw)
 	if err == nil {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"strings"
@@ -50,6 +51,7 @@ type Error struct {
 	Op      string // what was tried, for people: "inspecting image sha256:…"
 	Status  int    // HTTP status; 0 if there was no answer, 200 if a stream reported the error
 	Message string // the engine's own words, trimmed; may be empty
+	Foreign bool   // the answer isn't in the form that engines give to errors
 	Err     error  // the transport's error; nil if the engine answered
 }
 
@@ -77,12 +79,24 @@ func (e *Error) ExitCode() exit.Code { return exit.Engine }
 // Hints says what helps where that is known.
 func (e *Error) Hints() []string {
 	switch {
-	case errors.Is(e.Err, syscall.ECONNREFUSED), errors.Is(e.Err, syscall.ENOENT):
-		return []string{"start the Docker daemon, or name its socket with --docker-host"}
-	case errors.Is(e.Err, syscall.EACCES):
-		return []string{"the Docker socket can't be opened by this user"}
+	case errors.Is(e.Err, syscall.ENOENT):
+		return []string{"start the Docker daemon; in a container, mount its socket " +
+			"(/var/run/docker.sock:/var/run/docker.sock); --docker-host names another place"}
+	case errors.Is(e.Err, syscall.ECONNREFUSED):
+		return []string{"no Docker daemon listens there: start it (systemctl start docker), " +
+			"or name its socket with --docker-host"}
+	case errors.Is(e.Err, fs.ErrPermission):
+		return []string{"this user may not open the Docker socket: " +
+			"run the launcher as root, or in the group that the socket belongs to"}
+	case errors.Is(e.Err, context.DeadlineExceeded):
+		return []string{"the Docker daemon takes requests and doesn't answer: " +
+			"look at its log (journalctl -u docker), and restart it"}
 	case DiskFull(e):
 		return []string{"free space on the engine's data root: docker system df"}
+	case e.Foreign:
+		return []string{"is it a Docker engine that listens there? --docker-host names its socket"}
+	case e.Status >= http.StatusInternalServerError:
+		return []string{"look at the Docker daemon's log: journalctl -u docker"}
 	}
 	return nil
 }
@@ -96,7 +110,7 @@ func DiskFull(err error) bool {
 // NotFound reports whether the engine answered that a thing doesn't exist.
 func NotFound(err error) bool {
 	var e *Error
-	return errors.As(err, &e) && e.Status == http.StatusNotFound
+	return errors.As(err, &e) && e.Status == http.StatusNotFound && !e.Foreign
 }
 
 // Answered reports whether err is the engine's own refusal, not a failure to reach it.
@@ -171,7 +185,8 @@ func (c *Client) Stream(ctx context.Context, r Request, body io.Reader, contentT
 	}
 	defer resp.Body.Close()
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage)) // what came of the message is better than none
-	return nil, &Error{Op: r.Op, Status: resp.StatusCode, Message: message(data)}
+	said, foreign := message(data)
+	return nil, &Error{Op: r.Op, Status: resp.StatusCode, Message: said, Foreign: foreign}
 }
 
 // Ping returns the newest API version that the engine speaks, such as "1.41", and whether it is Podman, which says so in a header of its own.
@@ -191,7 +206,8 @@ func (c *Client) Ping(ctx context.Context) (version string, podman bool, err err
 	defer resp.Body.Close()
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage))
 	if resp.StatusCode != http.StatusOK {
-		return "", false, &Error{Op: op, Status: resp.StatusCode, Message: message(data)}
+		said, foreign := message(data)
+		return "", false, &Error{Op: op, Status: resp.StatusCode, Message: said, Foreign: foreign}
 	}
 	return resp.Header.Get("Api-Version"), resp.Header.Get("Libpod-Api-Version") != "", nil
 }
@@ -205,14 +221,15 @@ func bare(err error) error {
 	return err
 }
 
-func message(data []byte) string {
+// message returns what an error document says, and whether it is none.
+func message(data []byte) (said string, foreign bool) {
 	var doc struct {
-		Message string `json:"message"`
+		Message *string `json:"message"`
 	}
-	if err := json.Unmarshal(data, &doc); err == nil && doc.Message != "" {
-		return Trim(doc.Message)
+	if err := json.Unmarshal(data, &doc); err == nil && doc.Message != nil {
+		return Trim(*doc.Message), false
 	}
-	return Trim(string(data))
+	return Trim(string(data)), true
 }
 
 // Trim makes the engine's words fit for one line.
