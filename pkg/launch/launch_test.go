@@ -394,7 +394,7 @@ func TestAWorkloadThatDoesNotLast(t *testing.T) {
 	l := w.watch()
 	report := w.report()
 	i := slices.IndexFunc(report.Steps, func(s launch.StepReport) bool { return s.Name == "start" })
-	assert.Contains(t, report.Steps[i].Detail, "exited with exit code 3")
+	assert.Contains(t, report.Steps[i].Detail, "is exited, exit code 3")
 	l.nap(time.Second)
 	w.eventually("it is started again", func() bool { return w.workload().Starts == 2 })
 }

@@ -17,13 +17,13 @@ import (
 func (m *machine) start(ready measured) step[started] {
 	return func(ctx context.Context) (s started, detail string, err error) {
 		defer func() {
-			if err == nil || errors.Is(err, errSkipped) {
+			if !s.failed && (err == nil || errors.Is(err, errSkipped)) {
 				fmt.Fprintln(m.Output, Launched)
 			}
 		}()
 		if ready.running {
 			m.committed = true
-			return started(ready), ready.ShortID() + " runs already", errSkipped
+			return started{proved: ready.proved}, ready.ShortID() + " runs already", errSkipped
 		}
 		c, err := m.again(ctx, ready.proved)
 		if err != nil {
@@ -32,7 +32,7 @@ func (m *machine) start(ready measured) step[started] {
 		m.committed = true // it runs, or is about to
 		ready.Container = c
 		if c.Status == "running" {
-			return started(ready), c.ShortID() + " runs already", errSkipped
+			return started{proved: ready.proved}, c.ShortID() + " runs already", errSkipped
 		}
 		if err := admission.Startable(c); err != nil {
 			return started{}, "", err
@@ -48,6 +48,7 @@ func (m *machine) start(ready measured) step[started] {
 // started is a container that was started.
 type started struct {
 	proved
+	failed bool // it has ended again, with another code than 0
 }
 
 // settle watches the container for the grace period, or until a signal comes.
@@ -61,7 +62,7 @@ func (m *machine) settle(ctx context.Context, p proved) (started, string, error)
 		m.report.note(c)
 		switch {
 		case c.Status == "exited" && c.ExitCode == 0:
-			return started{p}, c.ShortID() + " ended with 0", nil
+			return started{proved: p}, c.ShortID() + " ended with 0", nil
 		case c.Status != "running":
 			m.lastWords(ctx, c)
 			if !m.Settings.Supervised() {
@@ -70,12 +71,12 @@ func (m *machine) settle(ctx context.Context, p proved) (started, string, error)
 					Err: fmt.Errorf("the workload didn't stay: container %s is %s, %s", c.Name, c.Status, ending(c)),
 				}
 			}
-			return started{p}, fmt.Sprintf("%s is %s, %s", c.ShortID(), c.Status, ending(c)), nil
+			return started{p, true}, fmt.Sprintf("%s is %s, %s", c.ShortID(), c.Status, ending(c)), nil
 		case !m.Now().Before(deadline):
-			return started{p}, c.ShortID() + " runs", nil
+			return started{proved: p}, c.ShortID() + " runs", nil
 		}
 		if m.Sleep(ctx, startPoll) != nil {
-			return started{p}, c.ShortID() + " runs", nil
+			return started{proved: p}, c.ShortID() + " runs", nil
 		}
 	}
 }

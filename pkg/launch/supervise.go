@@ -47,6 +47,9 @@ func (m *machine) supervise(what started) step[struct{}] {
 			return none, "the engine looks after the workload", errSkipped
 		}
 		s := &supervisor{proved: what.proved, log: m.Log, report: m.report, host: m.Settings.DockerHost, now: m.Now, sleep: m.Sleep}
+		if what.failed { // it isn't launched before it has stayed
+			s.launched = func() { fmt.Fprintln(m.Output, Launched) }
+		}
 		debug.FreeOSMemory() // what waits for months should be small
 		s.log.Info("supervising", "container", s.proved.Name, "id", s.proved.ShortID())
 		detail, err = s.watch(ctx)
@@ -68,6 +71,7 @@ type supervisor struct {
 	stopped    bool          // somebody stopped the workload on purpose, so it stays so until somebody starts it
 	lost       *time.Time    // when the run began before a start whose answer was lost; nil: none was
 	away       bool          // the engine was away since the workload was last seen to run, so the engine ended it
+	launched   func()        // says that the workload has stayed after its start; nil: that was said
 }
 
 // awayError is an engine that doesn't answer, or that says nothing sensible.
@@ -142,6 +146,11 @@ func (s *supervisor) look(ctx context.Context) (detail string, err error) {
 				s.log.Info("the workload runs", "status", c.Status)
 			}
 			s.stopped, s.away = false, false
+			if s.launched != nil && c.Status == "running" && s.now().Sub(c.StartedAt) >= startGrace {
+				s.log.Info("the workload stays now", "restarts", s.report.restarts())
+				s.launched()
+				s.launched = nil
+			}
 			return "", nil
 		case s.stopped:
 			return "", nil

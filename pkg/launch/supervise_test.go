@@ -463,3 +463,31 @@ func TestSignalsAndTheCommitPoint(t *testing.T) {
 	assert.Equal(t, "running", w.status())
 	w.accepted(w.Digests[0])
 }
+
+// TestALaunchIsCalledOneOnceTheWorkloadStays: whoever waits for that line takes it for a node that
+// runs.
+func TestALaunchIsCalledOneOnceTheWorkloadStays(t *testing.T) {
+	t.Parallel()
+	for _, stays := range []bool{true, false} {
+		w := newWorld(t, options{machine: launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+			OnStart: func(c launchtest.ContainerInfo) (int, bool) { return 3, stays && c.Starts > 1 },
+		}}})
+		l := w.watch()
+		l.nap(time.Second)
+		if stays {
+			w.eventually("it runs", func() bool { return w.report().Workload.Status == "running" })
+			require.NoError(t, w.clock.Sleep(t.Context(), 10*time.Second))
+			w.does("POST", "/containers/mpc-node/kill?signal=HUP") // so that it is looked at
+			w.eventually("it stays", func() bool { return l.said("the workload stays now") == 1 })
+			w.does("POST", "/containers/mpc-node/kill?signal=HUP")
+		} else {
+			l.nap(2 * time.Second)
+		}
+		require.NoError(t, l.terminate())
+		want := 0
+		if stays {
+			want = 1
+		}
+		assert.Equal(t, want, strings.Count(l.output.String(), launch.Launched+"\n"), "%s", l.output.String())
+	}
+}

@@ -68,6 +68,51 @@ func TestAHealthyMachine(t *testing.T) {
 	}
 }
 
+// TestAConfigOfNearsOwn is in the form of those that near/mpc's operators have: no tag, the ports of
+// its guide, port 80 for the nodes among themselves, tables in tables.
+func TestAConfigOfNearsOwn(t *testing.T) {
+	t.Parallel()
+	for _, platform := range []config.Platform{config.TEE, config.NONTEE} {
+		w := newWorld(t, launchtest.MachineOptions{})
+		w.settings.Platform = platform
+		w.write("user_config", `[launcher_config]
+# a tag would be for people
+image_reference = "@repository@"
+port_mappings = [
+  { host = 80,    container = 80 },
+  { host = 8080,  container = 8080 },
+  { host = 24567, container = 24567 },
+]
+
+[mpc_node_config]
+home_dir = "/data"
+
+[[mpc_node_config.pccs_endpoints]]
+url = "https://pccs.example/"
+
+[mpc_node_config.log]
+format = "plain"
+
+[mpc_node_config.near_init]
+chain_id = "testnet"
+download_genesis = true
+
+[mpc_node_config.node]
+my_near_account_id = "node.testnet"
+
+[mpc_node_config.node.indexer]
+port_override = 80
+
+[mpc_node_config.node.foreign_chains.bitcoin.providers.public]
+rpc_url = "https://bitcoin.example"
+`)
+		report := w.run()
+		assert.Empty(t, codes(report), "%+v", report.Checks)
+		assert.Equal(t, exit.OK, report.ExitCode)
+		assert.True(t, noted(report, preflight.PortPrivileged))
+	}
+}
+
 func TestOutsideACVM(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, launchtest.MachineOptions{})
