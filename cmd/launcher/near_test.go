@@ -1,0 +1,86 @@
+package main_test
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/launchtest"
+)
+
+// near/mpc's scripts start a node and read the launcher's log: outside a CVM the last 10 lines, in
+// one the last 20, every few seconds. They wait for the line launch.Launched, and give up where a
+// line that was written before it says what nearGivesUp does. The node is the one container that is
+// called mpc-node.
+var nearGivesUp = regexp.MustCompile(`(?i)no such image|pull.*error|fatal|exited with code`)
+
+// TestNearsOwnChecks boots as those scripts have it done, for the first time, again and with a list,
+// and reads the log as they do.
+func TestNearsOwnChecks(t *testing.T) {
+	t.Parallel()
+	for _, platform := range []string{"TEE", "NONTEE"} {
+		t.Run(platform, func(t *testing.T) {
+			t.Parallel()
+			m := newDoubles(t)
+			text, err := os.ReadFile(m.ConfigFile)
+			require.NoError(t, err)
+			own := strings.Replace(string(text), "image = ", "image_reference = ", 1)
+			require.NotEqual(t, string(text), own)
+			require.NoError(t, os.WriteFile(m.ConfigFile, []byte(own), 0o600))
+			environ := append(onMachine(m), "PLATFORM="+platform)
+			boot := func(what string) {
+				_, stderr, code := runUntilSupervised(t, environ)
+				require.Equal(t, exit.OK, code, "%s: %s", what, stderr)
+				lines := strings.SplitAfter(strings.TrimSuffix(stderr, "\n"), "\n")
+				at := -1
+				for i, line := range lines {
+					if strings.Contains(strings.ToLower(line), "mpc launched successfully") {
+						at = i
+						break
+					}
+					assert.False(t, nearGivesUp.MatchString(line), "%s: %s", what, line)
+				}
+				require.GreaterOrEqual(t, at, 0, "%s: %s", what, stderr)
+				assert.Equal(t, launch.Launched, strings.TrimSpace(lines[at]), "a line of its own")
+				assert.LessOrEqual(t, len(lines)-at, 10, "%s: it is among the last lines: %s", what, stderr)
+				before := strings.Join(lines[:at], "")
+				assert.NotContains(t, before, "level=WARN", "%s: a right config of theirs", what)
+				nodes := 0
+				for _, c := range m.Engine.Containers() {
+					if c.Name == "mpc-node" {
+						nodes++
+					}
+				}
+				assert.Equal(t, 1, nodes, what)
+				for _, volume := range []string{"shared-volume", "mpc-data"} {
+					assert.Contains(t, m.Engine.Volumes(), volume, "as their compose files name it")
+				}
+			}
+			boot("first")
+			boot("again")
+			require.NoError(t, m.Reboot())
+			require.NoError(t, m.Approve(m.Digests[1], m.Digests[0]))
+			boot("with a list")
+		})
+	}
+}
+
+// TestNearWaitsForARegistry that fails for a moment: no line says what ends their check.
+func TestNearWaitsForARegistry(t *testing.T) {
+	t.Parallel()
+	m := newDoubles(t)
+	m.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Times: 2})
+	m.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultCut, On: launchtest.RequestBlob, After: 1000})
+	_, stderr, code := runUntilSupervised(t, append(onMachine(m), "PLATFORM=NONTEE"))
+	require.Equal(t, exit.OK, code, "%s", stderr)
+	assert.Contains(t, stderr, "trying again, attempt 2 of")
+	for line := range strings.Lines(stderr) {
+		assert.False(t, nearGivesUp.MatchString(line), "%s", line)
+	}
+}
