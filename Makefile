@@ -71,10 +71,12 @@ format: ## fail if a file is not formatted
 	@for script in $(SCRIPTS); do bash -n "$$script" || exit 1; done
 
 .PHONY: vet
-vet: ## run go vet, also over the end-to-end tests
+vet: ## run go vet, also over the end-to-end tests, and build the launcher for macOS
 	go vet ./...
 	go vet -tags e2e ./...
 	go vet -tags external ./pkg/registry
+	GOOS=darwin CGO_ENABLED=0 go vet ./pkg/internal/files ./pkg/internal/child
+	GOOS=darwin CGO_ENABLED=0 go build -o /dev/null ./cmd/launcher
 
 # After vet, because staticcheck finds nothing wrong with packages that it could not load.
 .PHONY: lint

@@ -141,6 +141,33 @@ func TestUnknownWords(t *testing.T) {
 	}
 }
 
+// TestOnALaptop: what acts says that it needs Linux, before it asks for a setting; what looks works.
+func TestOnALaptop(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join("..", "..", "testdata", "verdicts", "00-good-tcb.json")
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "`launcher` needs Linux"},
+		{[]string{"run"}, "`launcher run` needs Linux"},
+		{[]string{"pull", "mpc-node@" + zeros}, "`launcher pull` needs Linux"},
+		{[]string{"rtmr3", "--event-log", log}, ""},
+		{[]string{"version"}, ""},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := main.RunOn(t.Context(), "darwin", c.args, &stdout, &stderr)
+		if c.want == "" {
+			assert.Equal(t, exit.OK, code, "%v: %s", c.args, &stderr)
+			assert.NotEmpty(t, stdout.String(), "%v", c.args)
+			continue
+		}
+		assert.Equal(t, exit.Usage, code, "%v", c.args)
+		assert.Contains(t, stderr.String(), "error: "+c.want+"\nhint: on this machine `launcher verify ")
+		assert.Empty(t, stdout.String(), "%v", c.args)
+	}
+}
+
 func TestARefusalIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	stdout, stderr, code := run(t, nonTEE(t), "run")

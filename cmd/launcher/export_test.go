@@ -28,6 +28,14 @@ func Run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 	return p.run(ctx)
 }
 
+// RunOn is Run on another operating system.
+func RunOn(ctx context.Context, goos string, args []string, stdout, stderr io.Writer) exit.Code {
+	p := program{
+		args: args, stdin: strings.NewReader(""), stdout: stdout, stderr: stderr, goos: goos,
+	}
+	return p.run(ctx)
+}
+
 // clock passes where the program sleeps, and at once: what it waits for is others' to test.
 type clock struct{ slept atomic.Int64 }
 

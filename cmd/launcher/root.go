@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"log"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -38,6 +40,7 @@ type program struct {
 	sleep func(context.Context, time.Duration) error
 	// patience is how long nothing may be said while something is waited for; 0: 5 s.
 	patience time.Duration
+	goos     string // the operating system; empty: this one
 
 	introduced atomic.Bool // the log says which launcher this is
 }
@@ -126,7 +129,14 @@ Without a command it does what "launcher run" does.`,
 	root.SetErr(p.stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(p.printHelp)
-	root.AddCommand(o.newCmd(), p.newPullCmd(), p.newVerifyCmd(), p.newDigestCmd(), p.newRenderCmd(), p.newRTMR3Cmd(), p.newVersionCmd())
+	boot, load := o.newCmd(), p.newPullCmd()
+	root.AddCommand(boot, load, p.newVerifyCmd(), p.newDigestCmd(), p.newRenderCmd(),
+		p.newRTMR3Cmd(), p.newVersionCmd())
+	if cmp.Or(p.goos, runtime.GOOS) != "linux" {
+		for _, cmd := range []*cobra.Command{root, boot, load} {
+			cmd.RunE = needsLinux
+		}
+	}
 	addSettings(root)
 	for _, cmd := range root.Commands() {
 		if slices.ContainsFunc(table(), func(row setting) bool { return row.usedBy(cmd) }) {
@@ -142,6 +152,15 @@ Without a command it does what "launcher run" does.`,
 		}
 	}
 	return root
+}
+
+// needsLinux is what acts, on another system: there is no CVM and no engine that runs natively.
+func needsLinux(cmd *cobra.Command, _ []string) error {
+	return &exit.Error{
+		Code: exit.Usage, Err: fmt.Errorf("`%s` needs Linux", cmd.CommandPath()),
+		Hint: []string{"on this machine `launcher verify --skip agent,engine,compose,host`, " +
+			"`launcher render`, `launcher digest` and `launcher rtmr3 --event-log` work"},
+	}
 }
 
 func noArguments(cmd *cobra.Command, args []string) error {
@@ -218,6 +237,6 @@ func (p *program) printJSON(result any) error {
 }
 
 func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	_, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	return err == nil
 }

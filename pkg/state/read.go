@@ -234,7 +234,7 @@ func available(path string) (int64, error) {
 	if err := unix.Statfs(path, &disk); err != nil {
 		return 0, err
 	}
-	return int64(disk.Bavail) * disk.Bsize, nil
+	return int64(disk.Bavail) * int64(disk.Bsize), nil
 }
 
 // Lock is the holder of the shared directory's lock.
@@ -266,7 +266,8 @@ func LockHolder(
 	if !isStat {
 		return Lock{}, errors.New("the shared directory has no inode")
 	}
-	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	device := uint64(stat.Dev)
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(device), unix.Minor(device), stat.Ino)
 	for line := range strings.Lines(string(data)) {
 		// "1: FLOCK  ADVISORY  WRITE 1234 08:02:5678 0 EOF"
 		fields := strings.Fields(line)

@@ -13,9 +13,10 @@ import (
 const patience = 5 * time.Second
 
 // Run runs a command of exec.CommandContext. It has a process group of its own, which ends as a
-// whole with the context, so that a plugin ends with its front end; and it ends together with us.
+// whole with the context, so that a plugin ends with its front end; and on Linux it ends together
+// with us.
 func Run(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = attributes()
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = patience
 	// Pdeathsig is sent when the thread that started the process ends, so it has to stay.

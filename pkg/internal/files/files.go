@@ -133,7 +133,7 @@ func (d *Dir) Read(name string, limit int64) ([]byte, error) {
 	if err := single(name); err != nil {
 		return nil, err
 	}
-	f, err := d.openat(name, unix.O_PATH, 0)
+	f, err := d.openat(name, lookOnly, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (d *Dir) Stat(name string) (fs.FileInfo, error) {
 	if err := single(name); err != nil {
 		return nil, err
 	}
-	f, err := d.openat(name, unix.O_PATH, 0)
+	f, err := d.openat(name, lookOnly, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -284,7 +284,7 @@ func (d *Dir) Lock(ctx context.Context, sleep func(context.Context, time.Duratio
 // ReadFile returns the bytes of the regular file at a trusted path, at most limit of them; a larger
 // file is ErrTooLarge.
 func ReadFile(path string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(path, unix.O_PATH, 0)
+	f, err := os.OpenFile(path, lookOnly, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -292,8 +292,7 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 	return readRegular(f, limit)
 }
 
-// readRegular reads the file that place, which was opened as a mere place, stands for. What somebody planted is looked at before it
-// is opened: to open a device or a pipe can be enough to do something.
+// readRegular reads the file that place, which was opened with lookOnly, stands for.
 func readRegular(place *os.File, limit int64) ([]byte, error) {
 	info, err := place.Stat()
 	if err != nil {
@@ -305,7 +304,7 @@ func readRegular(place *os.File, limit int64) ([]byte, error) {
 		}
 		return nil, fmt.Errorf("%s: %w", place.Name(), ErrNotRegular)
 	}
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", place.Fd()))
+	f, err := reopen(place)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: place.Name(), Err: errors.Unwrap(err)}
 	}

@@ -34,7 +34,8 @@ func (d *Dir) CanAdd(size int64) error {
 	if os.Geteuid() == 0 {
 		free = disk.Bfree // what is kept back is for us
 	}
-	blocks := uint64((size + disk.Bsize - 1) / disk.Bsize)
+	block := int64(disk.Bsize)
+	blocks := uint64((size + block - 1) / block)
 	// A file system without a limit says that it has none of what it limits not.
 	if disk.Blocks > 0 && free < blocks || disk.Files > 0 && disk.Ffree == 0 {
 		return d.wrap("write in", ".", unix.ENOSPC)
