@@ -14,7 +14,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-const maxModules = 16
+const (
+	maxModules  = 16
+	maxLauncher = 12_000_000 // bytes
+)
 
 // TestTrustBase holds what is linked into the launcher to a list, so that a new dependency is a
 // visible decision. It builds with the flags of the tests, of whose packages only the linking is
@@ -43,6 +46,10 @@ func TestTrustBase(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, strings.Fields(string(known)), linked, "a dependency is added or gone: is it worth its place in the trust base? Then edit %s", list)
 	assert.LessOrEqual(t, len(linked), maxModules, "modules in the trust base")
+
+	file, err := os.Stat(binary)
+	require.NoError(t, err)
+	assert.LessOrEqual(t, file.Size(), int64(maxLauncher), "bytes of the launcher")
 
 	t.Run("says so itself", func(t *testing.T) {
 		out, err := exec.CommandContext(t.Context(), binary, "version", "-o", "json").Output()

@@ -43,7 +43,6 @@ const (
 	maxLauncherMemory = 64 << 20
 	maxTmp            = 1 << 20
 	maxImage          = 45_000_000
-	maxLauncher       = 12_000_000
 )
 
 // deployment is an example's compose file, as people deploy it, with the launcher's image and the default digest filled in.
@@ -140,7 +139,10 @@ func TestE2EDropIn(t *testing.T) {
 			Metadata  struct {
 				Component struct{ Hashes []struct{ Content string } }
 			}
-			Components []struct{ Type, Name string }
+			Components []struct {
+				Type, Name string
+				Licenses   []struct{ Expression string }
+			}
 		}
 		require.NoError(t, json.Unmarshal([]byte(lists[0]), &list))
 		assert.Equal(t, "CycloneDX", list.BOMFormat)
@@ -150,11 +152,15 @@ func TestE2EDropIn(t *testing.T) {
 		for _, c := range list.Components {
 			if c.Type == "library" {
 				modules = append(modules, c.Name)
+				if assert.Len(t, c.Licenses, 1, c.Name) {
+					assert.NotEmpty(t, c.Licenses[0].Expression, c.Name)
+				}
 			} else {
 				files = append(files, c.Name)
 			}
 		}
-		assert.Equal(t, []string{"/etc/ssl/certs/ca-certificates.crt", "/usr/local/bin/docker-compose", "/usr/local/bin/launcher"}, files, "and nothing else")
+		assert.Equal(t, []string{"/etc/ssl/certs/ca-certificates.crt", "/usr/local/bin/docker-compose", "/usr/local/bin/launcher",
+			"/usr/share/doc/launcher/NOTICES"}, files, "and nothing else")
 		linked, err := os.ReadFile(filepath.Join("testdata", "modules.txt"))
 		require.NoError(t, err)
 		assert.Subset(t, modules, append(strings.Fields(string(linked)), "std", "github.com/docker/compose/v5", "golang.org/x/crypto/x509roots/fallback"))
