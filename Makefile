@@ -30,11 +30,11 @@ reproduce: ## build the image twice, as different users in different places, and
 	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' hack/reproduce
 
 .PHONY: sbom
-sbom: image ## build the image and list what is in it, from Go's own build information: dist/sbom.cdx.json (CycloneDX)
+sbom: image ## build the image and list what is in it, with licences: dist/sbom.cdx.json (CycloneDX)
 	@go run ./hack/sbom -image dist/image -out dist/sbom.cdx.json
 
 .PHONY: release
-release: ## prepare a release in dist: make release VERSION=v1.2.3
+release: ## prepare a release in dist, image, binaries, notes and all: make release VERSION=v1.2.3
 	@COMMIT='$(COMMIT)' hack/release $(if $(filter command line environment,$(origin VERSION)),'$(VERSION)')
 
 .PHONY: demo

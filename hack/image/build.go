@@ -21,6 +21,26 @@ const toolchain = "go1.26.8"
 type binaries struct {
 	launcher, compose []byte
 	roots             []byte // CA roots, PEM
+	notices           []byte // what others want to be said of their part in it
+}
+
+// target is what a program is built for, on any machine.
+func target(goos, arch string) []string {
+	return []string{"GOOS=" + goos, "GOARCH=" + arch, "GOAMD64=v1", "GOARM64=v8.0", "CGO_ENABLED=0"}
+}
+
+// program is a command, the module that it is built in, and what the linker sets in it.
+type program struct{ module, pkg, sets string }
+
+func launcher(o options) program {
+	return program{o.Root, "./cmd/launcher", "-X main.version=" + o.Version + " -X main.commit=" + o.Commit}
+}
+
+// build compiles a program into a file.
+func (g *goTool) build(ctx context.Context, p program, target []string, path string) error {
+	_, err := g.run(ctx, p.module, target, "build", "-trimpath", "-buildvcs=false", "-pgo=off",
+		"-ldflags", "-s -w "+p.sets, "-o", path, p.pkg)
+	return err
 }
 
 // build compiles launcher and Compose, and prints the CA roots.
@@ -40,28 +60,75 @@ func build(ctx context.Context, o options, stderr io.Writer) (binaries, error) {
 		return binaries{}, err
 	}
 	var b binaries
-	for _, program := range []struct {
-		into             *[]byte
-		module, pkg      string
-		name, linkerSets string
+	target := target("linux", o.Arch)
+	std, err := g.standard(ctx)
+	if err != nil {
+		return binaries{}, err
+	}
+	modules := []module{std}
+	for _, built := range []struct {
+		into *[]byte
+		program
 	}{
-		{&b.launcher, o.Root, "./cmd/launcher", "launcher", "-X main.version=" + o.Version + " -X main.commit=" + o.Commit},
-		{&b.compose, tools, "github.com/docker/compose/v5/cmd", "docker-compose",
-			"-X github.com/docker/compose/v5/internal.Version=" + strings.TrimSpace(string(version))},
+		{&b.launcher, launcher(o)},
+		{&b.compose, program{tools, "github.com/docker/compose/v5/cmd",
+			"-X github.com/docker/compose/v5/internal.Version=" + strings.TrimSpace(string(version))}},
 	} {
-		path := filepath.Join(dir, program.name)
-		target := []string{"GOOS=linux", "GOARCH=" + o.Arch, "GOAMD64=v1", "GOARM64=v8.0", "CGO_ENABLED=0"}
-		_, err := g.run(ctx, program.module, target, "build", "-trimpath", "-buildvcs=false", "-pgo=off",
-			"-ldflags", "-s -w "+program.linkerSets, "-o", path, program.pkg)
+		path := filepath.Join(dir, "program")
+		if err := g.build(ctx, built.program, target, path); err != nil {
+			return binaries{}, err
+		}
+		if *built.into, err = os.ReadFile(path); err != nil {
+			return binaries{}, err
+		}
+		linked, err := g.linked(ctx, built.module, target, built.pkg)
 		if err != nil {
 			return binaries{}, err
 		}
-		if *program.into, err = os.ReadFile(path); err != nil {
-			return binaries{}, err
+		modules = append(modules, linked...)
+	}
+	roots := filepath.Join(tools, "roots")
+	b.roots, err = g.run(ctx, roots, []string{"CGO_ENABLED=0"}, "run", "-trimpath", "-buildvcs=false", ".")
+	if err != nil {
+		return binaries{}, err
+	}
+	linked, err := g.linked(ctx, roots, target, ".")
+	if err != nil {
+		return binaries{}, err
+	}
+	b.notices, err = notices(append(modules, linked...))
+	return b, err
+}
+
+// release compiles the launcher for the machines that people have, into dir, where the notices go
+// with it.
+func release(ctx context.Context, o options, dir string, notices []byte, stderr io.Writer) error {
+	g, err := newGo(ctx, stderr)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, system := range [][2]string{
+		{"linux", "amd64"}, {"linux", "arm64"}, {"darwin", "amd64"}, {"darwin", "arm64"},
+	} {
+		target := target(system[0], system[1])
+		linked, err := g.linked(ctx, o.Root, target, launcher(o).pkg)
+		if err != nil {
+			return err
+		}
+		for _, m := range linked {
+			if !bytes.Contains(notices, []byte("\n"+m.name()+" ")) {
+				return fmt.Errorf("%s is linked on %s, and not in the notices", m.name(), system[0])
+			}
+		}
+		name := filepath.Join(dir, "launcher-"+system[0]+"-"+system[1])
+		if err := g.build(ctx, launcher(o), target, name); err != nil {
+			return err
 		}
 	}
-	b.roots, err = g.run(ctx, filepath.Join(tools, "roots"), []string{"CGO_ENABLED=0"}, "run", "-trimpath", "-buildvcs=false", ".")
-	return b, err
+	return os.WriteFile(filepath.Join(dir, "NOTICES"), notices, 0o644)
 }
 
 // goTool is the go command in an environment made from nothing: neither GOFLAGS, nor an experiment, nor a workspace, nor

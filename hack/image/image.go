@@ -46,7 +46,10 @@ func assemble(o options, b binaries) (v1.Image, error) {
 			{path: "var/run", mode: 0o755},
 		}},
 		{"Docker Compose", []file{{path: "usr/local/bin/docker-compose", mode: 0o755, data: b.compose}}},
-		{"launcher", []file{{path: "usr/local/bin/launcher", mode: 0o755, data: b.launcher}}},
+		{"launcher", []file{
+			{path: "usr/local/bin/launcher", mode: 0o755, data: b.launcher},
+			{path: "usr/share/doc/launcher/NOTICES", mode: 0o644, data: b.notices},
+		}},
 	} {
 		compressed, err := packed(l.files)
 		if err != nil {

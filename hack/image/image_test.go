@@ -18,16 +18,16 @@ import (
 	main "tee-launcher/hack/image"
 )
 
-// TestImageIsTheSameEverywhere: of the same three files it makes the same image, on whatever machine this runs. Another digest here is
+// TestImageIsTheSameEverywhere: of the same four files it makes the same image, on whatever machine this runs. Another digest here is
 // another digest of every image that people rebuild.
 func TestImageIsTheSameEverywhere(t *testing.T) {
 	t.Parallel()
 	commit := strings.Repeat("ab", 20)
-	img, files, err := main.Assemble("v1.2.3", commit, strings.Repeat("launcher ", 1e5), strings.Repeat("compose ", 1e5), "roots")
+	img, files, err := main.Assemble("v1.2.3", commit, strings.Repeat("launcher ", 1e5), strings.Repeat("compose ", 1e5), "roots", "notices")
 	require.NoError(t, err)
 	digest, err := img.Digest()
 	require.NoError(t, err)
-	assert.Equal(t, "sha256:38b5e130dec20785937314dc18ab08be7cfa75e54f8179306e8b3cc5d9d19b28", digest.String())
+	assert.Equal(t, "sha256:da6b500e9657eea35eacccbe1c3427a2eb10ca34afa7d03e555ec87e9569e320", digest.String())
 
 	config, err := img.ConfigFile()
 	require.NoError(t, err)
@@ -61,6 +61,7 @@ func TestImageIsTheSameEverywhere(t *testing.T) {
 		"etc/": 0o755, "etc/ssl/": 0o755, "etc/ssl/certs/": 0o755, "etc/ssl/certs/ca-certificates.crt": 0o644,
 		"mnt/": 0o755, "mnt/shared/": 0o755, "tapp/": 0o755, "tmp/": 0o1777, "var/": 0o755, "var/run/": 0o755,
 		"usr/": 0o755, "usr/local/": 0o755, "usr/local/bin/": 0o755, "usr/local/bin/docker-compose": 0o755, "usr/local/bin/launcher": 0o755,
+		"usr/share/": 0o755, "usr/share/doc/": 0o755, "usr/share/doc/launcher/": 0o755, "usr/share/doc/launcher/NOTICES": 0o644,
 	}, modes, "all that is in it")
 
 	t.Run("its files", func(t *testing.T) {
@@ -92,7 +93,7 @@ func TestImageIsTheSameEverywhere(t *testing.T) {
 func TestNothingStrangeGetsIntoALinkersFlag(t *testing.T) {
 	t.Parallel()
 	for _, o := range [][2]string{{"", ""}, {"v1 -X main.commit=x", ""}, {"-v1", ""}, {"v1'", ""}, {"v1\n", ""}, {"v1", "HEAD"}, {"v1", strings.Repeat("AB", 20)}} {
-		_, _, err := main.Assemble(o[0], o[1], "l", "c", "r")
+		_, _, err := main.Assemble(o[0], o[1], "l", "c", "r", "n")
 		assert.Error(t, err, "version %q, commit %q", o[0], o[1])
 	}
 }

@@ -7,6 +7,8 @@
 // sources, version and commit make equal bytes, whoever builds them where and when: the binaries are built by one release of Go in an
 // environment made from nothing, and no file, clock, user or mode of this machine gets into a layer.
 //
+// With -release it also builds the launcher for the machines that people have: OUT/release/launcher-OS-ARCH, and NOTICES with them.
+//
 // It doesn't push, and it doesn't verify the Go toolchain, which is Go's own to do.
 package main
 
@@ -30,6 +32,7 @@ func main() {
 	flag.StringVar(&o.Version, "version", "unreleased", "the version that the launcher and the image's labels name")
 	flag.StringVar(&o.Commit, "commit", "", "the commit that they name; none where the tree is not exactly one")
 	flag.StringVar(&o.Arch, "arch", "amd64", "the architecture")
+	flag.BoolVar(&o.Release, "release", false, "also build the launcher for Linux and macOS")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, o, os.Stdout, os.Stderr)
@@ -45,6 +48,7 @@ type options struct {
 	Root, Out       string
 	Version, Commit string
 	Arch            string
+	Release         bool
 }
 
 // check refuses what would not get through a linker's flag or a label unchanged.
@@ -94,6 +98,11 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	}
 	if err := writeArchive(filepath.Join(o.Out, "image.tar"), files); err != nil {
 		return err
+	}
+	if o.Release {
+		if err := release(ctx, o, filepath.Join(o.Out, "release"), built.notices, stderr); err != nil {
+			return err
+		}
 	}
 	size, err := transferred(img)
 	if err != nil {

@@ -3,7 +3,8 @@
 //	go run ./hack/sbom -image dist/image -out dist/sbom.cdx.json
 //
 // It looks at nothing but the image: every file of every layer is hashed, a Go program is asked for the build information that Go put into it,
-// and the CA roots for the module that their first line names. Equal images have equal lists. A file that it can't explain is an error.
+// the CA roots for the module that their first line names, and the notices for the licences. Equal images have equal lists. A file that it
+// can't explain is an error, and a module without a licence.
 package main
 
 import (
@@ -27,7 +28,8 @@ import (
 )
 
 const (
-	rootsFile = "etc/ssl/certs/ca-certificates.crt"
+	rootsFile   = "etc/ssl/certs/ca-certificates.crt"
+	noticesFile = "usr/share/doc/launcher/NOTICES"
 	// maxFile bounds a file of the image.
 	maxFile = 256 << 20
 )
@@ -80,8 +82,12 @@ type (
 		Name       string     `json:"name"`
 		Version    string     `json:"version,omitempty"`
 		PURL       string     `json:"purl,omitempty"`
+		Licenses   []license  `json:"licenses,omitempty"`
 		Hashes     []hash     `json:"hashes,omitempty"`
 		Properties []property `json:"properties,omitempty"`
+	}
+	license struct {
+		Expression string `json:"expression"` // SPDX
 	}
 	hash struct {
 		Algorithm string `json:"alg"`
@@ -118,7 +124,7 @@ func describe(image string) (document, error) {
 	if err := blob(image, manifest.Config.Digest, &config); err != nil {
 		return document{}, err
 	}
-	l := list{modules: map[string]component{}}
+	l := list{modules: map[string]component{}, licences: map[string]string{}}
 	self := component{Type: "container", Ref: digest.String(), Name: "launcher", Version: config.Config.Labels["org.opencontainers.image.version"],
 		Hashes: []hash{{"SHA-256", digest.Hex}}}
 	for _, layer := range manifest.Layers {
@@ -137,6 +143,11 @@ func describe(image string) (document, error) {
 	}
 	doc.Dependencies = append([]dependency{own}, l.dependencies...)
 	for _, m := range l.modules {
+		expression, known := l.licences[m.Name+" "+m.Version]
+		if !known {
+			return document{}, fmt.Errorf("%s: nothing about %s %s", noticesFile, m.Name, m.Version)
+		}
+		m.Licenses = []license{{expression}}
 		doc.Components = append(doc.Components, m)
 	}
 	slices.SortFunc(doc.Components[len(l.files):], func(a, b component) int { return strings.Compare(a.Ref, b.Ref) })
@@ -167,6 +178,7 @@ func blob(image string, digest v1.Hash, into any) error {
 type list struct {
 	files        []component
 	modules      map[string]component // by reference
+	licences     map[string]string    // by name and version of a module
 	dependencies []dependency
 }
 
@@ -203,14 +215,28 @@ func (l *list) file(name string, data []byte) error {
 	sum := fmt.Sprintf("%x", sha256.Sum256(data))
 	c := component{Type: "file", Ref: "file:/" + name, Name: "/" + name, Hashes: []hash{{"SHA-256", sum}}}
 	needs := dependency{Ref: c.Ref, DependsOn: []string{}}
-	if name == rootsFile {
+	switch name {
+	case noticesFile:
+		// Its second paragraph: a line for each module.
+		parts := strings.SplitN(string(data), "\n\n", 3)
+		if len(parts) != 3 {
+			return errors.New("not notices as hack/image writes them")
+		}
+		for line := range strings.Lines(parts[1]) {
+			words := strings.SplitN(strings.TrimSpace(line), " ", 3)
+			if len(words) != 3 {
+				return fmt.Errorf("%.200q: not a module, its version and its licences", line)
+			}
+			l.licences[words[0]+" "+words[1]] = words[2]
+		}
+	case rootsFile:
 		line, _, _ := strings.Cut(string(data), "\n")
 		words := strings.Fields(line)
 		if len(words) != 4 || words[0] != "#" || !strings.HasPrefix(words[3], "h1:") {
 			return errors.New("its first line names no module")
 		}
 		needs.DependsOn = append(needs.DependsOn, l.module(&debug.Module{Path: words[1], Version: words[2], Sum: words[3]}))
-	} else {
+	default:
 		info, err := buildinfo.Read(bytes.NewReader(data))
 		if err != nil {
 			return err
