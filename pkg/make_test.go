@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -56,4 +57,43 @@ func TestMakeRunsEveryTestOnce(t *testing.T) {
 	}
 	assert.Greater(t, hermetic, 100)
 	assert.Greater(t, endToEnd, 5)
+}
+
+// TestTestdata: what tests compare with stands in one place, with a line on where it comes from; with
+// a package are its fuzz seeds alone, and those of verify.
+func TestTestdata(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join("..", "testdata", "README.md"))
+	require.NoError(t, err)
+	var told []string
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]+) \\|").FindAllSubmatch(text, -1) {
+		for name := range strings.SplitSeq(string(row[1]), ", ") {
+			told = append(told, strings.Trim(name, "`"))
+		}
+	}
+	files := 0
+	require.NoError(t, fs.WalkDir(os.DirFS(".."), ".", func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir() && path != "." && strings.HasPrefix(e.Name(), "."), path == "dist":
+			return fs.SkipDir
+		case e.IsDir():
+			return nil
+		}
+		dir, name, ok := strings.Cut(path, "testdata/")
+		if !ok || name == "README.md" {
+			return nil
+		}
+		if dir != "" {
+			assert.True(t, strings.HasPrefix(name, "fuzz/") || dir == "pkg/preflight/", "%s belongs in testdata", path)
+			return nil
+		}
+		files++
+		assert.True(t, slices.ContainsFunc(told, func(known string) bool {
+			return name == known || strings.HasSuffix(known, "/") && strings.HasPrefix(name, known)
+		}), "%s has no line on its origin in testdata/README.md", path)
+		return nil
+	}))
+	assert.Greater(t, files, 30)
 }

@@ -38,7 +38,7 @@ func TestTrustBase(t *testing.T) {
 		linked = append(linked, m.Path)
 	}
 	slices.Sort(linked)
-	list := filepath.Join("testdata", "modules.txt")
+	list := filepath.Join("..", "..", "testdata", "modules.txt")
 	if *update {
 		require.NoError(t, os.WriteFile(list, []byte(strings.Join(linked, "\n")+"\n"), 0o644))
 	}

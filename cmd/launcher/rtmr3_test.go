@@ -19,8 +19,8 @@ import (
 
 // realLog is a document of real hardware; its origin stands beside it.
 const (
-	realLog      = "../../pkg/rtmr/testdata/tcb_info-dstack-0.5.8-dev.json"
-	realQuote    = "../../pkg/rtmr/testdata/getquote-dstack-0.6-stripped.json"
+	realLog      = "../../testdata/rtmr/tcb_info-dstack-0.5.8-dev.json"
+	realQuote    = "../../testdata/rtmr/getquote-dstack-0.6-stripped.json"
 	realImage    = "sha256:564a5aebc33495d5610626d23cb9e3da8e9d531d0edff9e38aa1ccaf059c15d3"
 	realRegister = "86f1808cffc050f3c0c09d29da2bfcec7eba3e8fa52016a7341f28884230f9ca8b56400413d57bce00b578e36790b555"
 )

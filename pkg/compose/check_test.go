@@ -78,7 +78,7 @@ func (r *recording) check() error {
 
 func recordings(t *testing.T) []string {
 	t.Helper()
-	files, err := filepath.Glob("testdata/inspect/*.json")
+	files, err := filepath.Glob("../../testdata/compose/inspect/*.json")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
 	return files

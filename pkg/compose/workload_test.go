@@ -50,7 +50,7 @@ func TestRenderGolden(t *testing.T) {
 	for name, w := range map[string]compose.Workload{"tee.yaml": tee(), "nontee.yaml": nontee()} {
 		got, err := w.Render("sha256:" + strings.Repeat("cd", 32))
 		require.NoError(t, err)
-		path := filepath.Join("testdata", name)
+		path := filepath.Join("..", "..", "testdata", "compose", name)
 		if *update {
 			require.NoError(t, os.WriteFile(path, got, 0o644))
 		}

@@ -36,7 +36,7 @@ type vectors struct {
 func loadVectors(t *testing.T) vectors {
 	t.Helper()
 	var v vectors
-	require.NoError(t, json.Unmarshal(readFile(t, "testdata/event-vectors.json"), &v))
+	require.NoError(t, json.Unmarshal(readFile(t, "../../testdata/rtmr/event-vectors.json"), &v))
 	require.Len(t, v.Events, 7)
 	require.Len(t, v.Steps, 9)
 	return v

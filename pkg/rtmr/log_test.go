@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	tcbInfoFile  = "testdata/tcb_info-dstack-0.5.8-dev.json"
-	getQuoteFile = "testdata/getquote-dstack-0.6-stripped.json"
+	tcbInfoFile  = "../../testdata/rtmr/tcb_info-dstack-0.5.8-dev.json"
+	getQuoteFile = "../../testdata/rtmr/getquote-dstack-0.6-stripped.json"
 	// The image that the tcb_info was made with, and one that it wasn't.
 	measuredHex = "564a5aebc33495d5610626d23cb9e3da8e9d531d0edff9e38aa1ccaf059c15d3"
 	otherHex    = "abababababababababababababababababababababababababababababababab"
