@@ -116,7 +116,8 @@ func replaceSection(t *testing.T, text, name, content string) string {
 	return before + marker("begin", name) + content + marker("end", name) + after
 }
 
-// TestLinks looks that whatever a document links to is there, and that README can be read in one go.
+// TestLinks looks that whatever a document links to is there, and that README leads to all of them
+// and can be read in one go.
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	texts := documents(t)
@@ -124,6 +125,9 @@ func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	links := 0
 	for path, text := range texts {
+		if strings.HasPrefix(path, "docs/") {
+			assert.Contains(t, texts["README.md"], "]("+path+")", "README links to every document")
+		}
 		for _, match := range link.FindAllStringSubmatch(text, -1) {
 			target, anchor, _ := strings.Cut(match[1], "#")
 			if strings.Contains(target, "://") {
