@@ -41,7 +41,8 @@ type ownEngine struct {
 }
 
 // dockerdScript is process 1 there. A line on standard input stops the daemon in an orderly way. A bridged engine has a bridge, and the
-// places that the contract's compose files name are its own: /var/run and /tapp are below its directory.
+// places that the contract's compose files name are its own: /var/run and /tapp are below its directory. ENGINE_HOSTS is its /etc/hosts:
+// from the start, for a daemon looks at it again only after a while.
 const dockerdScript = `
 dir=$0 driver=$1 group=$2 bridged=$3 config=$4
 sockets=(-H "unix://$dir/docker.sock")
@@ -55,6 +56,7 @@ if [ "$bridged" = true ]; then
 	sockets+=(-H unix:///var/run/docker.sock)
 	network=(--bip=172.31.250.1/24 --default-address-pool base=172.31.0.0/17,size=24 --ip-masq=false)
 fi
+[ -z "${ENGINE_HOSTS:-}" ] || mount --bind "$ENGINE_HOSTS" /etc/hosts
 mkdir -p /run/containerd
 mount -t tmpfs -o mode=755 containerd /run/containerd
 mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup

@@ -90,11 +90,8 @@ func testRegistries(t *testing.T, name, program string) {
 	cache := l.serve(l.tls +
 		fmt.Sprintf("proxy: {remoteurl: 'https://registry.test:%d', username: %s, password: %s}\n",
 			upstream, registryUser, registryPassword))
-	engine := newOwnEngine(t, false, "SSL_CERT_FILE="+l.authority, "HTTPS_PROXY="+l.proxy.URL,
-		"NO_PROXY=registry.test,cache.test,tokens.test")
-	out, err := exec.Command("nsenter", "-t", fmt.Sprint(engine.init), "-m", "mount", "--bind",
-		l.hosts, "/etc/hosts").CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	engine := newOwnEngine(t, false, "SSL_CERT_FILE="+l.authority, "ENGINE_HOSTS="+l.hosts,
+		"HTTPS_PROXY="+l.proxy.URL, "NO_PROXY=registry.test,cache.test,tokens.test")
 	for _, port := range []int{open, basic, bearer, cache, l.tokens.Port(),
 		l.proxy.Listener.Addr().(*net.TCPAddr).Port} {
 		engine.reach(fmt.Sprintf("127.0.0.1:%d", port))
