@@ -17,7 +17,12 @@ import (
 // reason before a byte of a layer is fetched.
 func TestOddImages(t *testing.T) {
 	t.Parallel()
-	for store, containerd := range map[string]bool{"classic": false, "containerd": true} {
+	for store, options := range map[string]launchtest.EngineOptions{
+		"classic": {}, "classic of 28": {APIVersion: "1.51"},
+		"containerd":       {Containerd: true, APIVersion: "1.45"},
+		"containerd of 28": {Containerd: true, APIVersion: "1.51"},
+		"containerd of 29": {Containerd: true, APIVersion: "1.52"},
+	} {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
 			r, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
@@ -27,13 +32,10 @@ func TestOddImages(t *testing.T) {
 				ref, err := o.Push(r, "nearone/odd")
 				require.NoError(t, err)
 				want := o.Classic
-				if containerd {
+				if options.Containerd {
 					want = o.Containerd
 				}
-				if containerd && o.Name == "index: nested" {
-					continue
-				}
-				engine, environ := oddEngine(t, containerd)
+				engine, environ := oddEngine(t, options)
 				stdout, stderr, code := run(t, environ, "pull", "--progress", "none", ref.String())
 				if want == launchtest.Taken {
 					assert.Equal(t, exit.OK, code, "%s: %s", o.Name, stderr)
@@ -73,11 +75,11 @@ func TestOddImages(t *testing.T) {
 }
 
 // oddEngine is an engine that has nothing, and an environment for it.
-func oddEngine(t *testing.T, containerd bool) (*launchtest.Engine, []string) {
+func oddEngine(t *testing.T, o launchtest.EngineOptions) (*launchtest.Engine, []string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "odd") // short: a socket's path has to fit into 107 bytes
 	require.NoError(t, err)
-	engine, err := launchtest.NewEngine(filepath.Join(dir, "docker.sock"), launchtest.EngineOptions{Containerd: containerd})
+	engine, err := launchtest.NewEngine(filepath.Join(dir, "docker.sock"), o)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		assert.NoError(t, engine.Close())

@@ -138,7 +138,7 @@ func (e *Engine) Prove(ctx context.Context, info Info, v *image.Verified) (Image
 		switch {
 		case i < 0 || !got.Manifests[i].Available:
 			return ImageID{}, unproved("blobs of manifest "+ours, "not all there", "all there")
-		case got.Manifests[i].ImageData.Size.Unpacked <= 0:
+		case got.Manifests[i].ImageData.Size.Unpacked <= 0 && len(layers) > 0:
 			return ImageID{}, &UnprovedError{
 				ID: want.String(), What: "layers of manifest " + ours, Got: "not unpacked",
 				Want: "unpacked", Err: ErrNotUnpacked,
