@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -49,6 +50,11 @@ func (o OddImage) Push(r *Registry, repository string, tags ...string) (name.Dig
 		}
 	}
 	return r.PushManifest(repository, o.Root, tags...)
+}
+
+// Has reports whether the image has a manifest of this digest.
+func (o OddImage) Has(digest string) bool {
+	return slices.ContainsFunc(o.Manifests, func(m []byte) bool { return digestOf(m) == digest })
 }
 
 // object is a JSON object. It is written with its names in order, so that it has one digest.

@@ -22,6 +22,7 @@ import (
 type LayeredImage struct {
 	Name   string
 	Layers []OddLayer // the lowest first
+	Lowest bool       // it is odd only where nothing lies below it
 }
 
 // OddLayer is a layer as a registry has it.
@@ -50,7 +51,12 @@ func (r *Registry) PushLayers(repository string, layers []OddLayer) (name.Digest
 	return r.PushManifest(repository, must(json.Marshal(manifest)))
 }
 
-// odd is an LayeredImage of these tars, each packed as gzip.
+// BaseLayer is an ordinary layer for odd ones to lie on.
+func BaseLayer() []OddLayer {
+	return []OddLayer{gzipped(layer(dir("base"), file("base/a", "1")))}
+}
+
+// odd is a LayeredImage of these tars, each packed as gzip.
 func odd(name string, tars ...[]byte) LayeredImage {
 	o := LayeredImage{Name: name}
 	for _, t := range tars {
@@ -435,7 +441,7 @@ func oddNames() []LayeredImage {
 		odd("names that differ in letter case", layer(dir("case"), file("case/a", "1"),
 			file("case/A", "2"))),
 		odd("files that the engine mounts over", layer(dir("etc"), file("etc/hosts", "1"),
-			symlink("etc/resolv.conf", "/run/nothing"), dir("etc/hostname"), file("proc/a", "1"),
+			symlink("etc/resolv.conf", "/run/nothing"), file("proc/a", "1"),
 			file("dev/a", "1"))),
 	}
 }
@@ -447,9 +453,7 @@ func oddPackings() []LayeredImage {
 	}
 	packed := func(title string, mediaType types.MediaType, content []byte,
 		pack func([]byte) []byte) LayeredImage {
-		return LayeredImage{title,
-			[]OddLayer{gzipped(layer(dir("base-of"), file("base-of/"+title, "1"))),
-				{mediaType, pack(content), content}}}
+		return LayeredImage{Name: title, Layers: []OddLayer{{mediaType, pack(content), content}}}
 	}
 	one := func(b []byte) []byte { return gzipMember(b, gzip.Header{}) }
 	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
@@ -461,10 +465,12 @@ func oddPackings() []LayeredImage {
 	empty := gzipped(make([]byte, 1024))
 	return []LayeredImage{
 		many,
-		{"a layer twice", []OddLayer{twice, gzipped(layer(file("again/.wh.a", ""))), twice}},
-		{"a layer twice in a row", []OddLayer{gzipped(layer(dir("again-2"))), twice, twice}},
-		{"layers without a file", []OddLayer{gzipped(layer(dir("fileless"))), empty, empty}},
-		{"nothing but a layer without a file", []OddLayer{gzipped(make([]byte, 10240))}},
+		{Name: "a layer twice",
+			Layers: []OddLayer{twice, gzipped(layer(file("again/.wh.a", ""))), twice}},
+		{Name: "a layer twice in a row", Layers: []OddLayer{twice, twice}},
+		{Name: "layers without a file", Layers: []OddLayer{empty, empty}},
+		{Name: "nothing but a layer without a file", Lowest: true,
+			Layers: []OddLayer{gzipped(make([]byte, 10240))}},
 		packed("layer of no bytes", types.OCILayer, nil, one),
 		packed("layer that isn't compressed", types.OCIUncompressedLayer, plain("p-plain"),
 			bytes.Clone),

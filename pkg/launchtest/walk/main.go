@@ -40,7 +40,10 @@ func walk(root string, out io.Writer) error {
 			return err
 		}
 		var s unix.Stat_t
-		if err := unix.Lstat(path, &s); err != nil {
+		if err := unix.Lstat(path, &s); err == unix.ENOENT { // one of overlay's whiteouts
+			_, err = fmt.Fprintf(out, "%q is listed, and not there\n", path)
+			return err
+		} else if err != nil {
 			return err
 		}
 		if s.Dev != top.Dev {
