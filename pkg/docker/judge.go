@@ -15,7 +15,9 @@ import (
 type judge struct {
 	layers chan *io.PipeReader // what is sent of each
 	done   chan struct{}
-	lie    *image.Error // once done is closed: what is wrong with the first one that isn't right
+	// Once done is closed:
+	lie   *image.Error // what is wrong with the first one that isn't right
+	flaws []flaw       // of those before it
 }
 
 // newJudge returns a judge for the layers of v with these indices, in this order. Its verdict has
@@ -25,7 +27,7 @@ func newJudge(v *image.Verified, layers []int) *judge {
 	go func() {
 		defer close(j.done)
 		heard := &overheard{layers: j.layers}
-		errors.As(unpack(v.Open(context.Background(), heard, layers)), &j.lie)
+		errors.As(j.unpack(v, v.Open(context.Background(), heard, layers), layers), &j.lie)
 		for err := error(nil); err == nil; { // whoever sends is held up no longer
 			_, err = heard.Next()
 		}
@@ -34,20 +36,22 @@ func newJudge(v *image.Verified, layers []int) *judge {
 }
 
 // unpack reads the layers of a stream to its end or to the first error.
-func unpack(stream *image.Stream) error {
-	for {
+func (j *judge) unpack(v *image.Verified, stream *image.Stream, layers []int) error {
+	for _, i := range layers {
 		r, err := stream.NextPlain()
-		if errors.Is(err, io.EOF) {
-			return stream.Close()
-		}
 		if err == nil {
+			found := append(misnamed(v, i), flaws(r, v.LayerPart(i), maxFlaws-len(j.flaws))...)
 			_, err = io.Copy(io.Discard, r)
 			r.Close() // says nothing that isn't in err
+			if err == nil {
+				j.flaws = append(j.flaws, found...)
+			}
 		}
 		if err != nil {
 			return closeAfter(err, stream)
 		}
 	}
+	return stream.Close()
 }
 
 // errNotSent ends a layer of which not all was sent. It is no judgement on the layer.
@@ -67,11 +71,11 @@ func (j *judge) listen(r io.Reader) (io.Reader, func(all bool)) {
 	}
 }
 
-// verdict returns what is wrong with the layers, or nil. No layer comes after it.
-func (j *judge) verdict() *image.Error {
+// verdict returns what is wrong with the layers, or nil, and their flaws. No layer comes after it.
+func (j *judge) verdict() (*image.Error, []flaw) {
 	close(j.layers)
 	<-j.done
-	return j.lie
+	return j.lie, j.flaws
 }
 
 // unheeded is a writer whose failures don't matter.

@@ -17,6 +17,7 @@ import (
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/docker/internal/api"
+	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/waiting"
 )
@@ -120,6 +121,7 @@ type loading struct {
 	damaged   bool                   // a layer was broken off since the engine's last refusal
 	judge     *judge                 // of the present attempt; nil: none
 	lie       *image.Error           // its verdict on the last one; nil: nothing is wrong
+	flaws     []flaw                 // that it found in the last one
 }
 
 // attempt is one way to load an image.
@@ -223,7 +225,7 @@ func (l *loading) again(ctx context.Context, why error, breakdowns *int) (bool, 
 func (l *loading) blame(err error) error {
 	var pull *image.Error
 	switch {
-	case errors.As(err, &pull) || unanswered(err) || l.full(err):
+	case errors.As(err, &pull) || unanswered(err) || l.full(err) || api.HostFault(err):
 		return err
 	case l.lie != nil:
 		return l.lie // the engine is right, and can't say so in a way that could be relied on
@@ -235,7 +237,15 @@ func (l *loading) blame(err error) error {
 				inspect.ID(l.info.Store, l.image)),
 		}
 	}
-	return err
+	for _, f := range l.flaws {
+		if f.explains(err) {
+			return f.refusal(l.image, err)
+		}
+	}
+	return &exit.Error{Code: exit.Engine, Err: err, Hint: []string{
+		"either this machine can't store the image (its disk, its file system: see the engine's log), or " +
+			"engines don't unpack what is in it: docker pull of it on another machine shows which",
+	}}
 }
 
 // unanswered tells an engine that broke down from one that said no.
@@ -308,10 +318,10 @@ func (l *loading) once(ctx context.Context, a attempt) (err error) {
 	if a.gunzip {
 		l.choosePlain(fetching, groups, l.stream.Arrived)
 	}
-	if l.judge, l.lie = nil, nil; a.judged {
+	if l.judge, l.lie, l.flaws = nil, nil, nil; a.judged {
 		asIs := slices.DeleteFunc(slices.Clone(order), func(i int) bool { return l.isPlain(layers[i]) })
 		l.judge = newJudge(l.image, asIs)
-		defer func() { l.lie = l.judge.verdict() }()
+		defer func() { l.lie, l.flaws = l.judge.verdict() }()
 	}
 	return closeAfter(l.pipeline(ctx, fetching, cancel, groups), l.stream)
 }

@@ -306,6 +306,44 @@ func loadScenarios() []scenario {
 		},
 		want: cannotBeUnpacked("another tar") + cannotBeUnpacked("something behind the end"),
 	}, {
+		name: "load what no engine unpacks",
+		do: func(s *subject) {
+			for what, says := range map[string]string{
+				"hard link to nothing":      "/hard-none/a: no such file or directory",
+				"entry of an unknown kind":  "unhandled tar header type 90",
+				"tar with a wrong checksum": "archive/tar: invalid tar header",
+			} {
+				all := launchtest.OddLayers()
+				i := slices.IndexFunc(all, func(o launchtest.LayeredImage) bool { return o.Name == what })
+				base := launchtest.BaseLayer()[0].Tar // others are below it
+				made := s.sample(launchtest.ImageOptions{
+					Layers: [][]byte{base, all[i].Layers[0].Tar},
+				})
+				text := s.load("answer", made.hybrid(s.t), "")
+				assert.Contains(s.t, text, says, what)
+			}
+		},
+		want: strings.Repeat(`
+			[classic] answer: error
+			[containerd 26] answer: error
+			[containerd !26] answer: loaded, unpacking failed`, 3),
+	}, {
+		name: "load a gzip stream that is called a tar",
+		do: func(s *subject) {
+			seed := s.seed
+			packed := s.sample(launchtest.ImageOptions{OCI: true}, 1000)
+			made := s.sample(launchtest.ImageOptions{
+				OCI: true, Layers: s.layers(seed, 1000), Compression: launchtest.Uncompressed,
+			}).relayered(s.t, packed.layers[0])
+			s.images = append(s.images, made.man())
+			s.knows(made.man(), "MANIFEST")
+			s.load("answer", made.hybrid(s.t), "")
+		},
+		want: `
+			[classic] answer: loaded
+			[containerd 26] answer: error
+			[containerd !26] answer: loaded, unpacking failed`,
+	}, {
 		name: "load a variant",
 		do: func(s *subject) {
 			made := s.sample(launchtest.ImageOptions{

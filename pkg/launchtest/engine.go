@@ -273,17 +273,18 @@ func (e *Engine) call(method, target string, body []byte) ([]byte, error) {
 
 // engineRequest is one request, without what HTTP adds.
 type engineRequest struct {
-	ctx     context.Context
-	method  string
-	path    string // without the version
-	name    string // of the image, container, volume or network that it is about
-	query   url.Values
-	api     engineAPI
-	body    io.Reader
-	foreign bool            // done by Call
-	session context.Context // of the daemon that does it
-	load    LoadFault
-	loadCut int64
+	ctx      context.Context
+	method   string
+	path     string // without the version
+	name     string // of the image, container, volume or network that it is about
+	query    url.Values
+	api      engineAPI
+	body     io.Reader
+	foreign  bool            // done by Call
+	session  context.Context // of the daemon that does it
+	load     LoadFault
+	loadCut  int64
+	loadSays string
 }
 
 func (r *engineRequest) flag(name string) bool { return isTrue(r.query.Get(name)) }

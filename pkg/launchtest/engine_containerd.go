@@ -226,7 +226,12 @@ func (s *containerdStore) unpack(view containerdView) error {
 			return fmt.Errorf("failed to extract layer %s: failed to get reader from content store: %w",
 				want, err)
 		}
-		got, err := s.engine.unpackLayer(compressed, true)
+		var got string
+		if strings.HasSuffix(string(layer.MediaType), ".tar") { // which is believed
+			got, err = extract(bytes.NewReader(compressed))
+		} else {
+			got, err = s.engine.unpackLayer(compressed, true)
+		}
 		if err != nil {
 			return fmt.Errorf("failed to extract layer %s: %w", want, err)
 		}

@@ -46,7 +46,7 @@ type LoadFault string
 
 // The ways. Unless said otherwise the answer is HTTP 200, and nothing is loaded.
 const (
-	LoadErrorLine   LoadFault = "error line"   // a line with error and errorDetail, once the tar was read
+	LoadErrorLine   LoadFault = "error line"   // a line with error and errorDetail, once the tar was read: Message, if there is one
 	LoadErrorOnly   LoadFault = "error only"   // the same with only error
 	LoadErrorDetail LoadFault = "error detail" // the same with only errorDetail
 	LoadUnpackLine  LoadFault = "unpack line"  // "Loaded image", then "Error unpacking image": the image stays, unusable
@@ -122,7 +122,7 @@ func (e *Engine) disturb(w http.ResponseWriter, r *engineRequest) {
 	if r.session.Err() != nil {
 		panic(http.ErrAbortHandler)
 	}
-	r.load, r.loadCut = f.Load, f.LoadBytes
+	r.load, r.loadCut, r.loadSays = f.Load, f.LoadBytes, f.Message
 	wrong := f.Status != 0 || f.Hang || f.Close
 	if !wrong && f.Edit == nil {
 		e.handle(w, r)

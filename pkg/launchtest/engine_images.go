@@ -240,6 +240,8 @@ func (e *Engine) loadImage(w http.ResponseWriter, r *engineRequest) error {
 			err = fmt.Errorf("write /%s: no space left on device", archive.reading)
 		}
 		answer.fail(err)
+	case r.load == LoadErrorLine && r.loadSays != "":
+		answer.fail(errors.New(r.loadSays))
 	case r.load == LoadErrorLine:
 		answer.fail(errInjected)
 	case r.load == LoadErrorOnly:
@@ -387,12 +389,23 @@ func (e *Engine) unpackLayer(compressed []byte, withZstd bool) (string, error) {
 	if e.o.Pigz {
 		plain = pigz{plain}
 	}
+	return extract(plain)
+}
+
+// extract reads a tar, and returns its digest.
+func extract(plain io.Reader) (string, error) {
 	var content bytes.Buffer
+	held := map[string]bool{}
 	t := tar.NewReader(io.TeeReader(plain, &content))
 	for {
-		if _, err := t.Next(); errors.Is(err, io.EOF) {
+		header, err := t.Next()
+		if errors.Is(err, io.EOF) {
 			break
-		} else if err != nil {
+		}
+		if err != nil {
+			return "", err
+		}
+		if err := extractable(header, held); err != nil {
 			return "", err
 		}
 		if _, err := io.Copy(io.Discard, t); err != nil {
@@ -403,6 +416,24 @@ func (e *Engine) unpackLayer(compressed []byte, withZstd bool) (string, error) {
 		return "", err
 	}
 	return digestOf(content.Bytes()), nil
+}
+
+// extractable returns why an engine doesn't extract an entry of a layer, of which it has what held
+// names.
+func extractable(h *tar.Header, held map[string]bool) error {
+	name, target := path.Clean("/"+h.Name), path.Clean("/"+h.Linkname)
+	switch h.Typeflag {
+	case tar.TypeLink:
+		if !held[target] {
+			return fmt.Errorf("link %s %s: no such file or directory", target, name)
+		}
+	case tar.TypeReg, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo,
+		tar.TypeXGlobalHeader:
+	default:
+		return fmt.Errorf("unhandled tar header type %d", h.Typeflag)
+	}
+	held[name] = true
+	return nil
 }
 
 // chainIDs returns the IDs under which an engine keeps unpacked layers: each names a layer and all

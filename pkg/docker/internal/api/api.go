@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -105,6 +106,16 @@ func (e *Error) Hints() []string {
 func DiskFull(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && strings.Contains(e.Message, syscall.ENOSPC.Error())
+}
+
+// HostFault reports whether the engine names, in the system's words, something that only its machine
+// can be the reason for, whatever it was asked to do.
+func HostFault(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && slices.ContainsFunc([]syscall.Errno{
+		syscall.EACCES, syscall.EDQUOT, syscall.EIO, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
+		syscall.ENOSPC, syscall.ENOTSUP, syscall.EROFS, syscall.ESTALE, syscall.EUCLEAN,
+	}, func(n syscall.Errno) bool { return strings.Contains(e.Message, n.Error()) })
 }
 
 // NotFound reports whether the engine answered that a thing doesn't exist.

@@ -1,0 +1,113 @@
+package docker
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+
+	"tee-launcher/pkg/image"
+)
+
+const (
+	// maxFlaws is how many are kept of one load: an engine stops at the first one that it minds.
+	maxFlaws = 100
+	// maxSeen is how many names of one layer are remembered, in some 10 MB.
+	maxSeen = 1 << 18
+	// maxName is how long a part of a name may be on any of Linux's file systems, maxNames how long the
+	// names of an entry may be together if an engine's words are to show them.
+	maxName, maxNames = 255, 2 << 10
+)
+
+// flaw is something in a layer that engines don't unpack, though the bytes are what was approved.
+type flaw struct {
+	part  string   // the layer
+	what  string   // it holds
+	words []string // all in what an engine says that stumbled over it
+}
+
+// explains reports whether what the engine says, err, is said of this flaw. A flaw alone explains
+// nothing: engines differ in what they take, and the host may be at fault all the same.
+func (f flaw) explains(err error) bool {
+	var e *Error
+	return errors.As(err, &e) &&
+		!slices.ContainsFunc(f.words, func(w string) bool { return !strings.Contains(e.Message, w) })
+}
+
+// refusal is the end of a load that the engine ended with err for this flaw.
+func (f flaw) refusal(v *image.Verified, err error) error {
+	return &image.Error{
+		Kind: image.Refused, Ref: v.Reference().String(), Part: f.part,
+		Err:  fmt.Errorf("it holds %s; the engine doesn't unpack that: %v", f.what, err),
+		Help: []string{"approve the digest of an image that is built without it"},
+	}
+}
+
+// flaws reads the tar of a layer and returns its flaws, limit at most.
+func flaws(r io.Reader, part string, limit int) (found []flaw) {
+	seed := maphash.MakeSeed()
+	seen := map[uint64]bool{}
+	id := func(name string) uint64 { return maphash.String(seed, name) }
+	for t := tar.NewReader(r); len(found) < limit; {
+		h, err := t.Next()
+		if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return append(found, flaw{part, "a tar that is damaged", []string{err.Error()}})
+		}
+		if err != nil {
+			return found
+		}
+		name := path.Clean("/" + h.Name)
+		add := func(what string, words ...string) {
+			if len(h.Name)+len(h.Linkname) > maxNames {
+				return
+			}
+			found = append(found, flaw{part, fmt.Sprintf("%.200q, %s", name[1:], what), words})
+		}
+		dir, base := path.Split(name)
+		target := path.Clean("/" + h.Linkname)
+		switch {
+		case len(base) > maxName:
+			add("a name of more than 255 bytes", syscall.ENAMETOOLONG.Error())
+		case base == ".wh.":
+			add("a whiteout of nothing", "whiteout", base)
+		case strings.HasPrefix(base, ".wh.") && seen[id(dir+base[len(".wh."):])]:
+			add("a whiteout of what the layer itself holds", "whiteout", name[1:], syscall.EEXIST.Error())
+		case h.Typeflag == tar.TypeLink && (target == name || !seen[id(target)]) && len(seen) < maxSeen:
+			add("a hard link to what the layer doesn't hold before it",
+				"link ", target+" ", name+": "+syscall.ENOENT.Error())
+		case !slices.Contains(knownTypes(), h.Typeflag):
+			add(fmt.Sprintf("an entry of type %q", h.Typeflag),
+				fmt.Sprintf("unhandled tar header type %d", h.Typeflag))
+		}
+		if len(seen) < maxSeen {
+			seen[id(name)] = true
+		}
+	}
+	return found
+}
+
+// misnamed is the flaw of a layer that is packed, and called a tar: a containerd store reads it as one.
+func misnamed(v *image.Verified, layer int) (found []flaw) {
+	l := v.Layers()[layer]
+	if !strings.HasSuffix(string(l.MediaType), ".tar") || l.Digest == l.DiffID {
+		return nil
+	}
+	for _, says := range []error{tar.ErrHeader, io.ErrUnexpectedEOF} {
+		found = append(found, flaw{v.LayerPart(layer),
+			fmt.Sprintf("what is packed, under the type %q", l.MediaType), []string{says.Error()}})
+	}
+	return found
+}
+
+// knownTypes are the types of entries that every engine unpacks.
+func knownTypes() []byte {
+	return []byte{
+		tar.TypeReg, tar.TypeLink, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir,
+		tar.TypeFifo, tar.TypeXGlobalHeader,
+	}
+}
