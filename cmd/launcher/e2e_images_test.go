@@ -272,6 +272,15 @@ func differences() map[string]difference {
 	}
 }
 
+// unexplained are odd images that some engines refuse, in words that don't show whether the image or
+// the host is at fault. Of any other that is refused, the form is.
+func unexplained() []string {
+	return []string{
+		"hard link to a directory", "file below a file", "capabilities that are cut",
+		"directory, then symbolic link",
+	}
+}
+
 // common are odd images that every engine takes, for the short test.
 func common() []string {
 	return []string{
@@ -325,14 +334,22 @@ func TestE2EImagesAsDockerPullsThem(t *testing.T) {
 	for _, odd := range all {
 		t.Run(odd.Name, func(t *testing.T) {
 			p := p.within(t, false)
-			ref, err := p.registry.PushLayers("odd/image", odd.Layers)
+			layers := odd.Layers
+			if !odd.Lowest { // which engines unpack in another way than those above it
+				layers = slices.Concat(launchtest.BaseLayer(), layers)
+			}
+			ref, err := p.registry.PushLayers("odd/image", layers)
 			require.NoError(t, err)
 			ours, theirs := p.treated(odd.Name, store, ref)
-			assert.Contains(t, []exit.Code{exit.OK, exit.Refused, exit.Engine}, ours.code,
-				"nothing of it is a lie, and the registry answers well")
+			if want := exit.Refused; ours.code != exit.OK { // nothing of it is a lie
+				if slices.Contains(unexplained(), odd.Name) {
+					want = exit.Engine
+				}
+				assert.Equal(t, want, ours.code, "%s", ours.refused)
+			}
 			switch {
 			case ours.refused != "" || theirs.refused != "":
-			case len(odd.Layers) > 20:
+			case len(odd.Layers) > 20 || odd.Lowest:
 				p.within(t, true).alike(odd.Layers)
 			default:
 				stack = append(stack, odd.Layers...)
@@ -367,9 +384,16 @@ func TestE2EImagesInOddForms(t *testing.T) {
 				want = odd.Containerd
 			}
 			assert.EqualValues(t, want, ours.code)
-			if ours.refused == "" && theirs.refused == "" {
-				p.equal(ours, theirs)
+			if ours.refused != "" || theirs.refused != "" {
+				return
 			}
+			if store.containerd && odd.Runs != "" {
+				// The engine shows what it pulled itself under the index; what it is sent has no index.
+				assert.Equal(t, ref.DigestStr(), theirs.id)
+				assert.True(t, odd.Has(ours.id), "%s is none of the index's images", ours.id)
+				theirs.id = ours.id
+			}
+			p.equal(ours, theirs)
 		})
 	}
 }
