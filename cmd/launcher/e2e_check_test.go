@@ -48,7 +48,11 @@ func TestE2ETakesOddImages(t *testing.T) {
 	node, err := launchtest.NodeImage(t.Context(), "go")
 	require.NoError(t, err)
 	for odd, config := range oddities() {
-		for _, platform := range []string{"TEE", "NONTEE"} {
+		platforms := []string{"TEE"}
+		if odd == "twice" { // the one with a variable that the launcher sets in TEE mode alone
+			platforms = append(platforms, "NONTEE")
+		}
+		for _, platform := range platforms {
 			m.platform = platform
 			config.Labels = map[string]string{"odd": odd}
 			img, err := mutate.Config(node, config)
