@@ -154,6 +154,7 @@ func TestOnALaptop(t *testing.T) {
 		{[]string{"pull", "mpc-node@" + zeros}, "`launcher pull` needs Linux"},
 		{[]string{"rtmr3", "--event-log", log}, ""},
 		{[]string{"version"}, ""},
+		{[]string{"--version"}, ""},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := main.RunOn(t.Context(), "darwin", c.args, &stdout, &stderr)

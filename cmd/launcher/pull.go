@@ -44,6 +44,9 @@ so that a later boot needs no network.`,
 }
 
 func (o *pullOpts) runPull(cmd *cobra.Command, args []string) error {
+	if err := o.program.needsLinux(cmd); err != nil {
+		return err
+	}
 	s, err := o.program.read(cmd)
 	if err != nil {
 		return err

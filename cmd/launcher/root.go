@@ -129,14 +129,7 @@ Without a command it does what "launcher run" does.`,
 	root.SetErr(p.stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(p.printHelp)
-	boot, load := o.newCmd(), p.newPullCmd()
-	root.AddCommand(boot, load, p.newVerifyCmd(), p.newDigestCmd(), p.newRenderCmd(),
-		p.newRTMR3Cmd(), p.newVersionCmd())
-	if cmp.Or(p.goos, runtime.GOOS) != "linux" {
-		for _, cmd := range []*cobra.Command{root, boot, load} {
-			cmd.RunE = needsLinux
-		}
-	}
+	root.AddCommand(o.newCmd(), p.newPullCmd(), p.newVerifyCmd(), p.newDigestCmd(), p.newRenderCmd(), p.newRTMR3Cmd(), p.newVersionCmd())
 	addSettings(root)
 	for _, cmd := range root.Commands() {
 		if slices.ContainsFunc(table(), func(row setting) bool { return row.usedBy(cmd) }) {
@@ -154,8 +147,12 @@ Without a command it does what "launcher run" does.`,
 	return root
 }
 
-// needsLinux is what acts, on another system: there is no CVM and no engine that runs natively.
-func needsLinux(cmd *cobra.Command, _ []string) error {
+// needsLinux is why what acts doesn't on another system: there is no CVM, and no engine that runs
+// natively.
+func (p *program) needsLinux(cmd *cobra.Command) error {
+	if cmp.Or(p.goos, runtime.GOOS) == "linux" {
+		return nil
+	}
 	return &exit.Error{
 		Code: exit.Usage, Err: fmt.Errorf("`%s` needs Linux", cmd.CommandPath()),
 		Hint: []string{"on this machine `launcher verify --skip agent,engine,compose,host`, " +

@@ -33,6 +33,9 @@ what is already there is not downloaded, loaded, emitted, recreated or restarted
 
 func (o *runOpts) runRun(cmd *cobra.Command, _ []string) error {
 	p := o.program
+	if err := p.needsLinux(cmd); err != nil {
+		return err
+	}
 	s, err := p.read(cmd)
 	if err != nil {
 		return err
