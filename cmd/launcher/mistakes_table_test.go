@@ -268,19 +268,19 @@ func ofCompose() []mistake {
 	help := "printf 'Usage:  docker [OPTIONS] COMMAND\\n\\n' >&2; i=0; while [ $i -lt 90 ]; do echo \"  command$i   does something that nobody asked about\" >&2; i=$((i+1)); done; " +
 		"echo \"unknown shorthand flag: 's' in --short\" >&2; exit 125"
 	return []mistake{
-		{name: "neither docker nor docker-compose", code: exit.Workload, surround: process, says: []string{"docker-compose"}, make: func(m *mistaken) {
+		{name: "neither docker nor docker-compose", code: exit.Workload, surround: ownProcess, says: []string{"docker-compose"}, make: func(m *mistaken) {
 			m.variable("PATH="+m.dir, "LAUNCHER_COMPOSE=")
 		}},
-		{name: "docker without Compose", code: exit.Workload, surround: process, says: []string{"docker compose"}, not: []string{"command1 "}, make: program("docker", help)},
-		{name: "docker that says that compose isn't its command", code: exit.Workload, surround: process, says: []string{"docker compose"},
+		{name: "docker without Compose", code: exit.Workload, surround: ownProcess, says: []string{"docker compose"}, not: []string{"command1 "}, make: program("docker", help)},
+		{name: "docker that says that compose isn't its command", code: exit.Workload, surround: ownProcess, says: []string{"docker compose"},
 			make: program("docker", "echo \"docker: 'compose' is not a docker command.\" >&2; echo \"See 'docker --help'\" >&2; exit 1")},
-		{name: "Compose of version 1", code: exit.Workload, surround: process, says: []string{"1.29.2", "version 2"}, make: program("docker-compose", "echo 1.29.2")},
+		{name: "Compose of version 1", code: exit.Workload, surround: ownProcess, says: []string{"1.29.2", "version 2"}, make: program("docker-compose", "echo 1.29.2")},
 		{name: "a Compose that isn't there", code: exit.Workload, set: []string{"LAUNCHER_COMPOSE=/usr/local/bin/docker-compos"}, says: []string{"docker-compos"}},
 		{name: "a Compose that can't be run", code: exit.Workload, says: []string{"permission denied"}, surround: unprivileged, make: func(m *mistaken) {
 			m.do(os.WriteFile(filepath.Join(m.dir, "compose"), nil, 0o600))
 			m.variable("LAUNCHER_COMPOSE=" + filepath.Join(m.dir, "compose"))
 		}},
-		{name: "a Compose for another machine", code: exit.Workload, says: []string{"exec format error"}, surround: process, make: func(m *mistaken) {
+		{name: "a Compose for another machine", code: exit.Workload, says: []string{"exec format error"}, surround: ownProcess, make: func(m *mistaken) {
 			m.write(filepath.Join(m.dir, "compose"), "\x7fELF\x02")
 			m.variable("LAUNCHER_COMPOSE=" + filepath.Join(m.dir, "compose"))
 		}},
@@ -403,20 +403,20 @@ func ofTheRegistry() []mistake {
 		{name: "a registry that is down", code: exit.Unavailable, says: []string{"nothing listens"}, make: func(m *mistaken) { m.do(m.Registry.Stop()) }},
 		{name: "another server at the registry's port", code: exit.Refused, make: stands(html(404))},
 		{name: "a login page in place of the registry", code: exit.Mismatch, says: []string{"a mirror or a proxy"}, make: stands(html(200))},
-		{name: "a registry without https", code: exit.Unavailable, surround: process, says: []string{"--insecure-registry plain.test"}, make: func(m *mistaken) {
+		{name: "a registry without https", code: exit.Unavailable, surround: ownProcess, says: []string{"--insecure-registry plain.test"}, make: func(m *mistaken) {
 			leads("plain.test", m.Registry.Host(), m)
 		}},
-		{name: "an unknown CA", code: exit.Unavailable, surround: process, says: []string{"SSL_CERT_FILE"}, make: secure("registry.test", launchtest.RegistryOptions{}, false)},
-		{name: "a certificate for another name", code: exit.Unavailable, surround: process, says: []string{"registry.example"}, make: secure("registry.example", launchtest.RegistryOptions{}, true)},
-		{name: "a certificate of the past", code: exit.Unavailable, surround: process, says: []string{"clock"}, make: secure("registry.test", launchtest.RegistryOptions{Expired: true}, true)},
-		{name: "a proxy that isn't there", code: exit.Unavailable, surround: process, says: []string{"HTTPS_PROXY"}, make: func(m *mistaken) {
+		{name: "an unknown CA", code: exit.Unavailable, surround: ownProcess, says: []string{"SSL_CERT_FILE"}, make: secure("registry.test", launchtest.RegistryOptions{}, false)},
+		{name: "a certificate for another name", code: exit.Unavailable, surround: ownProcess, says: []string{"registry.example"}, make: secure("registry.example", launchtest.RegistryOptions{}, true)},
+		{name: "a certificate of the past", code: exit.Unavailable, surround: ownProcess, says: []string{"clock"}, make: secure("registry.test", launchtest.RegistryOptions{Expired: true}, true)},
+		{name: "a proxy that isn't there", code: exit.Unavailable, surround: ownProcess, says: []string{"HTTPS_PROXY"}, make: func(m *mistaken) {
 			leads("registry.test", m.Registry.Host(), m)
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			m.do(err)
 			m.do(listener.Close())
 			m.variable("HTTPS_PROXY=http://" + listener.Addr().String())
 		}},
-		{name: "a proxy that wants a login", code: exit.Unavailable, surround: process, says: []string{"407", "HTTPS_PROXY"}, make: func(m *mistaken) {
+		{name: "a proxy that wants a login", code: exit.Unavailable, surround: ownProcess, says: []string{"407", "HTTPS_PROXY"}, make: func(m *mistaken) {
 			stands(html(407))(m)
 			text, err := os.ReadFile(m.ConfigFile)
 			m.do(err)
@@ -425,13 +425,13 @@ func ofTheRegistry() []mistake {
 			m.variable("HTTPS_PROXY=http://" + host)
 			m.write(m.ConfigFile, strings.Replace(string(text), host, "registry.test", 1))
 		}},
-		{name: "a proxy that can't reach the registry", code: exit.Unavailable, surround: process, says: []string{"502", "HTTPS_PROXY"}, make: func(m *mistaken) {
+		{name: "a proxy that can't reach the registry", code: exit.Unavailable, surround: ownProcess, says: []string{"502", "HTTPS_PROXY"}, make: func(m *mistaken) {
 			leads("registry.test", "127.0.0.1:1", m)
 		}},
-		{name: "a registry that refuses", code: exit.Refused, says: []string{"403"}, make: registry(launchtest.RequestManifest, 403)},
-		{name: "a registry that limits", code: exit.Unavailable, says: []string{"429"}, make: registry(launchtest.RequestManifest, 429)},
-		{name: "a registry that is overloaded", code: exit.Unavailable, says: []string{"503"}, make: registry(launchtest.RequestManifest, 503)},
-		{name: "a registry that breaks", code: exit.Unavailable, says: []string{"500"}, make: registry(launchtest.RequestManifest, 500)},
+		{name: "a registry that refuses", code: exit.Refused, says: []string{"403"}, make: answers(launchtest.RequestManifest, 403)},
+		{name: "a registry that limits", code: exit.Unavailable, says: []string{"429"}, make: answers(launchtest.RequestManifest, 429)},
+		{name: "a registry that is overloaded", code: exit.Unavailable, says: []string{"503"}, make: answers(launchtest.RequestManifest, 503)},
+		{name: "a registry that breaks", code: exit.Unavailable, says: []string{"500"}, make: answers(launchtest.RequestManifest, 500)},
 		{name: "a misspelt repository", code: exit.Refused, says: []string{"nearone/mpc-nod"}, make: elsewhere("@registry@/nearone/mpc-nod:main")},
 		{name: "a registry that lost a layer", code: exit.Refused, says: []string{"404"}, make: func(m *mistaken) {
 			layer := must(v1.NewHash(part("layer")(m)))
@@ -481,7 +481,7 @@ func ofTheImage() []mistake {
 func ofCredentials() []mistake {
 	const auth = `{"auths":{"@host@":{"username":"robot","password":"wrong"}}}`
 	login := func(name string, way launchtest.RegistryAuth, config string, says ...string) mistake {
-		return mistake{name: name, surround: process, code: exit.Refused, make: private(way, config), says: append(says, "401")}
+		return mistake{name: name, surround: ownProcess, code: exit.Refused, make: private(way, config), says: append(says, "401")}
 	}
 	return []mistake{
 		login("no credentials", launchtest.RegistryBasic, `{}`, "config.json"),

@@ -97,8 +97,8 @@ func engine(match string, status int, message string) func(*mistaken) {
 	}
 }
 
-// registry has it answer so.
-func registry(on launchtest.RequestKind, status int) func(*mistaken) {
+// answers has the registry answer so.
+func answers(on launchtest.RequestKind, status int) func(*mistaken) {
 	return func(m *mistaken) {
 		m.Registry.Fail(launchtest.RegistryFault{
 			Kind: launchtest.FaultStatus, On: on, Status: status, Times: -1, Message: "so it is",
@@ -387,7 +387,7 @@ func (row mistake) command(m *mistaken, args []string) (stdout, stderr string, c
 		attributes.GidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getegid(), Size: 1}}
 	}
 	switch row.surround {
-	case process:
+	case ownProcess:
 	case unprivileged:
 		if own == 0 {
 			inside(1000)
@@ -404,7 +404,7 @@ func (row mistake) command(m *mistaken, args []string) (stdout, stderr string, c
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "TMPDIR=" + filepath.Join(m.dir, "tmp"), "HOME=" + m.dir,
 	}, m.environ...)
-	if err := cmd.Run(); row.surround != process && (around.Len() > 0 || err != nil) {
+	if err := cmd.Run(); row.surround != ownProcess && (around.Len() > 0 || err != nil) {
 		m.t.Skip("this machine doesn't let a test mount, or give up rights: ", err, around.String())
 	} else {
 		require.NoError(m.t, err, "%s", around.String())
@@ -426,7 +426,7 @@ func (row mistake) command(m *mistaken, args []string) (stdout, stderr string, c
 
 // The surroundings of a process.
 const (
-	process      = "process"
+	ownProcess   = "process"
 	unprivileged = "unprivileged" // for whom a file's mode counts
 	readOnly     = "mount -t tmpfs -o ro none '@shared@'"
 	full         = "mount -t tmpfs -o size=4k none '@shared@'; dd if=/dev/zero of='@shared@'/fill bs=4k count=1 status=none"
