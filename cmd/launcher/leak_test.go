@@ -29,7 +29,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	main "tee-launcher/cmd/launcher"
-	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launchtest"
 )
 
@@ -307,11 +306,8 @@ func launchAll() int {
 	}
 	for i, command := range o.Commands {
 		var stdout bytes.Buffer
-		ctx, cancel := context.WithCancelCause(context.Background())
-		stderr := until{text: "supervising", do: func() {
-			cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
-		}}
-		code := main.Run(ctx, command, os.Environ(), strings.NewReader(""), &stdout, &stderr)
+		ctx, stderr := once(context.Background())
+		code := main.Run(ctx, command, os.Environ(), strings.NewReader(""), &stdout, stderr)
 		base := filepath.Join(o.Out, fmt.Sprintf("%02d %s ", i, command[0]))
 		err := errors.Join(
 			os.WriteFile(base+"stdout", stdout.Bytes(), 0o600),

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -122,21 +125,32 @@ func runUntilSupervised(
 	t *testing.T, environ []string, args ...string,
 ) (stdout, stderr string, code exit.Code) {
 	t.Helper()
-	ctx, cancel := context.WithCancelCause(t.Context())
 	var out bytes.Buffer
-	errs := until{text: "supervising", do: func() {
-		cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
-	}}
-	code = main.Run(ctx, args, environ, strings.NewReader(""), &out, &errs)
+	ctx, errs := once(t.Context())
+	code = main.Run(ctx, args, environ, strings.NewReader(""), &out, errs)
 	return out.String(), errs.all.String(), code
 }
 
+// once returns a context that ends when a launcher writes there that it supervises, or that an attempt
+// failed and it waits: then with what it failed with.
+func once(parent context.Context) (context.Context, *until) {
+	ctx, cancel := context.WithCancelCause(parent)
+	errs := &until{text: "supervising", failed: cancel}
+	errs.do = func() { cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")}) }
+	return ctx, errs
+}
+
+// attemptFailed is what is written then, in both formats of the log.
+var attemptFailed = regexp.MustCompile(`the attempt failed, trying again"[ ,].*` +
+	`step"?[=:]"?(\w+)"?[ ,]"?exit_code"?[=:](\d+)[ ,]"?error"?[=:]("(?:[^"\\]|\\.)*"|\S+)`)
+
 // until does something when a text is written.
 type until struct {
-	text string
-	do   func()
-	mu   sync.Mutex
-	all  bytes.Buffer
+	text   string
+	do     func()
+	failed func(error) // gets what an attempt failed with; nil: nobody does
+	mu     sync.Mutex
+	all    bytes.Buffer
 }
 
 func (u *until) Write(p []byte) (int, error) {
@@ -145,6 +159,14 @@ func (u *until) Write(p []byte) (int, error) {
 	n, err := u.all.Write(p)
 	if bytes.Contains(u.all.Bytes(), []byte(u.text)) {
 		u.do()
+	}
+	if m := attemptFailed.FindSubmatch(u.all.Bytes()); m != nil && u.failed != nil {
+		code, err := strconv.Atoi(string(m[2]))
+		text, unquoted := strconv.Unquote(string(m[3]))
+		if unquoted != nil {
+			text = string(m[3])
+		}
+		u.failed(&exit.Error{Code: exit.Code(code), Err: errors.Join(err, fmt.Errorf("%s: %s", m[1], text))})
 	}
 	return n, err
 }
