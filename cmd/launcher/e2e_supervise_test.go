@@ -405,3 +405,28 @@ func TestE2EKilled(t *testing.T) {
 		})
 	}
 }
+
+// TestE2EKeepsTrying: the registry is away when the machine boots, and nobody does anything but bring it
+// back.
+func TestE2EKeepsTrying(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "TEE")
+	m.configure("pull_max_retries = 0")
+	require.NoError(t, m.registry.Stop())
+	p := m.start()
+	p.says("the attempt failed, trying again", 1)
+	report, ours := p.report()
+	require.True(t, ours)
+	assert.Nil(t, report.ExitCode)
+	require.NotNil(t, report.Error)
+	m.unmeasured()
+	m.nothingRuns()
+	require.NoError(t, m.registry.Start())
+	p.says("supervising", 1)
+	m.measured(m.digests[0])
+	assert.Equal(t, 1, m.agent.Emits())
+	m.answers(1, "")
+	report, _ = p.report()
+	assert.Equal(t, 2, report.Attempt)
+	assert.Nil(t, report.Error)
+}

@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -267,7 +269,10 @@ func (p *process) report() (launch.Report, bool) {
 	return report, true
 }
 
-// settle waits until the launcher supervises, or has ended.
+// waitsAfter is what the launcher says of an attempt after which it waits for the next one.
+var waitsAfter = regexp.MustCompile(`the attempt failed, trying again" attempt=\d+ step=\w+ exit_code=(\d+)`)
+
+// settle waits until the launcher supervises, waits to try again, or has ended.
 func (p *process) settle() outcome {
 	p.m.t.Helper()
 	var o outcome
@@ -281,7 +286,13 @@ func (p *process) settle() outcome {
 		if ended {
 			o.code = exit.Code(p.cmd.ProcessState.ExitCode())
 		}
-		return ended || o.stays
+		waits := waitsAfter.FindStringSubmatch(o.stderr)
+		if waits != nil && !ended && !o.stays {
+			code, err := strconv.Atoi(waits[1])
+			require.NoError(p.m.t, err)
+			o.code = exit.Code(code)
+		}
+		return ended || o.stays || waits != nil
 	})
 	return o
 }
