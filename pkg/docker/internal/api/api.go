@@ -112,9 +112,13 @@ func DiskFull(err error) bool {
 // can be the reason for, whatever it was asked to do.
 func HostFault(err error) bool {
 	var e *Error
-	return errors.As(err, &e) && slices.ContainsFunc([]syscall.Errno{
+	if !errors.As(err, &e) {
+		return false
+	}
+	const brokenFileSystem = "structure needs cleaning" // EUCLEAN, which only Linux has
+	return strings.Contains(e.Message, brokenFileSystem) || slices.ContainsFunc([]syscall.Errno{
 		syscall.EACCES, syscall.EDQUOT, syscall.EIO, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
-		syscall.ENOSPC, syscall.ENOTSUP, syscall.EROFS, syscall.ESTALE, syscall.EUCLEAN,
+		syscall.ENOSPC, syscall.ENOTSUP, syscall.EROFS, syscall.ESTALE,
 	}, func(n syscall.Errno) bool { return strings.Contains(e.Message, n.Error()) })
 }
 
