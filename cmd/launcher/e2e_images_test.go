@@ -265,20 +265,31 @@ func differences() map[string]difference {
 	containerd := func(s store) bool { return s.containerd }
 	// Engines that take the highest variant that the processor can.
 	highest := func(s store) bool { return s.api >= 52 || !s.containerd && s.api >= 42 }
+	classic := func(s store) bool { return !s.containerd }
+	oldest := func(s store) bool { return s.api <= 41 }
+	always := func(store) bool { return true }
 	const (
 		nameless = "nothing says for which machine it is"
 		bounded  = "what is read before anything is proved is bounded"
+		called   = "its type says that it can't be unpacked; a classic store doesn't look at that"
+		entries  = "20.10 knows only entries with a platform, and doesn't look into an index's indexes"
 	)
 	return map[string]difference{
-		"architecture empty":              {theirs: containerd, why: nameless},
-		"os and architecture empty":       {theirs: containerd, why: nameless},
-		"config over 4 MiB":               {theirs: containerd, why: bounded},
-		"index: nested too deep":          {theirs: containerd, why: bounded},
-		"a name twice":                    {theirs: containerd, why: "it can be read in two ways"},
-		"config for another architecture": {theirs: containerd, why: "it can't run here"},
-		"index: the config contradicts it": {
-			theirs: containerd, why: "index and config say two things of one image",
-		},
+		"architecture empty":               {theirs: always, why: nameless},
+		"os and architecture empty":        {theirs: always, why: nameless},
+		"config over 4 MiB":                {theirs: always, why: bounded},
+		"manifest over 4 MiB":              {theirs: classic, why: bounded},
+		"index: nested too deep":           {theirs: containerd, why: bounded},
+		"a name twice":                     {theirs: always, why: "it can be read in two ways"},
+		"config for another architecture":  {theirs: always, why: "it can't run here"},
+		"encrypted layer":                  {theirs: classic, why: called},
+		"layer of an unknown kind":         {theirs: classic, why: called},
+		"nondistributable layer with urls": {theirs: classic, why: "it is content from elsewhere"},
+		"size of the config":               {theirs: classic, why: "the manifest says another one"},
+		"index: no platform at all":        {ours: oldest, why: entries},
+		"index: nested":                    {ours: oldest, why: entries},
+		"index: os.features first":         {another: oldest, why: "newer engines can't run it"},
+		"index: the config contradicts it": {theirs: always, why: "they say two things of one image"},
 		"index: only v2": {
 			ours: func(s store) bool { return !highest(s) },
 			why:  "the processor has what belongs to v2; these engines take none but v1",
