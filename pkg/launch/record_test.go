@@ -114,7 +114,7 @@ func TestTheRecordOnlyRefuses(t *testing.T) {
 				return
 			}
 			assert.Empty(t, w.seen(), "something was done before the refusal")
-			assert.Contains(t, w.stderr, "hint: reboot the CVM")
+			assert.Contains(t, w.stderr, "reboot the CVM")
 			assert.Equal(t, launch.Status("failed"), w.stepStatus("probe"))
 			w.reboot()
 			w.mustBoot()
@@ -156,7 +156,7 @@ func TestAnEmitThatMayHaveHappenedIsNotTriedAgain(t *testing.T) {
 	w.Agent.Fail(launchtest.AgentFault{Kind: launchtest.AgentDrops, Match: "EmitEvent mpc"})
 	for range 2 {
 		assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
-		assert.Contains(t, w.stderr, "hint: reboot the CVM")
+		assert.Contains(t, w.stderr, "reboot the CVM")
 	}
 	assert.Zero(t, w.Agent.Emits())
 	assert.Equal(t, "created", w.status())

@@ -81,8 +81,9 @@ func (c *clock) Sleep(ctx context.Context, d time.Duration) error {
 // watched is a launcher that runs in this process, so that its clock can be moved.
 type watched struct {
 	w      *world
-	last   string // the message at which it ends as if it were killed; empty: none
-	once   bool   // an attempt that fails is its end, with what it says of that
+	last   string               // the message at which it ends as if it were killed; empty: none
+	once   bool                 // an attempt that fails is its end, with what it says of that
+	onLine func(message string) // called when it logs, before it goes on; nil: nothing is
 	cancel context.CancelCauseFunc
 	naps   chan time.Duration
 	ended  chan struct{}
@@ -98,7 +99,7 @@ type watched struct {
 // begin runs a launcher, as far as to that message where one is named.
 func (w *world) begin(last string) *watched {
 	ctx, cancel := context.WithCancelCause(w.t.Context())
-	l := &watched{w: w, last: last, once: w.once, cancel: cancel}
+	l := &watched{w: w, last: last, once: w.once, onLine: w.onLine, cancel: cancel}
 	l.naps, l.ended = make(chan time.Duration), make(chan struct{})
 	w.t.Cleanup(func() { cancel(nil); <-l.ended })
 	launcher := launch.Launcher{
@@ -158,8 +159,8 @@ func (l *watched) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	l.log, l.lines = append(l.log, line), append(l.lines, bytes.Clone(p))
 	l.mu.Unlock()
-	if l.w.onLine != nil {
-		l.w.onLine(line)
+	if l.onLine != nil {
+		l.onLine(line)
 	}
 	if line == l.last {
 		runtime.Goexit()
