@@ -259,6 +259,7 @@ func TestWrongCredentials(t *testing.T) {
 			ref := push(t, r, img)
 			p := defaults(new(clock))
 			p.Tuning.RootCAs, p.Keychain = r.CertPool(), chain
+			p.Rounds = 0 // as for verify; a boot asks on, because somebody may mend them
 			_, err := resolve(t.Context(), p, ref)
 			e := requireError(t, err, image.Refused)
 			assert.Equal(t, http.StatusUnauthorized, e.Status)
