@@ -29,7 +29,8 @@ func (m *machine) endImpostors(ctx context.Context) error {
 	if !m.Settings.Supervised() {
 		return broken
 	}
-	for again := false; ; again = true {
+	told := map[string]bool{} // to end, by ID
+	for {
 		facts := m.facts()
 		var unseen error
 		facts.Containers, unseen = state.Containers(ctx, m.engine.Engine, state.SelfID(m.Proc))
@@ -39,8 +40,12 @@ func (m *machine) endImpostors(ctx context.Context) error {
 			return broken
 		case len(impostors) == 0:
 			return errors.Join(broken, unseen)
-		case again:
-			return errors.Join(admission.Unended(impostors[0]), broken, unseen)
+		}
+		for _, c := range impostors { // one that shows only now is ended, too
+			if told[c.ID] {
+				return errors.Join(admission.Unended(c), broken, unseen)
+			}
+			told[c.ID] = true
 		}
 		var errs []error
 		ctx := context.WithoutCancel(ctx) // half ended is running
@@ -147,12 +152,18 @@ func (m *machine) end(ctx context.Context, c docker.Container) error {
 }
 
 func (m *machine) endOnce(ctx context.Context, c docker.Container) error {
-	// The policy first: between a stop and a late change of it the engine may start it again.
-	if err := m.engine.ForbidRestart(ctx, c.ID); err != nil && !inspect.NotFound(err) {
-		return err
+	// The policy first: between a stop and a late change of it the engine may start it again. One that
+	// takes no policy while it runs is stopped all the same.
+	forbidden := m.engine.ForbidRestart(ctx, c.ID)
+	stopped := m.engine.Stop(ctx, c.ID, stopGrace)
+	if forbidden != nil && !inspect.NotFound(forbidden) {
+		forbidden = m.engine.ForbidRestart(ctx, c.ID)
 	}
-	if err := m.engine.Stop(ctx, c.ID, stopGrace); err != nil && !inspect.NotFound(err) {
-		return err
+	var errs []error
+	for _, err := range []error{forbidden, stopped} {
+		if err != nil && !inspect.NotFound(err) {
+			errs = append(errs, err)
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

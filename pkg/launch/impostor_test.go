@@ -275,6 +275,11 @@ func TestAnImpostorThatCannotBeEnded(t *testing.T) {
 			i.Engine.Fail(f)
 			assert.Equal(t, exit.Engine, i.boot(), "%s", i.stderr)
 			i.Engine.Heal()
+			if strings.HasSuffix(f.Match, "/update") {
+				for _, c := range i.Engine.Containers() {
+					assert.NotEqual(t, "running", c.Status, "what takes no policy is stopped all the same")
+				}
+			}
 			i.refused()
 		})
 	}
