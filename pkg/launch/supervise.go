@@ -123,11 +123,19 @@ func (s *supervisor) follow(ctx context.Context) (string, error) {
 			if !open {
 				return "", &awayError{errors.New("it ended the stream of events")}
 			}
-		case <-time.After(pollInterval):
+		case <-time.After(s.poll()):
 		case <-ctx.Done():
 			return "", context.Cause(ctx)
 		}
 	}
+}
+
+// poll is how long the workload isn't looked at where nothing happens.
+func (s *supervisor) poll() time.Duration {
+	if s.launched != nil { // whoever waits for the launch hears of it soon
+		return startGrace
+	}
+	return pollInterval
 }
 
 // connect returns the engine by way of a new connection. An engine that is about to end takes no new ones any more, while it still

@@ -475,11 +475,18 @@ func TestALaunchIsCalledOneOnceTheWorkloadStays(t *testing.T) {
 		l := w.watch()
 		l.nap(time.Second)
 		if stays {
-			w.eventually("it runs", func() bool { return w.report().Workload.Status == "running" })
+			w.eventually("it runs, and not for the first time", func() bool {
+				workload := w.report().Workload
+				return workload.Status == "running" && workload.Restarts == 1
+			})
 			require.NoError(t, w.clock.Sleep(t.Context(), 10*time.Second))
-			w.does("POST", "/containers/mpc-node/kill?signal=HUP") // so that it is looked at
+			look := func() {
+				w.does("POST", "/containers/mpc-node/pause")
+				w.does("POST", "/containers/mpc-node/unpause")
+			}
+			look()
 			w.eventually("it stays", func() bool { return l.said("the workload stays now") == 1 })
-			w.does("POST", "/containers/mpc-node/kill?signal=HUP")
+			look()
 		} else {
 			l.nap(2 * time.Second)
 		}
