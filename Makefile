@@ -44,12 +44,18 @@ demo: build ## boot a small real image, end to end, and show what came of it
 .PHONY: test
 test: hermetic e2e ## run all tests: the hermetic ones, with the race detector, and the end-to-end ones
 
-# What the race detector costs in memory and time isn't the launcher's.
+# The race detector looks at what runs at once, a test says so of this list. Not at the doubles' own tests, because the
+# others use the doubles under it, and not at tests that start one launcher after the other or that count memory.
+RACE := ./cmd/launcher ./pkg/docker/... ./pkg/image ./pkg/launch ./pkg/preflight ./pkg/registry ./pkg/rtmr ./pkg/waiting
+PLAIN := ^TestMistakes|^TestNothingLeaks|^TestExamples|^TestOddImages|^TestPeakMemory|^TestGrowth
+
+# Much of it is waiting, so more tests run at once than there are cores.
 .PHONY: hermetic
-hermetic: ## run the hermetic tests, which need nothing of the machine but a C compiler, with the race detector
+hermetic: ## run the hermetic tests, which need nothing of the machine but a C compiler, those of what runs at once with the race detector
 	hack/need cc
-	CGO_ENABLED=1 go test -race -timeout 20m ./...
-	go test -run '^TestPeakMemory|^TestGrowth' ./pkg/...
+	CGO_ENABLED=1 go test -race -parallel 6 -timeout 20m -skip '$(PLAIN)' $(RACE)
+	go test -parallel 6 -timeout 20m -run '$(PLAIN)' $(RACE)
+	go test -parallel 6 -timeout 20m $$(go list ./... | grep -vxF "$$(go list $(RACE))")
 
 # Most of it is waiting, so more tests run at once than there are cores. The long lists of images and registries are
 # for test-engines: here each has its commonest part.

@@ -59,6 +59,41 @@ func TestMakeRunsEveryTestOnce(t *testing.T) {
 	assert.Greater(t, endToEnd, 5)
 }
 
+// TestTheRaceDetectorLooksAtWhatRunsAtOnce: every package that starts goroutines or shares something
+// between them is tested with it, but for the doubles.
+func TestTheRaceDetectorLooksAtWhatRunsAtOnce(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join("..", "Makefile"))
+	require.NoError(t, err)
+	list := regexp.MustCompile(`(?m)^RACE := (.+)$`).FindSubmatch(text)
+	require.NotNil(t, list, "make hermetic is written in another way")
+	packages := strings.Fields(string(list[1]))
+	looked := 0
+	for _, path := range goFiles(t) {
+		if strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "hack/") || strings.HasPrefix(path, "pkg/launchtest/") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join("..", path), nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		atOnce := slices.ContainsFunc(file.Imports, func(i *ast.ImportSpec) bool {
+			return strings.HasPrefix(i.Path.Value, `"sync`)
+		})
+		ast.Inspect(file, func(n ast.Node) bool {
+			_, starts := n.(*ast.GoStmt)
+			atOnce = atOnce || starts
+			return true
+		})
+		if atOnce {
+			looked++
+			assert.True(t, slices.ContainsFunc(packages, func(p string) bool {
+				below, all := strings.CutSuffix(p, "/...")
+				return p == "./"+filepath.Dir(path) || all && strings.HasPrefix("./"+path, below+"/")
+			}), "%s: its package isn't tested with the race detector", path)
+		}
+	}
+	assert.Greater(t, looked, 10)
+}
+
 // TestTestdata: what tests compare with stands in one place, with a line on where it comes from; with
 // a package are its fuzz seeds alone, and those of verify.
 func TestTestdata(t *testing.T) {
