@@ -11,6 +11,7 @@ package admission
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,9 +34,6 @@ type Record struct {
 	Intent time.Time     `json:"intent,omitzero"` // zero: none yet
 	Done   bool          `json:"done"`
 }
-
-// Measured reports whether the record says that a launcher measured the digest.
-func (r Record) Measured(digest digest.Digest) bool { return r.Done && r.Digest == digest }
 
 // Unfinished reports whether a launcher came to its end between its intent and having measured.
 func (r Record) Unfinished() bool { return !r.Done && !r.Intent.IsZero() }
@@ -152,7 +150,7 @@ func (f Facts) measured(v *Verdict, want digest.Digest) {
 		return
 	}
 	v.Measured = true
-	if !f.Record.Measured(want) {
+	if !slices.ContainsFunc(f.Containers, f.runs) { // something is still to be started
 		f.holders(v)
 	}
 	for _, c := range f.Containers {
@@ -173,8 +171,20 @@ func (f Facts) measured(v *Verdict, want digest.Digest) {
 	}
 }
 
+// runs reports whether a container is the workload of this boot, and runs.
+func (f Facts) runs(c Container) bool {
+	return c.Name == compose.Name && c.Status == "running" && f.ofThisBoot(c)
+}
+
+// Holders is what Decide refuses for those who have the agent's socket, whatever runs. It is for a
+// boot that starts something although the workload ran, which was none that may stay.
+func (f Facts) Holders() (v Verdict) {
+	f.holders(&v)
+	return v
+}
+
 // holders refuses where something other than the workload and our own project has the agent's socket:
-// what has it can emit in our name.
+// what has it can emit in our name. No record helps it: whoever emitted may have written that, too.
 func (f Facts) holders(v *Verdict) {
 	for _, c := range f.Containers {
 		ours := compose.OfWorkload(c.Container) || compose.SameProject(c.Container, f.Self)

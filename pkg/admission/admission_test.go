@@ -52,6 +52,9 @@ func TestDecide(t *testing.T) {
 		return admission.Container{Container: c, Socket: socket}
 	}
 	ours := container("mpc-node", "boot", "running", "no", "/run/dstack.sock")
+	over := container("mpc-node", "boot", "exited", "no", "/run/dstack.sock")
+	paused := container("mpc-node", "boot", "paused", "no", "/run/dstack.sock")
+	beside := container("stranger", "boot", "running", "no", "")
 	restarts := container("mpc-node", "boot", "running", "on-failure", "/run/dstack.sock")
 	old := container("mpc-node", "before", "running", "no", "/run/dstack.sock")
 	ended := container("mpc-node", "before", "exited", "no", "/run/dstack.sock")
@@ -88,7 +91,11 @@ func TestDecide(t *testing.T) {
 		"the same, as it is meant":          {log: measured, record: done, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
 		"the same, killed before it knew":   {log: measured, record: intent, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
 		"the same, without a record":        {log: measured, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
-		"a holder, and a record":            {log: measured, record: done, containers: []admission.Container{holder}, measured: true},
+		"a holder, and a record":            {log: measured, record: done, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+		"a holder, and the workload runs":   {log: measured, record: done, containers: []admission.Container{holder, ours}, measured: true},
+		"a holder, and it ran":              {log: measured, record: done, containers: []admission.Container{holder, over}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+		"a holder, and it is paused":        {log: measured, record: done, containers: []admission.Container{holder, paused}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+		"a holder, and another one runs":    {log: measured, record: done, containers: []admission.Container{holder, beside}, codes: []admission.Code{admission.SocketHeld}, measured: true},
 		"a holder, and nothing explains it": {log: measured, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}, measured: true},
 	} {
 		t.Run(name, func(t *testing.T) {

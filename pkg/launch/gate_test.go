@@ -328,6 +328,49 @@ func TestAForeignHolderOfTheSocketMayHaveMeasured(t *testing.T) {
 	assert.Contains(t, w.stderr, "holds the guest agent's socket")
 }
 
+// TestAForgedRecordHelpsNoHolder: whoever emitted may have written it, too, so nothing is started beside one.
+func TestAForgedRecordHelpsNoHolder(t *testing.T) {
+	t.Parallel()
+	w := loaded(t)
+	w.make(stranger{name: "holder", policy: "always", mounts: []string{"/:/x"}})
+	w.emitAsSomebody(0)
+	forged := fmt.Sprintf(`{"boot_id":%q,"digest":%q,"intent":"2026-01-01T00:00:00Z","done":true}`, w.bootID, w.Digests[0])
+	for range 2 {
+		require.NoError(t, os.WriteFile(w.Shared("launcher/measurement.json"), []byte(forged), 0o600))
+		before := w.seen()
+		assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+		assert.Contains(t, w.stderr, "holds the guest agent's socket")
+		assert.Equal(t, before, w.seen())
+		w.settings.Supervise = admission.SuperviseOff
+	}
+}
+
+// TestAHolderBesideAWorkloadThatRuns is no reason to leave that alone, and one to start nothing.
+func TestAHolderBesideAWorkloadThatRuns(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.mustBoot()
+	w.workloadImage = w.workload().Image
+	w.make(stranger{name: "holder", policy: "always", mounts: []string{"/:/x"}})
+	before := w.seen()
+	w.mustBoot()
+	assert.Equal(t, before, w.seen())
+
+	changed, err := os.ReadFile(w.settings.ConfigFile)
+	require.NoError(t, err)
+	ports := strings.Replace(string(changed), "host = 11780", "host = 11781", 1) // what runs can't stay
+	require.NoError(t, os.WriteFile(w.settings.ConfigFile, []byte(ports), 0o600))
+	assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+	assert.Contains(t, w.stderr, "holds the guest agent's socket")
+	assert.Equal(t, launch.Status("failed"), w.stepStatus("measure"))
+	assert.Equal(t, 0, w.workload().Starts, "not started")
+	require.NoError(t, os.WriteFile(w.settings.ConfigFile, changed, 0o600))
+	assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
+	w.does("DELETE", "/containers/holder?force=1")
+	w.mustBoot()
+	assert.Equal(t, 1, w.workload().Starts)
+}
+
 // TestWhatStartsNeverRanBefore: labels and names prove nothing, and neither does the right image: a container keeps what its processes
 // wrote.
 func TestWhatStartsNeverRanBefore(t *testing.T) {

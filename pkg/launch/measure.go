@@ -29,6 +29,14 @@ func (m *machine) measure(found alone, chosen choice, made proved) step[measured
 			if _, err := m.again(ctx, made); err != nil {
 				return measured{}, "", err
 			}
+		default: // and is started all the same, because what ran, if anything did, couldn't stay
+			facts, err := m.around(ctx, m.facts())
+			if err == nil {
+				err = facts.Holders().Err()
+			}
+			if err != nil {
+				return measured{}, "", err
+			}
 		}
 		// From here on a signal waits, and explains no failure any more.
 		m.committed = true

@@ -166,8 +166,16 @@ func checkWorkload(_ context.Context, f *facts) outcome {
 	return ok("", found...)
 }
 
-// checkState looks whether the container that stays could be started.
+// checkState looks whether the container that stays could be started. Where one runs that can't stay,
+// another is, and a boot looks once more at who holds the agent's socket.
 func checkState(_ context.Context, f *facts) outcome {
+	if f.present && !f.running() {
+		known := f.around()
+		known.Containers = f.reaching
+		if err := known.Holders().Err(); err != nil && admission.Decide(known).Err() == nil {
+			return refuse("", err)
+		}
+	}
 	if f.stays == nil {
 		return outcome{skipped: "a new container would be created"}
 	}

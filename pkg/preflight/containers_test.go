@@ -1,9 +1,11 @@
 package preflight_test
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -82,6 +84,37 @@ func TestAPausedWorkload(t *testing.T) {
 	assert.Equal(t, []string{"ENG012"}, codes(report))
 	assert.Equal(t, exit.Workload, report.ExitCode)
 	assert.Equal(t, exit.Workload, exit.Of(l.Run(t.Context())))
+}
+
+// TestAHolderBesideTheWorkload keeps a boot from starting anything, and not from leaving alone what runs.
+func TestAHolderBesideTheWorkload(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, launchtest.MachineOptions{})
+	w.settings.Supervise = admission.SuperviseOff
+	now := time.Now()
+	l := launch.Launcher{
+		Settings: w.settings.Settings, BootID: bootID, Now: func() time.Time { return now },
+		Sleep: func(ctx context.Context, d time.Duration) error { now = now.Add(d); return ctx.Err() },
+	}
+	require.NoError(t, l.Run(t.Context()))
+	w.engine(http.MethodPost, "/containers/create?name=other", map[string]any{
+		"Image": w.Engine.Containers()[0].Image, "Cmd": []string{"sleep"},
+		"HostConfig": map[string]any{"Binds": []string{"/:/host"}},
+	})
+	w.engine(http.MethodPost, "/containers/other/start", nil)
+	assert.Equal(t, exit.OK, w.run().ExitCode)
+	require.NoError(t, l.Run(t.Context()))
+
+	text, err := os.ReadFile(w.ConfigFile)
+	require.NoError(t, err)
+	text = bytes.Replace(text, []byte("host = 11780"), []byte("host = 11781"), 1)
+	require.NoError(t, os.WriteFile(w.ConfigFile, text, 0o600))
+	report := w.run()
+	assert.Equal(t, exit.Measurement, report.ExitCode)
+	assert.Equal(t, []string{"ENG008", "ENG009", "SET004"}, codes(report))
+	assert.Equal(t, exit.Measurement, exit.Of(l.Run(t.Context())))
+	report = w.run()
+	assert.Equal(t, []string{"ENG008", "ENG009", "SET004"}, codes(report), "and once where nothing runs any more")
 }
 
 // TestPodman answers much as Docker does, and fails only once everything is loaded.

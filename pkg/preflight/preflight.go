@@ -111,7 +111,7 @@ func checks() []check {
 		{name: "data volume", group: GroupEngine, step: create, needs: []string{"engine"}, do: checkVolume},
 		{name: "compose", group: GroupCompose, step: create, do: checkCompose},
 		{name: "workload", group: GroupEngine, step: create, needs: []string{"containers", "image"}, after: []string{"measured"}, do: checkWorkload},
-		{name: "state", group: GroupEngine, step: start, needs: []string{"workload"}, do: checkState},
+		{name: "state", group: GroupEngine, step: start, needs: []string{"workload"}, after: []string{"sockets"}, do: checkState},
 		{name: "ports", group: GroupHost, step: start, needs: []string{"user config"}, after: []string{"containers"}, do: checkPorts},
 		{name: "app-compose", group: GroupAgent, step: never, after: []string{"event log"}, do: checkAppCompose},
 		{name: "clock", group: GroupHost, step: never, after: []string{"rate limit"}, do: checkClock},

@@ -108,11 +108,10 @@ func TestARecordIsOfItsBootAlone(t *testing.T) {
 		}
 	}
 	assert.Equal(t, []bool{false, true, false}, []bool{begun.Unfinished(), intent.Unfinished(), done.Unfinished()})
-	assert.Equal(t, []bool{false, false, true}, []bool{begun.Measured(hash("a")), intent.Measured(hash("a")), done.Measured(hash("a"))})
 	assert.Equal(t, []bool{false, true, true}, []bool{begun.Explains(hash("a")), intent.Explains(hash("a")), done.Explains(hash("a"))})
 	for _, b := range []admission.Record{begun, intent, done} {
-		assert.False(t, b.Measured(hash("b")) || b.Explains(hash("b")))
-		assert.False(t, b.Measured(digest.Digest{}) || b.Explains(digest.Digest{}), "no digest is none that could have been measured")
+		assert.False(t, b.Explains(hash("b")))
+		assert.False(t, b.Explains(digest.Digest{}), "no digest is none that could have been measured")
 	}
 
 	path := filepath.Join(shared, state.Name, "measurement.json")
