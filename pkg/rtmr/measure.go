@@ -57,13 +57,13 @@ type MeasureError struct {
 	Image   digest.Digest
 	Outcome Outcome
 	Emits   int   // how many were asked for
-	Err     error // what the log says, or why it can't be read; for NotEmitted what the agent said, nil if it said yes
+	Err     error // what the log says, why it can't be read, or what the agent said; nil if it said yes and logs nothing
 }
 
 func (e *MeasureError) Error() string {
 	s := fmt.Sprintf("measuring %s: %s (attempts: %d)", e.Image, e.Outcome, e.Emits)
 	if e.Err == nil {
-		return s + ": the agent reports success and logs nothing"
+		return s + ": the agent reports success and logs nothing (as dstack's simulator does, which never measures)"
 	}
 	return s + ": " + e.Err.Error()
 }
@@ -75,13 +75,10 @@ func (e *MeasureError) ExitCode() exit.Code { return exit.Measurement }
 
 // Hints says what helps.
 func (e *MeasureError) Hints() []string {
-	if e.Outcome != NotEmitted {
-		return []string{"reboot the CVM: nothing else clears RTMR3, and another emit in this boot could make two"}
+	if e.Outcome == NotEmitted {
+		return exit.Hints(e.Err)
 	}
-	if hints := exit.Hints(e.Err); hints != nil {
-		return hints
-	}
-	return []string{"the agent can't measure: look at dstack's guest agent (its simulator never measures), then try again"}
+	return []string{"reboot the CVM: nothing else clears RTMR3, and another emit in this boot could make two"}
 }
 
 // Measure has image measured exactly once in this boot and returns the proof.
@@ -134,9 +131,9 @@ func (a *Agent) emitOnce(ctx context.Context, image digest.Digest) (Measurement,
 				return Measurement{}, &MeasureError{image, Unclear, emits, follows(emitErr, err)}
 			}
 		}
-		// Whether an event that isn't in the log can get there without another emit: always, unless the agent is known to
-		// be done with the request or never to have had it.
-		mayAppear := fault == Lost || fault == Malformed
+		// Whether an event that isn't in the log can get there without another emit: always, and most of all after a yes, unless
+		// the agent is known to have refused the request or never to have had it. Only then is it asked for again.
+		mayAppear := fault != Refused && fault != Missing && fault != Unreachable
 		info, err := a.poll(ctx, func(info Info, err error) bool {
 			if err != nil {
 				return false

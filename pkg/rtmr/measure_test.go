@@ -180,13 +180,25 @@ func TestExactlyOnce(t *testing.T) {
 			release: "0.6.0",
 			outcome: rtmr.NotEmitted, fault: rtmr.Missing, effects: began, asked: 1, waited: time.Second,
 		},
-		"yes, and nothing done, once": {
+		// What was answered with yes may come yet, and a second one would make two.
+		"yes, and nothing done": {
 			prepare: func(t *testing.T, b *bench) { b.fail(launchtest.EmitSwallows, 1) },
-			ok:      true, effects: measured, asked: 2, images: 1,
+			outcome: rtmr.Unclear, effects: began, asked: 1, waited: 30 * time.Second,
 		},
 		"yes, and nothing done, like a simulator": {
 			prepare: func(t *testing.T, b *bench) { b.fail(launchtest.EmitSwallows, -1) },
-			outcome: rtmr.NotEmitted, effects: began, asked: 3,
+			outcome: rtmr.Unclear, effects: began, asked: 1, waited: 30 * time.Second,
+		},
+		"yes, and done late": {
+			prepare: func(t *testing.T, b *bench) {
+				b.fail(launchtest.EmitSwallows, 1)
+				b.onNap(3, func() { b.double.Emit(rtmr.EventName, unhex(t, measuredHex)) })
+			},
+			ok: true, effects: []string{"intent", recorded}, asked: 1, images: 1, waited: 7 * time.Second,
+		},
+		"refused, then yes, and nothing done": {
+			prepare: func(t *testing.T, b *bench) { b.fail(launchtest.AgentRefuses, 1); b.fail(launchtest.EmitSwallows, 1) },
+			outcome: rtmr.Unclear, effects: began, asked: 2, waited: 31 * time.Second,
 		},
 		"logged and not extended": {
 			prepare: func(t *testing.T, b *bench) { b.fail(launchtest.EmitPoisons, 1) },
@@ -404,9 +416,9 @@ func TestFaultsAndOtherRuns(t *testing.T) {
 		launchtest.AgentHangsDone, launchtest.AgentGarbles, launchtest.EmitPoisons, launchtest.EmitSwallows, launchtest.EmitSettles,
 		launchtest.EmitLate,
 	}
-	// Only these two are followed by another emit.
+	// Only a refusal is followed by another emit.
 	for _, before := range [][]launchtest.AgentFaultKind{
-		{}, {launchtest.AgentRefuses}, {launchtest.EmitSwallows}, {launchtest.AgentRefuses, launchtest.EmitSwallows},
+		{}, {launchtest.AgentRefuses}, {launchtest.AgentRefuses, launchtest.AgentRefuses},
 	} {
 		for _, last := range kinds {
 			t.Run(fmt.Sprintf("%v %s", before, last), func(t *testing.T) {
