@@ -164,12 +164,11 @@ func TestPasses(t *testing.T) {
 		}
 	}
 	first := []exit.Code{exit.Unavailable, exit.Refused, exit.Mismatch, exit.Engine}
-	later := append([]exit.Code{exit.Config}, first...)
 	assert.Equal(t, map[bool]map[admission.Step][]exit.Code{
 		false: {admission.AtPull: first, admission.AtLoad: first, admission.AtCreate: first},
 		true: {
-			admission.AtProbe: later, admission.AtGate: later, admission.AtConfig: later,
-			admission.AtPull: later, admission.AtLoad: later, admission.AtCreate: later,
+			admission.AtPull: first, admission.AtLoad: first, admission.AtCreate: first,
+			admission.AtConfig: {exit.Config},
 		},
 	}, passing)
 }

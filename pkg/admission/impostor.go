@@ -13,9 +13,14 @@ import (
 // engine started it, unmeasured and with the agent's socket. A launcher that supervises ends it before anything can make it refuse. Without
 // supervision the engine's restarts are wanted, and the record decides.
 func (f Facts) Impostor(c Container) bool {
+	return f.Settings.TEE() && f.Settings.Supervised() && f.foreign(c) && (c.Live() || c.RestartPolicy != "no")
+}
+
+// foreign reports whether a container is the workload's, and no launcher of this boot made it.
+func (f Facts) foreign(c Container) bool {
 	workload := c.Name == compose.Name || strings.HasPrefix(c.Name, compose.ImpostorPrefix) ||
 		c.Labels[compose.ProjectLabel] == compose.Name && c.Labels[compose.ServiceLabel] == compose.Name
-	return f.Settings.TEE() && f.Settings.Supervised() && workload && !f.launched(c) && (c.Live() || c.RestartPolicy != "no")
+	return workload && !f.launched(c)
 }
 
 // launched reports whether no engine can have started a container by itself, because a launcher of this boot made it. Where nobody knows which boot this
@@ -42,8 +47,12 @@ func (f Facts) ImpostorName(c Container) string {
 //
 // A container that removes itself (docker run --rm) leaves none. It needs none: an engine refuses it a restart policy and starts it at no boot, so whoever
 // ran it in this one has the engine itself, which is trusted, and could as well have removed any other evidence.
+//
+// One that the engine didn't give the name, though it ended it, is evidence as well: where an image is measured, a launcher has removed all such containers
+// before it did so.
 func (f Facts) evidence(c Container) bool {
-	return !c.NeverStarted() && (c.Name == f.ImpostorName(c) || c.Name == Facts{}.ImpostorName(c))
+	ended := !c.Live() && c.RestartPolicy == "no" && f.foreign(c)
+	return !c.NeverStarted() && (ended || c.Name == f.ImpostorName(c) || c.Name == Facts{}.ImpostorName(c))
 }
 
 // Ended returns the containers as they are once the impostors were ended.

@@ -33,14 +33,13 @@ func Steps() []Step {
 
 // Passes reports whether a failure of a boot at a step may pass, so that a launcher which supervises
 // waits and tries again: nobody is there to reboot a CVM because a registry was away for a minute.
-// Once it has waited, somebody may be saving a file, or the engine be on its way up. Whatever speaks
-// of the measurement ends the boot.
+// Once it has waited, somebody may be saving the user config. Whatever speaks of the measurement ends
+// the boot, and so does what can't be asked or ended in its first steps: beside a workload that nobody
+// measured there is no waiting.
 func (s Settings) Passes(at Step, code exit.Code, waited bool) bool {
-	late, least := at == AtPull || at == AtLoad || at == AtCreate, exit.Unavailable
-	if waited {
-		late, least = late || at == AtProbe || at == AtGate || at == AtConfig, exit.Config
-	}
-	return s.Supervised() && late && code >= least && code <= exit.Engine
+	late := at == AtPull || at == AtLoad || at == AtCreate
+	return s.Supervised() && (late && code >= exit.Unavailable && code <= exit.Engine ||
+		waited && at == AtConfig && code == exit.Config)
 }
 
 // Code names one kind of finding. It never changes its meaning, so that people and scripts can

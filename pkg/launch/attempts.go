@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
@@ -52,7 +53,14 @@ func jitter(d time.Duration) time.Duration {
 func (r *run) waited(ctx context.Context, m *machine) bool {
 	code := exit.Of(r.err)
 	var failed *StepError
-	if !errors.As(r.err, &failed) || !r.Settings.Passes(failed.Step, code, r.report.Attempt > 1) {
+	if !errors.As(r.err, &failed) {
+		return false
+	}
+	at := failed.Step
+	if errors.As(r.err, new(unread)) { // the probe reads the same files where an image is measured
+		at = admission.AtConfig
+	}
+	if !r.Settings.Passes(at, code, r.report.Attempt > 1) {
 		return false
 	}
 	p, i := r.report.Pull, r.report.Image

@@ -3,6 +3,7 @@ package launch_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -351,6 +352,82 @@ func TestWhatComesWhileItWaits(t *testing.T) {
 			assert.Empty(t, i.judge.verdict())
 		})
 	}
+}
+
+// TestNobodyWaitsBesideAnImpostor that can't be ended, or an engine that can't be asked for one.
+func TestNobodyWaitsBesideAnImpostor(t *testing.T) {
+	t.Parallel()
+	for _, f := range []launchtest.EngineFault{
+		{Match: "POST /containers/*/stop", Status: 304}, {Match: "GET /containers/json", Status: 500, Message: "no"},
+	} {
+		i := impostorWorld(t)
+		i.reboot()
+		i.does("DELETE", "/containers/mpc-node")
+		require.NoError(t, i.Registry.Stop())
+		f.Times = -1
+		l := i.attempts(func(int) {
+			i.judge.look(false)
+			i.make(stranger{name: "mpc-node", policy: "always"})
+			i.judge.look(true)
+			i.Engine.Fail(f)
+			assert.NoError(t, i.Registry.Start())
+		})
+		err := l.end()
+		assert.Equal(t, exit.Engine, exit.Of(err), "%v", err)
+		assert.ErrorContains(t, err, "probe: ")
+		assert.Len(t, l.failures(), 1, "%q", l.messages())
+	}
+}
+
+// TestADiskThatIsFreed: the load waits for it, and what was recorded before needs no room again.
+func TestADiskThatIsFreed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Load: launchtest.LoadDiskFull})
+	full := []string{".measurement.json.tmp/x", ".measurement.json.tmp.aside/x", "measurement.json.tmp.aside/x"}
+	l := w.attempts(func(failed int) {
+		switch failed {
+		case 1:
+			for _, path := range full {
+				assert.NoError(t, os.MkdirAll(w.Shared("launcher/"+path), 0o755))
+			}
+		case 2:
+			for _, path := range full {
+				assert.NoError(t, os.RemoveAll(filepath.Dir(w.Shared("launcher/"+path))))
+			}
+			w.Engine.Heal()
+		}
+	})
+	for _, f := range l.failures() {
+		assert.Equal(t, admission.AtLoad, f.Step)
+		assert.Equal(t, exit.Engine, f.ExitCode)
+	}
+	assert.Len(t, l.failures(), 2)
+	w.accepted(w.Digests[0])
+}
+
+// TestAConfigThatIsBeingSavedWhereAnImageIsMeasured is read by the probe, and waited for as well.
+func TestAConfigThatIsBeingSavedWhereAnImageIsMeasured(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	require.NoError(t, w.watch().terminate())
+	w.does("DELETE", "/containers/mpc-node")
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/create", Times: -1, Status: 500})
+	config, err := os.ReadFile(w.ConfigFile)
+	require.NoError(t, err)
+	l := w.attempts(func(failed int) {
+		switch failed {
+		case 1:
+			w.Engine.Heal()
+			assert.NoError(t, os.WriteFile(w.ConfigFile, config[:30], 0o600))
+		case 2:
+			assert.NoError(t, os.WriteFile(w.ConfigFile, config, 0o600))
+		}
+	})
+	failures := l.failures()
+	require.Len(t, failures, 2, "%q", l.messages())
+	assert.Equal(t, exit.Config, failures[1].ExitCode)
+	assert.Equal(t, 1, w.Agent.Emits())
 }
 
 // TestASignalEndsAWait, and nothing is left of it.

@@ -22,6 +22,8 @@ const (
 	// endTries is how often more an engine that fails is asked to end one, and endPause between.
 	endTries = 20
 	endPause = 250 * time.Millisecond
+	// unseenTries is how often it is asked for the containers, as long as it can't tell of one.
+	unseenTries = 4
 	// startGrace is how long a workload must run to count as started.
 	startGrace = 3 * time.Second
 	startPoll  = 200 * time.Millisecond

@@ -30,42 +30,49 @@ func (m *machine) endImpostors(ctx context.Context) error {
 		return broken
 	}
 	told := map[string]bool{} // to end, by ID
-	for {
+	var errs []error          // of those that couldn't be
+	for left := unseenTries; ; {
 		facts := m.facts()
 		var unseen error
 		facts.Containers, unseen = state.Containers(ctx, m.engine.Engine, state.SelfID(m.Proc))
-		impostors := facts.Impostors()
-		switch {
-		case broken != nil && len(facts.Containers) == 0: // there was no asking it, which is told once
-			return broken
-		case len(impostors) == 0:
-			return errors.Join(broken, unseen)
+		if broken != nil && len(facts.Containers) == 0 { // there was no asking it, which is told once
+			return errors.Join(append(errs, broken)...)
 		}
-		for _, c := range impostors { // one that shows only now is ended, too
+		late := false // one shows only now, and is ended before anything is refused
+		var unended []error
+		for _, c := range facts.Impostors() {
 			if told[c.ID] {
-				return errors.Join(admission.Unended(c), broken, unseen)
+				unended = append(unended, admission.Unended(c))
+				continue
 			}
-			told[c.ID] = true
-		}
-		var errs []error
-		ctx := context.WithoutCancel(ctx) // half ended is running
-		for _, c := range impostors {
+			late, told[c.ID] = true, true
 			m.Log.Warn("ending a workload that nobody has measured in this boot",
 				"container", c.Name, "id", c.ShortID(), "status", c.Status, "policy", c.RestartPolicy)
-			err := m.rename(ctx, c.Container, facts.ImpostorName(c))
-			if err != nil {
-				// It must not run on without its name either. Its policy stays: without one of the
-				// two, the next run would take it for an old container like any.
-				err = errors.Join(err, m.engine.Stop(ctx, c.ID, stopGrace))
-			} else {
-				err = m.end(ctx, c.Container)
-			}
-			errs = append(errs, err)
+			errs = append(errs, m.endImpostor(context.WithoutCancel(ctx), c.Container, facts.ImpostorName(c)))
+		}
+		if late {
+			continue
+		}
+		// What the engine can't tell of now may be one, too.
+		if left--; unseen != nil && left > 0 && m.Sleep(ctx, endPause) == nil {
+			continue
 		}
 		if err := errors.Join(errs...); err != nil {
 			return errors.Join(err, broken, unseen)
 		}
+		return errors.Join(append(unended, broken, unseen)...)
 	}
+}
+
+// endImpostor ends one, under its new name. Half ended is running, so that no signal interrupts it, and
+// one that can't get the name is ended all the same, and then asked for it again.
+func (m *machine) endImpostor(ctx context.Context, c docker.Container, name string) error {
+	unnamed := m.rename(ctx, c, name)
+	err := m.end(ctx, c)
+	if unnamed != nil {
+		unnamed = m.rename(ctx, c, name)
+	}
+	return errors.Join(unnamed, err)
 }
 
 // rename gives a container a name, unless it has it or is gone.
@@ -95,7 +102,11 @@ func (m *machine) gate(found standing) step[alone] {
 		}
 		// From here on an image event that no intent of ours preceded is something else's, for a
 		// later run too. Once more when the old workload has ended: until then it can remove what we
-		// write. It must end even if we can't write.
+		// write. It must end even if we can't write. What an earlier attempt wrote isn't written
+		// again: the disk may be what it waits for.
+		if m.report.Attempt > 1 && m.facts().Record == (admission.Record{ID: m.BootID}) {
+			return alone{found}, "no old workload runs", m.quiet(ctx, found)
+		}
 		begun := m.record().begun()
 		if err := m.quiet(ctx, found); err != nil {
 			return alone{}, "", err

@@ -275,13 +275,87 @@ func TestAnImpostorThatCannotBeEnded(t *testing.T) {
 			i.Engine.Fail(f)
 			assert.Equal(t, exit.Engine, i.boot(), "%s", i.stderr)
 			i.Engine.Heal()
-			if strings.HasSuffix(f.Match, "/update") {
-				for _, c := range i.Engine.Containers() {
+			for _, c := range i.Engine.Containers() {
+				switch f.Match {
+				case "POST /containers/*/update":
 					assert.NotEqual(t, "running", c.Status, "what takes no policy is stopped all the same")
+				case "POST /containers/*/rename":
+					i.nothingRuns()
 				}
 			}
+			i.litter()
 			i.refused()
 		})
+	}
+}
+
+// TestAnImpostorWithoutItsNameIsEvidence: whoever can't be renamed is ended all the same, and known by
+// what it is: a workload of no launcher of this boot, left beside an image event.
+func TestAnImpostorWithoutItsNameIsEvidence(t *testing.T) {
+	t.Parallel()
+	for _, times := range []int{1, -1} {
+		i := impostorWorld(t)
+		i.strikes(stranger{name: "mpc-node", policy: "always"})
+		i.Engine.Fail(launchtest.EngineFault{
+			Match: "POST /containers/*/rename", Status: 500, Message: "no", Times: times,
+		})
+		if times == 1 { // the second time, when it doesn't run any more, it is done
+			i.refused()
+			assert.Equal(t, "gone", i.statusOf("mpc-node"))
+			continue
+		}
+		assert.Equal(t, exit.Engine, i.boot(), "%s", i.stderr)
+		i.nothingRuns()
+		assert.Equal(t, "exited", i.statusOf("mpc-node"))
+		for _, supervise := range []admission.Supervise{admission.SuperviseOff, admission.SuperviseAuto} {
+			i.settings.Supervise = supervise
+			i.litter()
+			i.refused()
+		}
+		i.Engine.Heal()
+		i.rebootJudged(i.judge)
+		i.mustBoot()
+		i.accepted(i.Digests[1])
+	}
+}
+
+// TestImpostorsAreEndedBeforeOneIsRefused: one that can't be ended doesn't save another that shows late.
+func TestImpostorsAreEndedBeforeOneIsRefused(t *testing.T) {
+	t.Parallel()
+	i := impostorWorld(t)
+	i.strikes(stranger{name: "mpc-node", policy: "on-failure"})
+	var stuck string
+	for _, c := range i.Engine.Containers() {
+		if c.Name == "mpc-node" {
+			stuck = c.ID
+		}
+	}
+	i.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/" + stuck + "/rename", Edit: func(body []byte) []byte {
+		i.judge.look(false)
+		i.make(stranger{name: "late", project: "mpc-node", service: "mpc-node", policy: "always"})
+		i.judge.look(true)
+		return body
+	}})
+	i.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/" + stuck + "/stop", Status: 304, Times: -1})
+	assert.Equal(t, exit.Engine, i.boot(), "%s", i.stderr)
+	assert.Contains(t, i.stderr, "can't be ended")
+	for _, c := range i.Engine.Containers() {
+		assert.True(t, c.ID == stuck || c.Status != "running" && c.RestartPolicy != "always", "%s", c.Name)
+		assert.NotEqual(t, "late", c.Name)
+	}
+	i.Engine.Heal()
+	i.refused()
+}
+
+// TestWhatCannotBeSeenIsAskedForAgain: a container of which the engine can't tell may be an impostor.
+func TestWhatCannotBeSeenIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	for _, match := range []string{"GET /containers/*/json", "GET /containers/json"} {
+		i := impostorWorld(t)
+		i.strikes(stranger{name: "mpc-node", policy: "on-failure"})
+		i.Engine.Fail(launchtest.EngineFault{Match: match, Status: 500, Message: "no", Times: 2})
+		i.refused()
+		i.nothingRuns()
 	}
 }
 

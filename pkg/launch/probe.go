@@ -223,8 +223,18 @@ func (m *machine) choose(found alone) step[choice] {
 	}
 }
 
-// read reads the files that say which image is wanted.
-func (m *machine) read(known admission.Facts) (choice, error) {
+// unread is why the files can't be read that say which image is wanted, or say none that may run.
+type unread struct{ error }
+
+func (e unread) Unwrap() error { return e.error }
+
+// read reads those files. Its errors are unread.
+func (m *machine) read(known admission.Facts) (_ choice, err error) {
+	defer func() {
+		if err != nil {
+			err = unread{err}
+		}
+	}()
 	m.seen.files = state.Fingerprint(m.Settings, m.shared)
 	cfg, warnings, err := state.UserConfig(m.Settings)
 	if err != nil {
