@@ -39,7 +39,7 @@ func audit() []audited {
 			"errors", "fmt", "slices", "pkg/digest", "pkg/exit", "pkg/internal/strictjson",
 		}},
 		{"pkg/admission", nil, []string{
-			"fmt", "slices", "strings", "time", v1,
+			"fmt", "path", "slices", "strings", "time", v1,
 			"pkg/approval", "pkg/compose", "pkg/config", "pkg/digest", "pkg/docker/inspect",
 			"pkg/exit", "pkg/rtmr",
 		}},

@@ -94,7 +94,7 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 	ctx, c, over := p.attend(cmd, s)
 	defer over()
 	client := registry.Client{
-		Insecure: s.launch.Insecure, ForbiddenHelperDirs: []string{"/tapp", s.launch.SharedDir},
+		Insecure: s.launch.Insecure, ForbiddenHelperDirs: s.launch.Unmeasured(),
 		Log: c.log, Tuning: registry.Tuning{Sleep: p.sleep},
 	}
 	// All or nothing: half a list is easily taken for the whole.

@@ -135,7 +135,7 @@ func (f Facts) unmeasured(v *Verdict) {
 			v.Old = append(v.Old, c)
 		}
 	}
-	f.holders(v)
+	v.Refusals = append(v.Refusals, f.Holders().Refusals...)
 }
 
 // measured judges a boot in which an image is measured: is it the wanted one, and can only a
@@ -151,7 +151,7 @@ func (f Facts) measured(v *Verdict, want digest.Digest) {
 	}
 	v.Measured = true
 	if !slices.ContainsFunc(f.Containers, f.runs) { // something is still to be started
-		f.holders(v)
+		v.Refusals = append(v.Refusals, f.Holders().Refusals...)
 	}
 	for _, c := range f.Containers {
 		hint := []string{"turn off its restart policy, then reboot the CVM: " +
@@ -176,16 +176,11 @@ func (f Facts) runs(c Container) bool {
 	return c.Name == compose.Name && c.Status == "running" && f.ofThisBoot(c)
 }
 
-// Holders is what Decide refuses for those who have the agent's socket, whatever runs. It is for a
-// boot that starts something although the workload ran, which was none that may stay.
-func (f Facts) Holders() (v Verdict) {
-	f.holders(&v)
-	return v
-}
-
-// holders refuses where something other than the workload and our own project has the agent's socket:
+// Holders refuses where something other than the workload and our own project has the agent's socket:
 // what has it can emit in our name. No record helps it: whoever emitted may have written that, too.
-func (f Facts) holders(v *Verdict) {
+// Decide takes it in unless the workload runs; who starts something then all the same, because what
+// runs can't stay, has to ask.
+func (f Facts) Holders() (v Verdict) {
 	for _, c := range f.Containers {
 		ours := compose.OfWorkload(c.Container) || compose.SameProject(c.Container, f.Self)
 		if ours || !c.Live() || c.Socket == "" {
@@ -197,6 +192,7 @@ func (f Facts) holders(v *Verdict) {
 		}, "container %s (%s) holds the guest agent's socket through its mount of %s",
 			c.Name, c.ShortID(), c.Socket)
 	}
+	return v
 }
 
 // Unstopped refuses to go on while an old workload runs that was told to end.

@@ -132,6 +132,13 @@ func TestOurOwnProjectMayHoldTheSocket(t *testing.T) {
 	assert.NoError(t, admission.Decide(f).Err())
 }
 
+// TestUnmeasured names all places whose files others than the measured compose file choose.
+func TestUnmeasured(t *testing.T) {
+	t.Parallel()
+	s := admission.Settings{ConfigFile: "/etc/launcher/user_config", SharedDir: "/shared"}
+	assert.ElementsMatch(t, []string{"/tapp", "/etc/launcher", "/shared"}, s.Unmeasured())
+}
+
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	classic := inspect.Info{Store: inspect.Classic, Root: "/var/lib/docker"}

@@ -1,6 +1,8 @@
 package admission
 
 import (
+	"path"
+
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 )
@@ -36,6 +38,11 @@ const (
 
 // TEE reports whether this is a CVM, in which what runs is measured.
 func (s Settings) TEE() bool { return s.Platform == config.TEE }
+
+// Unmeasured returns the directories whose content nobody measures, so that a program there could be anybody's.
+func (s Settings) Unmeasured() []string {
+	return []string{"/tapp", path.Dir(s.ConfigFile), s.SharedDir}
+}
 
 // Supervised reports whether the launcher looks after the workload itself.
 func (s Settings) Supervised() bool {

@@ -26,6 +26,8 @@ const (
 	maxOutput = 1 << 10
 	// maxComplaint is how much of what a command says is shown that isn't Compose, or no longer.
 	maxComplaint = 200
+	// usualPath is where programs are found where PATH is empty.
+	usualPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
 // Tool is a Compose of version 2 or later that was found to answer.
@@ -33,6 +35,7 @@ type Tool struct {
 	command []string
 	version string
 	host    string
+	path    child.Path
 }
 
 // Error is a Compose that is missing, too old, or didn't do what it was told. It ends in exit code 9.
@@ -73,8 +76,9 @@ func (e *Error) Hints() []string {
 }
 
 // Find returns the Compose to use with the engine at host ("unix://…"): command, split at white space, or where that is empty
-// `docker compose`, then `docker-compose`, whichever on PATH is version 2 or later.
-func Find(ctx context.Context, command, host string) (Tool, error) {
+// `docker compose`, then `docker-compose`, whichever on PATH is version 2 or later. PATH's entries in or below the unmeasured
+// directories aren't searched, nor handed on; a command that is a path was asked for by it.
+func Find(ctx context.Context, command, host string, unmeasured []string) (Tool, error) {
 	candidates := [][]string{{"docker", "compose"}, {"docker-compose"}}
 	if command != "" {
 		candidates = [][]string{strings.Fields(command)}
@@ -84,7 +88,7 @@ func Find(ctx context.Context, command, host string) (Tool, error) {
 		return Tool{}, &Error{Err: errors.New("the command is blank"), Hint: "name one with --compose, or leave it unset"}
 	}
 	for _, candidate := range candidates {
-		t := Tool{command: candidate, host: host}
+		t := Tool{command: candidate, host: host, path: child.Search(usualPath, unmeasured)}
 		err := t.readVersion(ctx)
 		if err == nil {
 			return t, nil
@@ -173,12 +177,15 @@ func (t Tool) run(ctx context.Context, stdin []byte, args ...string) (stdout str
 			return "", &Error{Command: t.line(args...), Err: err}
 		}
 	}
-	path := os.Getenv("PATH")
-	if path == "" {
-		path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	program := t.command[0]
+	if !strings.Contains(program, "/") {
+		if program = t.path.Look(program); program == "" {
+			return "", &Error{Command: t.line(args...), Err: &exec.Error{Name: t.command[0], Err: exec.ErrNotFound}}
+		}
 	}
-	cmd := exec.CommandContext(ctx, t.command[0], append(t.command[1:len(t.command):len(t.command)], args...)...)
-	cmd.Env = []string{"PATH=" + path, "DOCKER_HOST=" + t.host, "HOME=" + home, "DOCKER_CONFIG=" + home}
+	cmd := exec.CommandContext(ctx, program, append(t.command[1:len(t.command):len(t.command)], args...)...)
+	cmd.Args[0] = t.command[0]
+	cmd.Env = []string{"PATH=" + t.path.String(), "DOCKER_HOST=" + t.host, "HOME=" + home, "DOCKER_CONFIG=" + home}
 	cmd.Dir = work
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, complaints tail

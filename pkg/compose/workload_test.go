@@ -7,6 +7,7 @@ import (
 	"flag"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -116,14 +117,36 @@ func proved(t *testing.T) inspect.ImageID {
 func TestFindTakesNoComposeBelowVersion2(t *testing.T) {
 	t.Parallel()
 	double := os.Args[0] + " compose-double "
-	tool, err := compose.Find(t.Context(), double, "unix:///nonexistent")
+	tool, err := compose.Find(t.Context(), double, "unix:///nonexistent", nil)
 	require.NoError(t, err)
 	assert.Equal(t, launchtest.ComposeVersion, tool.Version())
 	for name, command := range map[string]string{"old": double + "--fail=old", "missing": "/nonexistent/compose", "blank": " "} {
-		_, err := compose.Find(t.Context(), command, "unix:///nonexistent")
+		_, err := compose.Find(t.Context(), command, "unix:///nonexistent", nil)
 		require.Error(t, err, name)
 		assert.Equal(t, exit.Workload, exit.Of(err), name)
 		assert.NotEmpty(t, exit.Hints(err), name)
+	}
+}
+
+// TestNoComposeOfAnybodys is found, nor does Compose find a program of theirs. PATH is the process's, so
+// this test isn't parallel.
+func TestNoComposeOfAnybodys(t *testing.T) {
+	dir := t.TempDir()
+	theirs, ours := filepath.Join(dir, "theirs"), filepath.Join(dir, "ours")
+	for path, version := range map[string]string{theirs: "6.6.6", ours: "2.0.0"} {
+		require.NoError(t, os.Mkdir(path, 0o755))
+		text := "#!/bin/sh\n[ \"$PATH\" = " + ours + " ] && echo " + version
+		require.NoError(t, os.WriteFile(filepath.Join(path, "docker-compose"), []byte(text), 0o755))
+	}
+	t.Setenv("PATH", theirs+":"+ours+":.")
+	for _, command := range []string{"", "docker-compose"} {
+		tool, err := compose.Find(t.Context(), command, "unix:///nonexistent", []string{theirs})
+		require.NoError(t, err)
+		assert.Equal(t, "2.0.0", tool.Version())
+		assert.Equal(t, "docker-compose", tool.String())
+		_, err = compose.Find(t.Context(), command, "unix:///nonexistent", []string{dir})
+		assert.ErrorContains(t, err, exec.ErrNotFound.Error())
+		assert.Equal(t, exit.Workload, exit.Of(err))
 	}
 }
 
@@ -132,7 +155,7 @@ func TestFindTakesNoComposeBelowVersion2(t *testing.T) {
 func TestAFailedComposeIsReportedOnce(t *testing.T) {
 	t.Parallel()
 	id := proved(t)
-	tool, err := compose.Find(t.Context(), os.Args[0]+" compose-double --fail=noise", "unix:///nonexistent")
+	tool, err := compose.Find(t.Context(), os.Args[0]+" compose-double --fail=noise", "unix:///nonexistent", nil)
 	require.NoError(t, err)
 	err = tool.Create(t.Context(), tee(), id)
 	var failure *compose.Error
@@ -168,7 +191,7 @@ func TestAComposeThatHangsEndsWithTheContext(t *testing.T) {
 		}
 		gone <- err
 	}()
-	_, err := compose.Find(ctx, "sh "+script, "unix:///nonexistent")
+	_, err := compose.Find(ctx, "sh "+script, "unix:///nonexistent", nil)
 	assert.ErrorIs(t, err, why)
 	assert.ErrorIs(t, <-gone, io.EOF, "nobody has its pipe any more")
 }
@@ -190,7 +213,7 @@ func TestComposeInheritsNothing(t *testing.T) {
 	script := filepath.Join(dir, "compose")
 	text := "for f in /proc/$$/fd/*; do readlink $f; done >" + list + "; echo 2.0.0\n"
 	require.NoError(t, os.WriteFile(script, []byte(text), 0o600))
-	_, err = compose.Find(t.Context(), "sh "+script, "unix:///nonexistent")
+	_, err = compose.Find(t.Context(), "sh "+script, "unix:///nonexistent", nil)
 	require.NoError(t, err)
 	data, err := os.ReadFile(list)
 	require.NoError(t, err)

@@ -33,7 +33,7 @@ func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 		client := &registry.Client{
 			Insecure: m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
 			Interval: max(retry.Interval, 1), MaxDelay: max(retry.MaxDelay, 1), // zero would mean the default
-			ForbiddenHelperDirs: []string{"/tapp", m.Settings.SharedDir}, // unmeasured: a helper there could be anybody's
+			ForbiddenHelperDirs: m.Settings.Unmeasured(),
 			Log:                 m.Log,
 			Progress:            m.Progress.Fetched,
 			Tuning:              registry.Tuning{Sleep: m.Sleep},

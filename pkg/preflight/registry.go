@@ -45,7 +45,7 @@ func (f *facts) sourceOf(h digest.Digest) *registry.Source {
 	}
 	client := &registry.Client{
 		Platform: v1.Platform{OS: "linux", Architecture: f.arch()},
-		Insecure: f.options.Insecure, ForbiddenHelperDirs: []string{"/tapp", f.options.SharedDir}, Log: f.log, Tuning: tuning,
+		Insecure: f.options.Insecure, ForbiddenHelperDirs: f.options.Unmeasured(), Log: f.log, Tuning: tuning,
 	}
 	return client.Source(f.config.Image.At(h))
 }

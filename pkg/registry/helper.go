@@ -6,10 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
-	"slices"
-	"strings"
 
 	"github.com/docker/docker-credential-helpers/client"
 	"github.com/docker/docker-credential-helpers/credentials"
@@ -32,15 +29,15 @@ func askHelper(ctx context.Context, suffix, key string,
 	if !helperSuffix.MatchString(suffix) {
 		return nil, &helperError{helperPrefix + sanitize.Line(suffix, 60), "is no name of a program"}
 	}
-	path := searchPath(forbidden)
-	program := lookIn(path, helperPrefix+suffix, forbidden)
+	path := child.Search("", forbidden)
+	program := path.Look(helperPrefix + suffix)
 	if program == "" {
 		return nil, &helperError{helperPrefix + suffix, "isn't on PATH"}
 	}
 	defer waiting.For(ctx, helperPrefix+suffix)()
 	found, err := client.Get(func(args ...string) client.Program {
 		cmd := exec.CommandContext(ctx, program, args...)
-		cmd.Env = append(os.Environ(), "PATH="+strings.Join(path, string(filepath.ListSeparator)))
+		cmd.Env = append(os.Environ(), "PATH="+path.String())
 		return &helper{cmd}
 	}, key)
 	switch {
@@ -83,40 +80,4 @@ func (b *bounded) Write(p []byte) (int, error) {
 	}
 	b.data = append(b.data, p...)
 	return len(p), nil
-}
-
-// searchPath is PATH without the entries in or below dirs, in which anybody may have put a program.
-func searchPath(dirs []string) []string {
-	return slices.DeleteFunc(filepath.SplitList(os.Getenv("PATH")), func(entry string) bool {
-		return !filepath.IsAbs(entry) || below(entry, dirs)
-	})
-}
-
-// lookIn returns the program of that name that is first in path, empty if there is none. One that a
-// link leads to counts as what it is.
-func lookIn(path []string, name string, forbidden []string) string {
-	for _, dir := range path {
-		program, err := exec.LookPath(filepath.Join(dir, name))
-		if err == nil && !below(program, forbidden) {
-			return program
-		}
-	}
-	return ""
-}
-
-// below reports whether path is one of dirs, or in one, whatever links lead there.
-func below(path string, dirs []string) bool {
-	real := func(path string) string {
-		if resolved, err := filepath.EvalSymlinks(path); err == nil {
-			return resolved
-		}
-		return filepath.Clean(path)
-	}
-	for _, dir := range dirs {
-		rel, err := filepath.Rel(real(dir), real(path))
-		if err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
-			return true
-		}
-	}
-	return false
 }
