@@ -54,8 +54,9 @@ func (f *failure) error() error {
 }
 
 // networkFailure says why a request got no answer.
-func networkFailure(host string, err error, now time.Time) *failure {
-	f := &failure{class: transient, host: host, err: err, hints: networkHints(host, err, now)}
+func (s *Source) networkFailure(host string, err error) *failure {
+	f := &failure{class: transient, host: host, err: err}
+	f.hints = networkHints(s.guard.shown(host), err, s.Tuning.Now())
 	if unchanging(err) {
 		f.class = final
 	}
@@ -188,15 +189,14 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 }
 
 func (s *Source) statusHints(part string, f *failure) []string {
+	host := s.guard.shown(f.host)
 	switch {
 	case f.status == 0:
 		return nil
 	case f.token && f.status == http.StatusNotFound:
-		return []string{fmt.Sprintf("the registry names %s as its token server, but it has none there",
-			s.guard.shown(f.host))}
+		return []string{fmt.Sprintf("the registry names %s as its token server, but it has none there", host)}
 	case !f.token && f.host != s.host() && f.status < 500:
-		return []string{fmt.Sprintf("the registry redirects to %s for this; no credentials are sent there",
-			s.guard.shown(f.host))}
+		return []string{fmt.Sprintf("the registry redirects to %s for this; no credentials are sent there", host)}
 	}
 	switch f.status {
 	case http.StatusUnauthorized:
@@ -213,15 +213,15 @@ func (s *Source) statusHints(part string, f *failure) []string {
 			"for a private repository this may also mean " +
 			"missing credentials (" + s.login.explanation() + ")"}
 		if f.strange {
-			hints = append(hints, "is it a registry that listens at "+f.host+"? It doesn't say no as they do")
+			hints = append(hints, "is it a registry that listens at "+host+"? It doesn't say no as they do")
 		}
 		return hints
 	case http.StatusProxyAuthRequired:
 		return []string{"the proxy wants a login: put it into the URL in " + proxyVariable("http")}
 	case http.StatusInternalServerError:
-		return []string{f.host + " is broken: try again later, and tell whoever runs it"}
+		return []string{host + " is broken: try again later, and tell whoever runs it"}
 	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout:
-		return []string{f.host + " is overloaded or down, or a proxy before it can't reach it: try again later"}
+		return []string{host + " is overloaded or down, or a proxy before it can't reach it: try again later"}
 	case http.StatusTooManyRequests:
 		return []string{"the registry limits the rate: wait, or log in for a higher limit"}
 	}

@@ -117,7 +117,7 @@ func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 			a.Close()
 			return &failure{class: lie, host: a.host,
 				err: fmt.Errorf("asked for bytes %d-%d/%d, got %s", p.next(), last, b.layer.Size,
-					sanitize.Line(a.Header.Get("Content-Range"), 80))}
+					sanitize.Line(s.guard.redact(a.Header.Get("Content-Range")), 80))}
 		}
 		b.answered()
 		defer a.Close()

@@ -74,10 +74,10 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 		patience = at.patience
 	}
 	w := newWatch(request.Context(), patience*s.Tuning.HeaderTimeout, patience*s.Tuning.Window, s.leastBytes)
-	over := waiting.For(request.Context(), sanitize.Line(host, 100))
 	sent := request.Clone(w.ctx)
 	g.strip(sent)
 	g.remember(sent)
+	over := waiting.For(request.Context(), g.shown(host))
 	// Compressed once more, ranges and digests would be those of something else.
 	sent.Header.Set("Accept-Encoding", "identity")
 	sent.Header.Set("User-Agent", "tee-launcher")

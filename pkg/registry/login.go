@@ -204,7 +204,7 @@ func (l *login) failure(err error) *failure {
 	case errors.As(err, &route):
 		return &failure{class: permanent, host: route.host, err: route}
 	case errors.As(err, &network):
-		f := networkFailure(network.host, network.err, l.source.Tuning.Now())
+		f := l.source.networkFailure(network.host, network.err)
 		f.err = fmt.Errorf("token: %w", f.err)
 		return f
 	case errors.As(err, &status) && d.refused != nil:

@@ -2,10 +2,12 @@ package registry_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -13,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -22,6 +25,7 @@ import (
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/registry"
+	"tee-launcher/pkg/waiting"
 )
 
 // front is a server before an open registry. What its hook answers doesn't get there.
@@ -420,6 +424,71 @@ func TestSecretsStayInside(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNoHostTellsASecret: who redirects chooses the name of the host, and what it answers is told with a
+// hint that names it.
+func TestNoHostTellsASecret(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{0, http.StatusForbidden, http.StatusInternalServerError, http.StatusServiceUnavailable} {
+		f := newFront(t, false)
+		board := new(waiting.Board)
+		var waited, hinted []string
+		at := "T0KEN.localhost:" + f.ref.RegistryStr()[strings.LastIndexByte(f.ref.RegistryStr(), ':')+1:]
+		f.hook = func(w http.ResponseWriter, q *http.Request) bool {
+			what, _ := board.Longest()
+			waited = append(waited, what)
+			switch {
+			case strings.HasSuffix(strings.Split(q.Host, ":")[0], ".localhost"):
+				w.WriteHeader(status)
+			case token(w, q, "/token"):
+			case q.Header.Get("Authorization") != theToken:
+				refuse(w, http.StatusUnauthorized, "", `Bearer realm="`+f.URL+`/token",service="x"`)
+			default:
+				http.Redirect(w, q, "http://"+at+"/x", http.StatusTemporaryRedirect)
+			}
+			return true
+		}
+		p := f.client(keychain{Username: user, Password: password})
+		p.Rounds, p.Insecure = 0, []string{strings.ToLower(at), at}
+		p.Tuning.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if status == 0 && strings.Contains(addr, "localhost") {
+				return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+			}
+			return new(net.Dialer).DialContext(ctx, network, f.ref.RegistryStr())
+		}
+		_, err := resolve(waiting.With(t.Context(), board), p, f.ref)
+		e := new(image.Error)
+		require.ErrorAs(t, err, &e)
+		hinted = e.Hints()
+		assert.NotEmpty(t, hinted)
+		assert.NotContains(t, strings.ToUpper(fmt.Sprint(hinted, waited, err)), "T0KEN", "%d", status)
+		assert.Contains(t, fmt.Sprint(hinted), "….localhost", "%d: it was led there", status)
+	}
+}
+
+// TestAHeaderIsCutAfterItsSecrets are out of it: what is left of one at the cut isn't known for one.
+func TestAHeaderIsCutAfterItsSecrets(t *testing.T) {
+	t.Parallel()
+	const digits = "314159265358979"
+	f := newFront(t, false)
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+digits))
+	f.hook = func(w http.ResponseWriter, q *http.Request) bool {
+		switch {
+		case q.Header.Get("Authorization") != basic:
+			return refuse(w, http.StatusUnauthorized, "", `Basic realm="x"`)
+		case q.Header.Get("Range") != "" && strings.Contains(q.URL.Path, "/blobs/"):
+			w.Header().Set("Content-Range", "bytes "+strings.Repeat("0", 62)+digits+"-999999999999999999/*")
+			w.WriteHeader(http.StatusPartialContent)
+			return true
+		}
+		return false
+	}
+	_, _, err := pull(t.Context(), f.client(keychain{Username: user, Password: digits}), f.ref)
+	e := new(image.Error)
+	require.ErrorAs(t, err, &e)
+	assert.ErrorContains(t, err, "asked for bytes")
+	assert.NotContains(t, err.Error()+strings.Join(e.Hints(), ""), digits[:8])
 }
 
 // TestPublicHostsDontLeadInside: neither a redirect nor a realm of a public host names a place on

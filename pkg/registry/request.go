@@ -252,7 +252,7 @@ func (s *Source) unanswered(ctx context.Context, host string, err error) *failur
 	case errors.As(err, &route):
 		return &failure{class: permanent, host: route.host, err: route}
 	case errors.As(err, &network) && network.host == host:
-		return networkFailure(host, network.err, s.Tuning.Now())
+		return s.networkFailure(host, network.err)
 	}
 	return s.login.failure(err)
 }
