@@ -125,16 +125,20 @@ func (w Workload) rules(
 		"HostConfig.ReadonlyPaths": including(
 			"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"),
 
-		"Config.Image":            whatever("a name; the ID that it had is compared"),
-		"Config.Labels":           whatever("for people and Compose, and no proof"),
-		"Config.Volumes":          whatever("the mounts that came of it are compared"),
-		"HostConfig.Binds":        whatever("the mounts that came of it are compared"),
-		"Config.ExposedPorts":     whatever("opens nothing while PublishAllPorts is off"),
-		"Config.AttachStdout":     whatever("who looked on when it was created"),
-		"Config.AttachStderr":     whatever("who looked on when it was created"),
-		"HostConfig.ConsoleSize":  whatever("of a terminal that it doesn't have"),
-		"HostConfig.LogConfig":    whatever("where its words go is the engine's setting"),
-		"HostConfig.CgroupnsMode": whatever("the engine's setting; it can't write there in either"),
+		"Config.Image":           whatever("a name; the ID that it had is compared"),
+		"Config.Labels":          whatever("for people and Compose, and no proof"),
+		"Config.Volumes":         whatever("the mounts that came of it are compared"),
+		"HostConfig.Binds":       whatever("the mounts that came of it are compared"),
+		"Config.ExposedPorts":    whatever("opens nothing while PublishAllPorts is off"),
+		"Config.AttachStdout":    whatever("who looked on when it was created"),
+		"Config.AttachStderr":    whatever("who looked on when it was created"),
+		"HostConfig.ConsoleSize": whatever("of a terminal that it doesn't have"),
+		// Of these two the engine fills in what its daemon.json says, and tells nobody what that is: of
+		// the log driver's options not even the names, of cgroups something that hangs on the version of
+		// the API that Compose speaks. Neither reaches what runs: whoever can make such a container can
+		// read its log, too, and there are but two modes for cgroups, both read-only.
+		"HostConfig.LogConfig":    whatever("where its words go, not what it does"),
+		"HostConfig.CgroupnsMode": whatever("which names of cgroups it sees, and none that it can write to"),
 		"HostConfig.ShmSize":      whatever("a limit, filled in by the engine"),
 		"HostConfig.Ulimits":      whatever("limits, filled in by the engine"),
 	}

@@ -77,6 +77,9 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 		if err := m.clear(ctx, found, want); err != nil {
 			return proved{}, "", err
 		}
+		for _, odd := range state.Oddities(ctx, m.engine.Engine) {
+			m.Log.Warn("the workload gets something that isn't as the engine makes it", "what", odd)
+		}
 		if err := tool.Create(ctx, want.Workload, want.ID); err != nil {
 			return proved{}, "", err
 		}

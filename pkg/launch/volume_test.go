@@ -173,3 +173,16 @@ func (w *world) read(path string) []byte {
 	require.NoError(w.t, err)
 	return data
 }
+
+// TestADataVolumeElsewhere is a warning of the run that creates the workload, and no more.
+func TestADataVolumeElsewhere(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.Engine.Fail(launchtest.EngineFault{Match: "GET /volumes/mpc-data", Times: -1, Edit: func(body []byte) []byte {
+		return bytes.Replace(body, []byte(`"Options":null`), []byte(`"Options":{"device":"/x","o":"bind"}`), 1)
+	}})
+	l := w.watch()
+	const says = "the workload gets something that isn't as the engine makes it"
+	require.Equal(t, 1, l.said(says), "%q", l.messages())
+	assert.Contains(t, string(l.line(says)), "volume mpc-data was made with options of its driver (device, o)")
+}

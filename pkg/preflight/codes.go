@@ -53,6 +53,7 @@ const (
 	ImagePrunable     Code = "ENG015"
 	ImageTooDeep      Code = "ENG018"
 	ImageUntried      Code = "ENG019"
+	PlacedElsewhere   Code = "ENG026"
 )
 
 // Class describes a code for documents.
@@ -109,6 +110,7 @@ func Codes() []Class {
 		{ImagePrunable, "the engine has the image, but may lose it before the next boot"},
 		{ImageTooDeep, "the image has more layers than the engine takes"},
 		{ImageUntried, "the engine doesn't say whether it could unpack the image"},
+		{PlacedElsewhere, "a volume or the network of the workload was made with a driver or options of its own"},
 		{admission.ImpostorEnded, "an image is already measured, and a container that no launcher had measured ran before in this boot and may have measured it"},
 		{ComposeMissing, "no Compose of version 2 or later"},
 		{AgentDown, "the guest agent doesn't answer"},

@@ -117,15 +117,20 @@ func checkSpace(_ context.Context, f *facts) outcome {
 	return ok(fmt.Sprintf("%s free at %s", Size(free), f.info.Root))
 }
 
-// checkVolume looks for the volume that holds the workload's keys.
+// checkVolume looks for the volume that holds the workload's keys, and whether it and its like are where they seem to be.
 func checkVolume(ctx context.Context, f *facts) outcome {
+	var found []Finding
+	for _, odd := range state.Oddities(ctx, f.engine) {
+		found = append(found, warning(PlacedElsewhere, odd, "nothing to do if you made it so; otherwise find out who did"))
+	}
 	_, err := f.engine.Volume(ctx, compose.DataVolume)
 	if inspect.NotFound(err) {
-		return ok("", note(DataVolumeMissing, "there is no volume "+compose.DataVolume+": it would be created, and the node would start without keys",
+		found = append(found, note(DataVolumeMissing, "there is no volume "+compose.DataVolume+": it would be created, and the node would start without keys",
 			"nothing to do for a new node; otherwise find out where it went before you boot"))
+		return ok("", found...)
 	}
 	if err != nil {
 		return outcome{unknown: err.Error()} // a boot doesn't ask, it makes it where it is missing
 	}
-	return ok(compose.DataVolume + " is there")
+	return ok(compose.DataVolume+" is there", found...)
 }

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,14 +62,20 @@ type Mount struct {
 	Propagation string // of a bind
 }
 
-// HostPath returns where the engine finds what the container sees at path: behind the deepest mount above it, or at path itself where there
-// is none, as in the zero value, which stands for a process outside every container.
+// HostPath returns where the engine finds what the container, which is our own, sees at path: behind the deepest mount above it, by any of
+// the names that path and mount go by, or at path itself where there is none, as in the zero value, which stands for a process outside every
+// container.
 func (c Container) HostPath(path string) string {
-	host, depth := path, 0
-	for _, m := range c.Mounts {
-		rest, below := strings.CutPrefix(path+"/", strings.TrimSuffix(m.Destination, "/")+"/")
-		if below && m.Source != "" && len(m.Destination) > depth {
-			host, depth = filepath.Join(m.Source, rest), len(m.Destination)
+	host, deepest := path, -1
+	for _, way := range spellings(path) {
+		for _, m := range c.Mounts {
+			for _, at := range spellings(m.Destination) {
+				at = strings.TrimSuffix(at, "/")
+				rest, below := strings.CutPrefix(way+"/", at+"/")
+				if depth := strings.Count(at, "/"); below && m.Source != "" && depth > deepest {
+					host, deepest = filepath.Join(m.Source, rest), depth
+				}
+			}
 		}
 	}
 	return host
@@ -272,14 +280,30 @@ type Volume struct {
 	Name       string
 	Mountpoint string // path on the host
 	Device     string // what the local driver mounts there, such as another directory of the host; mostly empty
+	Driver     string
+	Options    []string // names of those that its driver was given, sorted; the values may be secret
 }
 
 // Volume returns the volume of that name.
 func (e *Engine) Volume(ctx context.Context, name string) (Volume, error) {
 	var answer struct {
-		Name, Mountpoint string
-		Options          map[string]string
+		Name, Mountpoint, Driver string
+		Options                  map[string]string
 	}
 	err := e.get(ctx, "inspecting volume "+name, "/volumes/"+url.PathEscape(name), nil, &answer)
-	return Volume{Name: answer.Name, Mountpoint: answer.Mountpoint, Device: answer.Options["device"]}, err
+	return Volume{
+		Name: answer.Name, Mountpoint: answer.Mountpoint, Device: answer.Options["device"],
+		Driver: answer.Driver, Options: slices.Sorted(maps.Keys(answer.Options)),
+	}, err
+}
+
+// Network is a network as the engine describes it.
+type Network struct {
+	Driver   string
+	Internal bool // it leads nowhere else
+}
+
+// Network returns the network of that name.
+func (e *Engine) Network(ctx context.Context, name string) (n Network, err error) {
+	return n, e.get(ctx, "inspecting network "+name, "/networks/"+url.PathEscape(name), nil, &n)
 }
