@@ -24,7 +24,6 @@ import (
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/digest"
-	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/unixhttp"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
@@ -389,41 +388,9 @@ func (m *machine) run() error {
 	defer cancel(nil)
 	l := launch.Launcher{
 		Settings: m.settings, Proc: m.proc, Now: m.now, Sleep: m.sleep,
-		Log: slog.New(&listener{cancel: cancel}),
+		Log: slog.New(&launchtest.Ender{Cancel: cancel}),
 	}
 	return l.Run(ctx)
-}
-
-// listener ends a launcher that says that it supervises, or that it waits to try again: then with
-// what the attempt failed with.
-type listener struct {
-	cancel context.CancelCauseFunc
-}
-
-func (l *listener) Enabled(context.Context, slog.Level) bool { return true }
-func (l *listener) WithAttrs([]slog.Attr) slog.Handler       { return l }
-func (l *listener) WithGroup(string) slog.Handler            { return l }
-func (l *listener) Handle(_ context.Context, r slog.Record) error {
-	switch r.Message {
-	case "supervising":
-		l.cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
-	case "the attempt failed, trying again":
-		failed := &exit.Error{}
-		step := ""
-		r.Attrs(func(a slog.Attr) bool {
-			switch a.Key {
-			case "step":
-				step = a.Value.String()
-			case "exit_code":
-				failed.Code = exit.Code(a.Value.Int64())
-			case "error":
-				failed.Err = fmt.Errorf("%s: %s", step, a.Value)
-			}
-			return true
-		})
-		l.cancel(failed)
-	}
-	return nil
 }
 
 // askAgent is a request of somebody else's to the agent.

@@ -37,7 +37,7 @@ func (w *world) attempts(then func(failed int)) *watched {
 func (w *world) afterFailures(then func(failed int)) func(string) {
 	n := 0
 	return func(message string) {
-		if strings.HasPrefix(message, triesAgain) {
+		if strings.HasPrefix(message, launchtest.TriesAgain) {
 			n++
 			then(n)
 		}

@@ -19,6 +19,7 @@ import (
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/launchtest"
 )
 
 const (
@@ -104,7 +105,7 @@ func (w *world) begin(last string) *watched {
 	w.t.Cleanup(func() { cancel(nil); <-l.ended })
 	launcher := launch.Launcher{
 		Settings: w.settings, BootID: w.bootID, Proc: w.proc, Output: &l.output,
-		Log: slog.New(slog.NewJSONHandler(l, nil)), Now: w.clock.Now, Sleep: l.sleep,
+		Log: slog.New(l.handler()), Now: w.clock.Now, Sleep: l.sleep,
 	}
 	go func() {
 		defer close(l.ended)
@@ -165,14 +166,17 @@ func (l *watched) Write(p []byte) (int, error) {
 	if line == l.last {
 		runtime.Goexit()
 	}
-	if l.once && strings.HasPrefix(line, triesAgain) {
-		l.cancel(failureIn(p))
-	}
 	return len(p), nil
 }
 
-// triesAgain is what a launcher says of an attempt that failed.
-const triesAgain = "the attempt failed, trying again"
+// handler is that of its log, and its end where the first attempt that fails is.
+func (l *watched) handler() slog.Handler {
+	text := slog.NewJSONHandler(l, nil)
+	if !l.once {
+		return text
+	}
+	return &launchtest.Ender{Cancel: l.cancel, Next: text, Stays: true}
+}
 
 // failed is what that line says.
 type failed struct {
@@ -188,22 +192,13 @@ func (l *watched) failures() (all []failed) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, line := range l.lines {
-		if strings.HasPrefix(message(line), triesAgain) {
+		if strings.HasPrefix(message(line), launchtest.TriesAgain) {
 			var f failed
 			assert.NoError(l.w.t, json.Unmarshal(line, &f))
 			all = append(all, f)
 		}
 	}
 	return all
-}
-
-// failureIn is that as the error that ends a launcher which doesn't try again.
-func failureIn(line []byte) error {
-	var f failed
-	if err := json.Unmarshal(line, &f); err != nil {
-		return err
-	}
-	return &exit.Error{Code: f.ExitCode, Err: errors.New(string(f.Step) + ": " + f.Error), Hint: f.Hints}
 }
 
 func (l *watched) messages() []string {

@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"flag"
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -173,7 +171,7 @@ func TestTheExitCodeIsThatOfTheFirstStep(t *testing.T) {
 			l := launch.Launcher{Settings: w.settings.Settings, BootID: bootID}
 			clock(&l)
 			ctx, cancel := context.WithCancelCause(t.Context())
-			l.Log = slog.New(slog.NewTextHandler(ender(cancel), nil))
+			l.Log = slog.New(&launchtest.Ender{Cancel: cancel})
 			assert.Equal(t, c.want, exit.Of(l.Run(ctx)))
 		})
 	}
@@ -278,26 +276,6 @@ func clock(l *launch.Launcher) {
 		elapsed.Add(int64(d))
 		return context.Cause(ctx)
 	}
-}
-
-// ender ends a launcher that says that it supervises, or that it waits to try again: then with what
-// the attempt failed with.
-type ender context.CancelCauseFunc
-
-func (e ender) Write(line []byte) (int, error) {
-	text := string(line)
-	if _, failed, tries := strings.Cut(text, "trying again"); tries {
-		_, number, _ := strings.Cut(failed, "exit_code=")
-		var code int
-		if _, err := fmt.Sscan(number, &code); err != nil {
-			return 0, err
-		}
-		e(&exit.Error{Code: exit.Code(code), Err: errors.New("the first attempt failed")})
-	}
-	if strings.Contains(text, "supervising") {
-		e(&exit.Error{Code: exit.Terminated, Err: context.Canceled})
-	}
-	return len(line), nil
 }
 
 // watch closes a channel when a line of a log holds the text.
