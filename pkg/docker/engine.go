@@ -11,6 +11,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"path"
 	"strconv"
 	"time"
 
@@ -120,10 +121,26 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	return err
 }
 
+// Discard removes a container that was never started, by ID or name, and the volumes without a name that it has all the
+// same. Those with a name stay. That it is gone already is no error.
+func (e *Engine) Discard(ctx context.Context, container string) error {
+	err := e.client.Call(ctx, api.Request{
+		Op: "removing container " + container, Method: http.MethodDelete, Path: containerPath(container, ""),
+		Query: url.Values{"v": {"1"}}, Timeout: 2 * time.Minute,
+	}, nil)
+	if api.NotFound(err) {
+		return nil
+	}
+	return err
+}
+
 // Hold makes a container of the given name and image that is never started and mounts the volumes, so that neither they
-// nor the image can be pruned while it is there. Volumes that are missing are made, never without a reference.
-func (e *Engine) Hold(ctx context.Context, name string, image ImageID, volumes []string) (id string, err error) {
-	body := neverStarted(image.String())
+// nor the image can be pruned while it is there. Volumes that are missing are made, never without a reference. Declared are
+// those of the image's config.
+func (e *Engine) Hold(
+	ctx context.Context, name string, image ImageID, volumes []string, declared map[string]struct{},
+) (id string, err error) {
+	body := neverStarted(image.String(), declared)
 	for i, volume := range volumes {
 		body.HostConfig.Mounts = append(body.HostConfig.Mounts, mount{"volume", volume, "/held/" + strconv.Itoa(i)})
 	}
@@ -144,14 +161,21 @@ type containerBody struct {
 
 type mount struct{ Type, Source, Target string }
 
-// neverStarted describes a container of an image that isn't meant to run and couldn't.
-func neverStarted(image string) containerBody {
+// neverStarted describes a container of an image that isn't meant to run and couldn't. The volumes that the image declares
+// are covered: else each such container would make them, without a name, and have the image's files copied into them.
+func neverStarted(image string, declared map[string]struct{}) containerBody {
 	body := containerBody{
 		Image: image, Entrypoint: []string{"/never-started"},
 		// A container inherits its image's labels. By these, one could pass for a project's.
 		Labels: map[string]string{"com.docker.compose.project": "", "com.docker.compose.service": ""},
 	}
 	body.HostConfig.NetworkMode = "none"
+	body.HostConfig.Tmpfs = map[string]string{}
+	for place := range declared {
+		if path.IsAbs(place) && path.Clean(place) != "/" { // no tmpfs can be anywhere else
+			body.HostConfig.Tmpfs[place] = ""
+		}
+	}
 	return body
 }
 

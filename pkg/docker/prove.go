@@ -3,8 +3,6 @@ package docker
 import (
 	"context"
 	"errors"
-	"net/http"
-	"net/url"
 	"strings"
 
 	"tee-launcher/pkg/docker/inspect"
@@ -33,19 +31,13 @@ func (e *Engine) Prove(ctx context.Context, info inspect.Info, v *image.Verified
 // that was left behind counts as a holder, and goes with them.
 const trialPrefix = "mpc-node-holder-trial-"
 
-// try makes a container of an image, which is never started, and removes it. The image's volumes
-// are covered: else they would be made, and its files copied into them.
+// try makes a container of an image, which is never started, and removes it.
 func (e *Engine) try(ctx context.Context, image string, volumes map[string]struct{}) error {
 	name := trialPrefix + strings.TrimPrefix(image, "sha256:")[:12]
-	if err := e.removeTrial(ctx, name); err != nil { // of a launcher that was killed just here
+	if err := e.Discard(ctx, name); err != nil { // of a launcher that was killed just here
 		return err
 	}
-	body := neverStarted(image)
-	body.HostConfig.Tmpfs = map[string]string{}
-	for path := range volumes {
-		body.HostConfig.Tmpfs[path] = ""
-	}
-	_, err := e.create(ctx, name, body)
+	_, err := e.create(ctx, name, neverStarted(image, volumes))
 	if api.Answered(err) {
 		return &inspect.UnprovedError{
 			ID: image, What: "a container of it", Got: err.Error(), Want: "one", Err: err,
@@ -54,20 +46,8 @@ func (e *Engine) try(ctx context.Context, image string, volumes map[string]struc
 	// A request that was given up may have made it all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
-	if removed := e.removeTrial(ctx, name); err == nil {
+	if removed := e.Discard(ctx, name); err == nil {
 		err = removed
-	}
-	return err
-}
-
-// removeTrial removes such a container, and anonymous volumes that it has all the same.
-func (e *Engine) removeTrial(ctx context.Context, name string) error {
-	err := e.client.Call(ctx, api.Request{
-		Op: "removing container " + name, Method: http.MethodDelete, Path: containerPath(name, ""),
-		Query: url.Values{"v": {"1"}},
-	}, nil)
-	if api.NotFound(err) {
-		return nil
 	}
 	return err
 }

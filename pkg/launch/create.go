@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/docker"
@@ -129,7 +131,7 @@ const holdTries = 5
 // gone is loaded once more.
 func (m *machine) hold(ctx context.Context, img imaged) (imaged, error) {
 	for try := 1; ; try++ {
-		id, err := holder(ctx, m.engine, img.id)
+		id, err := holder(ctx, m.engine, img.id, img.image.ConfigFile().Config)
 		if err == nil {
 			err = m.stillThere(ctx, img.image)
 		}
@@ -162,8 +164,9 @@ func (m *machine) stillThere(ctx context.Context, v *image.Verified) error {
 
 // holder makes a container of the proved image that is never started and mounts the volumes, which
 // are made with it where they are missing.
-func holder(ctx context.Context, engine *docker.Engine, image docker.ImageID) (id string, err error) {
-	return engine.Hold(ctx, admission.HolderPrefix+now().Format("20060102150405.000"), image, []string{compose.SharedVolume, compose.DataVolume})
+func holder(ctx context.Context, engine *docker.Engine, image docker.ImageID, base v1.Config) (id string, err error) {
+	return engine.Hold(ctx, admission.HolderPrefix+now().Format("20060102150405.000"), image,
+		[]string{compose.SharedVolume, compose.DataVolume}, base.Volumes)
 }
 
 // release removes the holders but one, those of earlier runs included.
@@ -171,7 +174,7 @@ func (m *machine) release(ctx context.Context, but string) {
 	containers, err := m.engine.Containers(ctx)
 	for _, c := range containers {
 		if strings.HasPrefix(c.Name, admission.HolderPrefix) && c.ID != but && c.NeverStarted() {
-			err = errors.Join(err, m.engine.Remove(ctx, c.ID))
+			err = errors.Join(err, m.engine.Discard(ctx, c.ID))
 		}
 	}
 	if err != nil {

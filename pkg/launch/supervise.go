@@ -238,7 +238,7 @@ func (s *supervisor) inspect(ctx context.Context) (docker.Container, error) {
 	switch {
 	case inspect.NotFound(err):
 		// Without it nothing references the volume with the keys, which the prune of the next boot would take.
-		if _, err := holder(ctx, engine, s.proved.want.ID); err != nil {
+		if _, err := holder(ctx, engine, s.proved.want.ID, s.proved.want.Base); err != nil {
 			s.log.Warn("no container references the data volume", "error", err)
 		}
 		return c, &exit.Error{Code: exit.Workload, Err: fmt.Errorf("container %s (%s) was removed", s.proved.Name, s.proved.ShortID()),

@@ -755,6 +755,14 @@ func (e *Engine) removeContainer(r *engineRequest) (any, error) {
 	e.containers = slices.DeleteFunc(e.containers, func(other *container) bool { return other == c })
 	e.containerEvent(c, "destroy", nil)
 	e.record(r, "remove %s", c.shownName())
+	if r.flag("v") { // those without a name alone
+		for _, m := range c.mounts {
+			if m.Type == "volume" && len(m.Name) == 64 && e.volumeUsers(m.Name) == nil {
+				delete(e.volumes, m.Name)
+				e.record(r, "volume-remove %s", m.Name)
+			}
+		}
+	}
 	return nil, nil
 }
 
