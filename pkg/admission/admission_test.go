@@ -58,6 +58,7 @@ func TestDecide(t *testing.T) {
 	restarts := container("mpc-node", "boot", "running", "on-failure", "/run/dstack.sock")
 	old := container("mpc-node", "before", "running", "no", "/run/dstack.sock")
 	ended := container("mpc-node", "before", "exited", "no", "/run/dstack.sock")
+	made := container("mpc-node", "before", "created", "no", "/run/dstack.sock")
 	holder := container("holder", "", "running", "no", "/")
 	idle := container("holder", "", "exited", "no", "/")
 	bystander := container("bystander", "", "running", "always", "")
@@ -72,31 +73,34 @@ func TestDecide(t *testing.T) {
 		old        int
 		excused    int
 	}{
-		"a first boot":                      {log: nothing},
-		"a log that isn't known":            {containers: []admission.Container{old, bystander}, old: 1},
-		"an old workload":                   {log: nothing, containers: []admission.Container{old, ended}, old: 1},
-		"one of this boot, unmeasured":      {log: nothing, containers: []admission.Container{ours}, old: 1},
-		"a holder":                          {log: nothing, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}},
-		"an idle holder":                    {log: nothing, containers: []admission.Container{idle}},
-		"an intent and no event":            {log: nothing, record: intent, codes: []admission.Code{admission.MeasuredByOthers}},
-		"a record of having done it":        {log: nothing, record: done},
-		"measured":                          {log: measured, record: done, containers: []admission.Container{ours}, measured: true},
-		"measured, and killed then":         {log: measured, record: intent, containers: []admission.Container{ours}, measured: true},
-		"measured, without a record":        {log: measured, containers: []admission.Container{ours}, measured: true},
-		"measured before any intent":        {log: measured, record: begun, codes: []admission.Code{admission.MeasuredByOthers}},
-		"measured, another was meant":       {log: measured, record: doneOther, codes: []admission.Code{admission.MeasuredByOthers}},
-		"another is measured":               {log: elsewise, record: doneOther, codes: []admission.Code{admission.OtherMeasured}},
-		"measured, and an old one runs":     {log: measured, record: done, containers: []admission.Container{old}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
-		"measured, and ours restarts":       {log: measured, record: done, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
-		"the same, as it is meant":          {log: measured, record: done, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
-		"the same, killed before it knew":   {log: measured, record: intent, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
-		"the same, without a record":        {log: measured, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
-		"a holder, and a record":            {log: measured, record: done, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}, measured: true},
-		"a holder, and the workload runs":   {log: measured, record: done, containers: []admission.Container{holder, ours}, measured: true},
-		"a holder, and it ran":              {log: measured, record: done, containers: []admission.Container{holder, over}, codes: []admission.Code{admission.SocketHeld}, measured: true},
-		"a holder, and it is paused":        {log: measured, record: done, containers: []admission.Container{holder, paused}, codes: []admission.Code{admission.SocketHeld}, measured: true},
-		"a holder, and another one runs":    {log: measured, record: done, containers: []admission.Container{holder, beside}, codes: []admission.Code{admission.SocketHeld}, measured: true},
-		"a holder, and nothing explains it": {log: measured, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+		"a first boot":                       {log: nothing},
+		"a log that isn't known":             {containers: []admission.Container{old, bystander}, old: 1},
+		"an old workload":                    {log: nothing, containers: []admission.Container{old, ended}, old: 1},
+		"one of this boot, unmeasured":       {log: nothing, containers: []admission.Container{ours}, old: 1},
+		"a holder":                           {log: nothing, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}},
+		"an idle holder":                     {log: nothing, containers: []admission.Container{idle}},
+		"an intent and no event":             {log: nothing, record: intent, codes: []admission.Code{admission.MeasuredByOthers}},
+		"a record of having done it":         {log: nothing, record: done},
+		"measured":                           {log: measured, record: done, containers: []admission.Container{ours}, measured: true},
+		"measured, and killed then":          {log: measured, record: intent, containers: []admission.Container{ours}, measured: true},
+		"measured, without a record":         {log: measured, containers: []admission.Container{ours}, measured: true},
+		"measured before any intent":         {log: measured, record: begun, codes: []admission.Code{admission.MeasuredByOthers}},
+		"measured, another was meant":        {log: measured, record: doneOther, codes: []admission.Code{admission.MeasuredByOthers}},
+		"another is measured":                {log: elsewise, record: doneOther, codes: []admission.Code{admission.OtherMeasured}},
+		"measured, and an old one runs":      {log: measured, record: done, containers: []admission.Container{old}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
+		"measured, and ours restarts":        {log: measured, record: done, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
+		"measured, and an old one ended":     {log: measured, record: done, containers: []admission.Container{ended, ours}, codes: []admission.Code{admission.ImpostorEnded}, measured: true},
+		"the same, and nobody supervises":    {log: measured, record: done, supervise: admission.SuperviseOff, containers: []admission.Container{ended, ours}, codes: []admission.Code{admission.ImpostorEnded}, measured: true},
+		"measured, and an old one never ran": {log: measured, record: done, containers: []admission.Container{made, ours}, measured: true},
+		"the same, as it is meant":           {log: measured, record: done, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
+		"the same, killed before it knew":    {log: measured, record: intent, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, measured: true, excused: 1},
+		"the same, without a record":         {log: measured, supervise: admission.SuperviseOff, containers: []admission.Container{restarts}, codes: []admission.Code{admission.WorkloadRestarts}, measured: true},
+		"a holder, and a record":             {log: measured, record: done, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+		"a holder, and the workload runs":    {log: measured, record: done, containers: []admission.Container{holder, ours}, measured: true},
+		"a holder, and it ran":               {log: measured, record: done, containers: []admission.Container{holder, over}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+		"a holder, and it is paused":         {log: measured, record: done, containers: []admission.Container{holder, paused}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+		"a holder, and another one runs":     {log: measured, record: done, containers: []admission.Container{holder, beside}, codes: []admission.Code{admission.SocketHeld}, measured: true},
+		"a holder, and nothing explains it":  {log: measured, containers: []admission.Container{holder}, codes: []admission.Code{admission.SocketHeld}, measured: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

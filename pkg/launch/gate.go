@@ -102,20 +102,25 @@ func (m *machine) gate(found standing) step[alone] {
 		}
 		// From here on an image event that no intent of ours preceded is something else's, for a
 		// later run too. Once more when the old workload has ended: until then it can remove what we
-		// write. It must end even if we can't write. What an earlier attempt wrote isn't written
-		// again: the disk may be what it waits for.
-		if m.report.Attempt > 1 && m.facts().Record == (admission.Record{ID: m.BootID}) {
-			return alone{found}, "no old workload runs", m.quiet(ctx, found)
-		}
-		begun := m.record().begun()
+		// write. It must end even if we can't write.
+		begun := m.begin()
 		if err := m.quiet(ctx, found); err != nil {
 			return alone{}, "", err
 		}
 		if begun == nil {
-			begun = m.record().begun()
+			begun = m.begin()
 		}
 		return alone{found}, "no old workload runs", begun
 	}
+}
+
+// begin records that no image is measured yet. What an earlier attempt wrote and still stands isn't
+// written again: a full disk may be what it waits for.
+func (m *machine) begin() error {
+	if m.report.Attempt > 1 && m.facts().Record == (admission.Record{ID: m.BootID}) {
+		return nil
+	}
+	return m.record().begun()
 }
 
 // quiet stops what runs of the workload, and refuses where something else could emit an event in our
