@@ -53,6 +53,12 @@ func flaws(r io.Reader, part string, limit int) (found []flaw) {
 	seed := maphash.MakeSeed()
 	seen := map[uint64]bool{}
 	id := func(name string) uint64 { return maphash.String(seed, name) }
+	// What is there once an entry is: all above it, too.
+	see := func(name string) {
+		for ; name != "/" && !seen[id(name)] && len(seen) < maxSeen; name = path.Dir(name) {
+			seen[id(name)] = true
+		}
+	}
 	for t := tar.NewReader(r); len(found) < limit; {
 		h, err := t.Next()
 		if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -70,13 +76,17 @@ func flaws(r io.Reader, part string, limit int) (found []flaw) {
 		}
 		dir, base := path.Split(name)
 		target := path.Clean("/" + h.Linkname)
+		hidden, isWhiteout := whitedOut(dir, base)
 		switch {
 		case len(base) > maxName:
 			add("a name of more than 255 bytes", syscall.ENAMETOOLONG.Error())
-		case base == ".wh.":
-			add("a whiteout of nothing", "whiteout", base)
-		case strings.HasPrefix(base, ".wh.") && seen[id(dir+base[len(".wh."):])]:
-			add("a whiteout of what the layer itself holds", "whiteout", name[1:], syscall.EEXIST.Error())
+		case isWhiteout && (base == ".wh." || seen[id(hidden)]):
+			what := "a whiteout of what the layer itself holds"
+			if base == ".wh." {
+				what = "a whiteout of nothing"
+			}
+			add(what, "whiteout", name[1:], syscall.EEXIST.Error())
+			add(what, fmt.Sprintf("mknod(%q, ", hidden), syscall.EEXIST.Error()) // a classic store's
 		case h.Typeflag == tar.TypeLink && (target == name || !seen[id(target)]) && len(seen) < maxSeen:
 			add("a hard link to what the layer doesn't hold before it",
 				"link ", target+" ", name+": "+syscall.ENOENT.Error())
@@ -84,11 +94,18 @@ func flaws(r io.Reader, part string, limit int) (found []flaw) {
 			add(fmt.Sprintf("an entry of type %q", h.Typeflag),
 				fmt.Sprintf("unhandled tar header type %d", h.Typeflag))
 		}
-		if len(seen) < maxSeen {
-			seen[id(name)] = true
+		see(name)
+		if isWhiteout {
+			see(hidden) // by a device that hides what lies below
 		}
 	}
 	return found
+}
+
+// whitedOut returns what an entry hides that is a whiteout: its own directory, if it names nothing.
+func whitedOut(dir, base string) (hidden string, ok bool) {
+	name, ok := strings.CutPrefix(base, ".wh.")
+	return path.Join(dir, name), ok && !strings.HasPrefix(name, ".wh.")
 }
 
 // misnamed is the flaw of a layer that is packed, and called a tar: a containerd store reads it as one.

@@ -30,6 +30,7 @@ func flawed(t *testing.T) map[string][]byte {
 	}
 	file := tar.Header{Typeflag: tar.TypeReg, Name: "etc/file"}
 	link := tar.Header{Typeflag: tar.TypeLink, Name: "etc/link", Linkname: "etc/file"}
+	named := func(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name} }
 	damaged := made(file)
 	damaged[0] ^= 1 // the header's checksum is another then
 	return map[string][]byte{
@@ -37,6 +38,10 @@ func flawed(t *testing.T) map[string][]byte {
 		"hold before it":        made(link, file),
 		"an entry of type 'Z'":  made(file, tar.Header{Typeflag: 'Z', Name: "etc/z"}),
 		"a tar that is damaged": damaged,
+		"a whiteout of nothing": made(file, named("etc/.wh.")),
+		`"etc/.wh.file", a whiteout of what the layer itself holds`:  made(file, named("etc/.wh.file")),
+		`"etc/.wh.other", a whiteout of what the layer itself holds`: made(named("etc/.wh.other"), named("./etc/.wh.other")),
+		`".wh.etc", a whiteout of what the layer itself holds`:       made(file, named(".wh.etc")),
 	}
 }
 

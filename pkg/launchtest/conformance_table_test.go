@@ -312,6 +312,7 @@ func loadScenarios() []scenario {
 				"hard link to nothing":      "/hard-none/a: no such file or directory",
 				"entry of an unknown kind":  "unhandled tar header type 90",
 				"tar with a wrong checksum": "archive/tar: invalid tar header",
+				"whiteout in its own layer": ": file exists",
 			} {
 				all := launchtest.OddLayers()
 				i := slices.IndexFunc(all, func(o launchtest.LayeredImage) bool { return o.Name == what })
@@ -326,7 +327,7 @@ func loadScenarios() []scenario {
 		want: strings.Repeat(`
 			[classic] answer: error
 			[containerd 26] answer: error
-			[containerd !26] answer: loaded, unpacking failed`, 3),
+			[containerd !26] answer: loaded, unpacking failed`, 4),
 	}, {
 		name: "load a gzip stream that is called a tar",
 		do: func(s *subject) {

@@ -228,7 +228,7 @@ func (s *containerdStore) unpack(view containerdView) error {
 		}
 		var got string
 		if strings.HasSuffix(string(layer.MediaType), ".tar") { // which is believed
-			got, err = extract(bytes.NewReader(compressed))
+			got, err = s.engine.extract(bytes.NewReader(compressed))
 		} else {
 			got, err = s.engine.unpackLayer(compressed, true)
 		}

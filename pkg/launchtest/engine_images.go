@@ -389,11 +389,11 @@ func (e *Engine) unpackLayer(compressed []byte, withZstd bool) (string, error) {
 	if e.o.Pigz {
 		plain = pigz{plain}
 	}
-	return extract(plain)
+	return e.extract(plain)
 }
 
 // extract reads a tar, and returns its digest.
-func extract(plain io.Reader) (string, error) {
+func (e *Engine) extract(plain io.Reader) (string, error) {
 	var content bytes.Buffer
 	held := map[string]bool{}
 	t := tar.NewReader(io.TeeReader(plain, &content))
@@ -405,7 +405,7 @@ func extract(plain io.Reader) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if err := extractable(header, held); err != nil {
+		if err := e.extractable(header, held); err != nil {
 			return "", err
 		}
 		if _, err := io.Copy(io.Discard, t); err != nil {
@@ -420,8 +420,20 @@ func extract(plain io.Reader) (string, error) {
 
 // extractable returns why an engine doesn't extract an entry of a layer, of which it has what held
 // names.
-func extractable(h *tar.Header, held map[string]bool) error {
+func (e *Engine) extractable(h *tar.Header, held map[string]bool) error {
 	name, target := path.Clean("/"+h.Name), path.Clean("/"+h.Linkname)
+	dir, base := path.Split(name)
+	if hidden, ok := strings.CutPrefix(base, ".wh."); ok && !strings.HasPrefix(hidden, ".wh.") {
+		hidden = path.Join(dir, hidden)
+		switch {
+		case hidden != path.Clean(dir) && !held[hidden]:
+			name = hidden
+		case e.o.Containerd:
+			return fmt.Errorf("failed to convert whiteout file %q: file exists", name[1:])
+		default:
+			return fmt.Errorf("failed to mknod(%q, S_IFCHR, 0): file exists", hidden)
+		}
+	}
 	switch h.Typeflag {
 	case tar.TypeLink:
 		if !held[target] {
@@ -432,7 +444,9 @@ func extractable(h *tar.Header, held map[string]bool) error {
 	default:
 		return fmt.Errorf("unhandled tar header type %d", h.Typeflag)
 	}
-	held[name] = true
+	for ; name != "/"; name = path.Dir(name) {
+		held[name] = true
+	}
 	return nil
 }
 
