@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,13 +18,11 @@ import (
 // reason before a byte of a layer is fetched.
 func TestOddImages(t *testing.T) {
 	t.Parallel()
-	for store, options := range map[string]launchtest.EngineOptions{
-		"classic": {}, "classic of 28": {APIVersion: "1.51"},
-		"containerd":       {Containerd: true, APIVersion: "1.45"},
-		"containerd of 28": {Containerd: true, APIVersion: "1.51"},
-		"containerd of 29": {Containerd: true, APIVersion: "1.52"},
-	} {
-		t.Run(store, func(t *testing.T) {
+	for _, store := range []struct {
+		api        int
+		containerd bool
+	}{{41, false}, {51, false}, {52, false}, {45, true}, {51, true}, {52, true}} {
+		t.Run(fmt.Sprintf("1.%d, containerd %t", store.api, store.containerd), func(t *testing.T) {
 			t.Parallel()
 			r, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
 			require.NoError(t, err)
@@ -31,11 +30,10 @@ func TestOddImages(t *testing.T) {
 			for _, o := range launchtest.OddImages() {
 				ref, err := o.Push(r, "nearone/odd")
 				require.NoError(t, err)
-				want := o.Classic
-				if options.Containerd {
-					want = o.Containerd
-				}
-				engine, environ := oddEngine(t, options)
+				want := o.On(store.containerd, store.api)
+				engine, environ := oddEngine(t, launchtest.EngineOptions{
+					Containerd: store.containerd, APIVersion: fmt.Sprintf("1.%d", store.api),
+				})
 				stdout, stderr, code := run(t, environ, "pull", "--progress", "none", ref.String())
 				if want == launchtest.Taken {
 					assert.Equal(t, exit.OK, code, "%s: %s", o.Name, stderr)

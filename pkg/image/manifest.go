@@ -251,7 +251,7 @@ func parseDescriptor(data json.RawMessage) (descriptor, error) {
 type imageConfig struct {
 	file    *v1.ConfigFile
 	diffIDs []digest.Digest
-	loose   []string // fields of a form that only a classic store takes
+	strings []string // fields that are strings, where the specification has lists
 }
 
 func parseConfig(data []byte) (*imageConfig, error) {
@@ -287,7 +287,7 @@ func parseConfig(data []byte) (*imageConfig, error) {
 		}
 		c.diffIDs = append(c.diffIDs, diffID)
 	}
-	if data, c.loose, err = withLists(data, object); err != nil {
+	if data, c.strings, err = withLists(data, object); err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal(data, c.file); err != nil {

@@ -40,16 +40,18 @@ func TestOddImages(t *testing.T) {
 		t.Run(o.Name, func(t *testing.T) {
 			t.Parallel()
 			v, err := proveOdd(t, o, v1.Platform{})
-			for classic, want := range map[bool]launchtest.Outcome{true: o.Classic, false: o.Containerd} {
+			for store, want := range map[image.Laxity]launchtest.Outcome{
+				{Types: true, Strings: true}: o.Classic, {Types: true}: o.Classic29, {}: o.Containerd,
+			} {
 				err := err
 				if err == nil {
-					err = v.UsableIn(classic)
+					err = v.UsableIn(store)
 				}
 				if want == launchtest.Taken {
-					require.NoError(t, err, "classic: %t", classic)
+					require.NoError(t, err, "%+v", store)
 					continue
 				}
-				assert.Equal(t, exit.Code(want), exit.Of(err), "classic: %t: %v", classic, err)
+				assert.Equal(t, exit.Code(want), exit.Of(err), "%+v: %v", store, err)
 				assert.ErrorContains(t, err, o.Says)
 				e := new(image.Error)
 				require.ErrorAs(t, err, &e)

@@ -27,7 +27,7 @@ type Verified struct {
 	configDigest   digest.Digest
 	config         []byte
 	layers         []Layer
-	loose          []string // forms that only a classic store takes
+	loose          loose
 }
 
 // Layer is one layer of a proved manifest and config.
@@ -71,14 +71,31 @@ func (v *Verified) Index() []byte {
 // it is empty.
 func (v *Verified) Chosen() string { return v.chosen }
 
-// UsableIn returns why a store can't take the image, an *Error, as far as its documents tell. A
-// containerd store takes only what is called what it is; a classic one looks at the bytes.
-func (v *Verified) UsableIn(classic bool) error {
-	if classic || len(v.loose) == 0 {
+// Laxity is what an engine's image store takes although it isn't quite what the specification says.
+type Laxity struct {
+	Types   bool // a config or layer whose type says nothing: the store looks at the bytes
+	Strings bool // an Entrypoint or Cmd that is a string
+}
+
+// loose names what only a lax store takes.
+type loose struct{ types, strings []string }
+
+// UsableIn returns why a store can't take the image, an *Error, as far as its documents tell.
+func (v *Verified) UsableIn(store Laxity) error {
+	var forms []string
+	help := "an engine with the classic store takes it"
+	if !store.Types {
+		forms = v.loose.types
+	}
+	if !store.Strings && len(v.loose.strings) > 0 {
+		forms = append(slices.Clone(forms), v.loose.strings...)
+		help = "an engine before 29 with the classic store takes it"
+	}
+	if len(forms) == 0 {
 		return nil
 	}
-	e := unusable(v.ref, "", fmt.Errorf("a containerd image store doesn't take this form: %s", v.loose[0]))
-	e.Help = append(e.Help, "an engine with the classic store takes it")
+	e := unusable(v.ref, "", fmt.Errorf("this engine's image store doesn't take %s", forms[0]))
+	e.Help = append(e.Help, help)
 	return e
 }
 
@@ -294,19 +311,17 @@ func agrees(doc *document, entry *descriptor) error {
 	return contradiction("it is %.100q, the index says %.100q", doc.mediaType, entry.mediaType)
 }
 
-// looseForms names what only a classic store takes.
-func looseForms(doc *document, config *imageConfig) []string {
-	var forms []string
+func looseForms(doc *document, config *imageConfig) (forms loose) {
 	if isLoose(doc.config.mediaType) {
-		forms = append(forms, fmt.Sprintf("a config of type %.100q", doc.config.mediaType))
+		forms.types = append(forms.types, fmt.Sprintf("a config of type %.100q", doc.config.mediaType))
 	}
 	for i, l := range doc.layers {
 		if isLoose(l.mediaType) {
-			forms = append(forms, fmt.Sprintf("layers[%d] of type %.100q", i, l.mediaType))
+			forms.types = append(forms.types, fmt.Sprintf("layers[%d] of type %.100q", i, l.mediaType))
 		}
 	}
-	for _, field := range config.loose {
-		forms = append(forms, fmt.Sprintf("%s that is a string and not a list", field))
+	for _, field := range config.strings {
+		forms.strings = append(forms.strings, fmt.Sprintf("%s that is a string and not a list", field))
 	}
 	return forms
 }

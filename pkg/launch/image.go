@@ -55,7 +55,7 @@ func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 				m.report.Pull.Source, m.report.Pull.BytesReused = "engine", cached.Size()
 				return imaged{cached, source, id}, "the engine has the image", errSkipped
 			}
-			if err := cached.UsableIn(info.Store == inspect.Classic); err != nil {
+			if err := inspect.TakesForm(info, cached); err != nil {
 				return imaged{}, "", err
 			}
 			return imaged{image: cached, source: source}, fmt.Sprintf("cached manifest: %d layers, %d bytes", len(cached.Layers()), cached.Size()), nil
@@ -64,7 +64,7 @@ func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 		if err != nil {
 			return imaged{}, "", err
 		}
-		if err := resolved.UsableIn(info.Store == inspect.Classic); err != nil {
+		if err := inspect.TakesForm(info, resolved); err != nil {
 			return imaged{}, "", err
 		}
 		m.report.image(resolved, docker.ImageID{})

@@ -32,9 +32,21 @@ type OddImage struct {
 	Blobs     [][]byte
 	Runs      string // for an index: the content of the file "hello" of the image that runs
 
-	Classic    Outcome
-	Containerd Outcome
-	Says       string // part of what a refusal says
+	Classic    Outcome // with a classic store
+	Classic29  Outcome // with that of an engine from 29 on
+	Containerd Outcome // with containerd's
+	Says       string  // part of what a refusal says
+}
+
+// On returns what has to become of it on an engine that speaks up to version 1.api.
+func (o OddImage) On(containerd bool, api int) Outcome {
+	switch {
+	case containerd:
+		return o.Containerd
+	case api >= 52:
+		return o.Classic29
+	}
+	return o.Classic
 }
 
 // Push stores the image under its digest and tags.
@@ -167,7 +179,7 @@ func zstdOf(data []byte) []byte {
 func OddImages() []OddImage {
 	var all []OddImage
 	add := func(name string, classic, containerd Outcome, says string, build func(m *oddMaker)) {
-		m := &oddMaker{OddImage{Name: name, Classic: classic, Containerd: containerd, Says: says}}
+		m := &oddMaker{OddImage{Name: name, Classic: classic, Classic29: classic, Containerd: containerd, Says: says}}
 		build(m)
 		all = append(all, m.OddImage)
 	}
@@ -204,8 +216,10 @@ func OddImages() []OddImage {
 
 	classic("layer octet-stream", "octet-stream", layerType("application/octet-stream"))
 	classic("config octet-stream", "octet-stream", configType("application/octet-stream"))
-	classic("Entrypoint a string", "Entrypoint", func(p *parts) { p.config["config"] = object{"Entrypoint": "/hello"} })
-	classic("Cmd a string", "Cmd", func(p *parts) { p.config["config"] = object{"Cmd": "/hello"} })
+	for _, field := range []string{"Entrypoint", "Cmd"} {
+		classic(field+" a string", field, func(p *parts) { p.config["config"] = object{field: "/hello"} })
+		all[len(all)-1].Classic29 = Refused
+	}
 
 	refused("architecture empty", "no architecture", func(p *parts) { p.config["architecture"] = "" })
 	refused("os and architecture empty", "no architecture", func(p *parts) { p.config["architecture"], p.config["os"] = "", "" })

@@ -82,7 +82,7 @@ func checkImage(ctx context.Context, f *facts) outcome {
 	default:
 		return fail(EngineContradicts, err)
 	}
-	if err := v.UsableIn(f.info.Store == inspect.Classic); err != nil {
+	if err := inspect.TakesForm(f.info, v); err != nil {
 		return fail(ImageUnusable, err)
 	}
 	has := func(int) bool { return false }

@@ -72,6 +72,14 @@ func Takes(info Info, v *image.Verified) error {
 	return nil
 }
 
+// TakesForm returns why the engine can't be given the image in the form that it has, an *image.Error.
+// A containerd store takes only what is called what it is; a classic one looks at the bytes, and read
+// commands that are strings until 29.
+func TakesForm(info Info, v *image.Verified) error {
+	classic := info.Store == Classic
+	return v.UsableIn(image.Laxity{Types: classic, Strings: classic && !info.APIAtLeast(52)})
+}
+
 // ErrNotUnpacked is within the UnprovedError of an image whose blobs are there, while the engine
 // says that it hasn't unpacked them: it couldn't, or it did so only for the platform it prefers.
 var ErrNotUnpacked = errors.New("it isn't unpacked")
