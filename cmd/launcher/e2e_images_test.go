@@ -271,6 +271,7 @@ func differences() map[string]difference {
 	// Containerd stores before 28 don't look at types either.
 	blind := func(s store) bool { return !s.containerd || s.api < 51 }
 	early := func(s store) bool { return s.containerd && s.api < 51 }
+	old := func(s store) bool { return s.api < 51 }
 	flat := func(s store) bool { return oldest(s) || early(s) }
 	deep := func(s store) bool { return !flat(s) }
 	const (
@@ -280,7 +281,7 @@ func differences() map[string]difference {
 		chart    = "its type says that it is no image"
 		entries  = "20.10 knows only entries with a platform; it and 26 don't look into an index's indexes"
 	)
-	return map[string]difference{
+	all := map[string]difference{
 		"architecture empty":               {theirs: always, why: nameless},
 		"os and architecture empty":        {theirs: always, why: nameless},
 		"config over 4 MiB":                {theirs: always, why: bounded},
@@ -298,7 +299,7 @@ func differences() map[string]difference {
 		"config octet-stream":              {theirs: early, why: "later containerd stores don't take it"},
 		"index: no platform at all":        {ours: oldest, why: entries},
 		"index: nested":                    {ours: flat, why: entries},
-		"index: os.features first":         {another: flat, why: "newer engines can't run it"},
+		"index: os.features first":         {another: old, why: "newer engines can't run it"},
 		"index: the config contradicts it": {theirs: always, why: "they say two things of one image"},
 		"index: only v2": {
 			ours: func(s store) bool { return !highest(s) },
@@ -309,6 +310,14 @@ func differences() map[string]difference {
 			ours: containerd, why: "the registry has it, so it is got there",
 		},
 	}
+	for _, name := range []string{
+		"zstd", "zstd of two frames", "zstd with frames to skip",
+		"zstd that begins with a frame to skip", "zstd with an empty frame",
+		"zstd without checksum", "zstd in a Docker manifest",
+	} {
+		all[name] = difference{ours: oldest, why: "it is unpacked for an engine that can't"}
+	}
+	return all
 }
 
 // unexplained are odd images that some engines refuse, in words that don't show whether the image or

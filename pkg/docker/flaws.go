@@ -2,6 +2,7 @@ package docker
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -51,12 +52,14 @@ func (f flaw) refusal(v *image.Verified, err error) error {
 // flaws reads the tar of a layer and returns its flaws, limit at most.
 func flaws(r io.Reader, part string, limit int) (found []flaw) {
 	seed := maphash.MakeSeed()
-	seen := map[uint64]bool{}
+	twice := false
+	there := map[uint64]bool{} // names; whether an entry has it, and not only one below it
 	id := func(name string) uint64 { return maphash.String(seed, name) }
-	// What is there once an entry is: all above it, too.
-	see := func(name string) {
-		for ; name != "/" && !seen[id(name)] && len(seen) < maxSeen; name = path.Dir(name) {
-			seen[id(name)] = true
+	isThere := func(name string) bool { _, ok := there[id(name)]; return ok }
+	see := func(name string, entry bool) {
+		for ; len(there) < maxSeen && (entry || name != "/" && !isThere(name)); name = path.Dir(name) {
+			there[id(name)] = entry
+			entry = false
 		}
 	}
 	for t := tar.NewReader(r); len(found) < limit; {
@@ -80,23 +83,27 @@ func flaws(r io.Reader, part string, limit int) (found []flaw) {
 		switch {
 		case len(base) > maxName:
 			add("a name of more than 255 bytes", syscall.ENAMETOOLONG.Error())
-		case isWhiteout && (base == ".wh." || seen[id(hidden)]):
+		case isWhiteout && (base == ".wh." || isThere(hidden)):
 			what := "a whiteout of what the layer itself holds"
 			if base == ".wh." {
 				what = "a whiteout of nothing"
 			}
 			add(what, "whiteout", name[1:], syscall.EEXIST.Error())
 			add(what, fmt.Sprintf("mknod(%q, ", hidden), syscall.EEXIST.Error()) // a classic store's
-		case h.Typeflag == tar.TypeLink && (target == name || !seen[id(target)]) && len(seen) < maxSeen:
+		case h.Typeflag == tar.TypeLink && (target == name || !isThere(target)) && len(there) < maxSeen:
 			add("a hard link to what the layer doesn't hold before it",
 				"link ", target+" ", name+": "+syscall.ENOENT.Error())
 		case !slices.Contains(knownTypes(), h.Typeflag):
 			add(fmt.Sprintf("an entry of type %q", h.Typeflag),
 				fmt.Sprintf("unhandled tar header type %d", h.Typeflag))
 		}
-		see(name)
-		if isWhiteout {
-			see(hidden) // by a device that hides what lies below
+		if there[id(name)] && !twice { // which a classic store doesn't take
+			twice = true // it says no more than that
+			add("which is there twice", "duplicates of file paths not supported")
+		}
+		see(name, true)
+		if isWhiteout && !isThere(hidden) {
+			see(hidden, false) // by a device that hides what lies below
 		}
 	}
 	return found
@@ -108,15 +115,22 @@ func whitedOut(dir, base string) (hidden string, ok bool) {
 	return path.Join(dir, name), ok && !strings.HasPrefix(name, ".wh.")
 }
 
-// misnamed is the flaw of a layer that is packed, and called a tar: a containerd store reads it as one.
-func misnamed(v *image.Verified, layer int) (found []flaw) {
+// misnamed is the flaw of a layer, which begins with magic, that is packed in another way than its
+// type says: a containerd store reads as a tar what is called one, and engines before 26 read zstd so.
+func misnamed(v *image.Verified, layer int, magic []byte) (found []flaw) {
 	l := v.Layers()[layer]
-	if !strings.HasSuffix(string(l.MediaType), ".tar") || l.Digest == l.DiffID {
+	var packed string
+	switch {
+	case strings.HasSuffix(string(l.MediaType), ".tar") && l.Digest != l.DiffID:
+		packed = "what is packed"
+	case !strings.HasSuffix(string(l.MediaType), "zstd") && bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		packed = "zstd"
+	default:
 		return nil
 	}
 	for _, says := range []error{tar.ErrHeader, io.ErrUnexpectedEOF} {
 		found = append(found, flaw{v.LayerPart(layer),
-			fmt.Sprintf("what is packed, under the type %q", l.MediaType), []string{says.Error()}})
+			fmt.Sprintf("%s, under the type %q", packed, l.MediaType), []string{says.Error()}})
 	}
 	return found
 }

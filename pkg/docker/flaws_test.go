@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -39,9 +40,8 @@ func flawed(t *testing.T) map[string][]byte {
 		"an entry of type 'Z'":  made(file, tar.Header{Typeflag: 'Z', Name: "etc/z"}),
 		"a tar that is damaged": damaged,
 		"a whiteout of nothing": made(file, named("etc/.wh.")),
-		`"etc/.wh.file", a whiteout of what the layer itself holds`:  made(file, named("etc/.wh.file")),
-		`"etc/.wh.other", a whiteout of what the layer itself holds`: made(named("etc/.wh.other"), named("./etc/.wh.other")),
-		`".wh.etc", a whiteout of what the layer itself holds`:       made(file, named(".wh.etc")),
+		`"etc/.wh.file", a whiteout of what the layer itself holds`: made(file, named("etc/.wh.file")),
+		`".wh.etc", a whiteout of what the layer itself holds`:      made(file, named(".wh.etc")),
 	}
 }
 
@@ -87,6 +87,46 @@ func TestALayerThatIsCalledATar(t *testing.T) {
 			assert.Contains(t, err.Error(), "under the type")
 			b.nothingNamed()
 		})
+	}
+}
+
+// TestAFileThatIsThereTwice: a containerd store takes the last one.
+func TestAFileThatIsThereTwice(t *testing.T) {
+	t.Parallel()
+	for store, options := range stores() {
+		b := newBench(t, options)
+		content := flawed(t)["an entry of type 'Z'"]
+		content = append(content[:512:512], content[:512]...) // its first entry, twice
+		v := b.pushed(imageOf(t, gzipped(t, append(content, make([]byte, 1024)...))))
+		_, err := b.load(t.Context(), v, docker.LoadOptions{})
+		if options.Containerd {
+			require.NoError(t, err, store)
+			continue
+		}
+		assert.Equal(t, exit.Refused, exit.Of(err), "%s: %v", store, err)
+		assert.Contains(t, err.Error(), `"etc/file", which is there twice`)
+		b.nothingNamed()
+	}
+}
+
+// TestZstdThatIsCalledGzip: engines before 26 can't unpack it, and it isn't seen that it has to be
+// unpacked here.
+func TestZstdThatIsCalledGzip(t *testing.T) {
+	t.Parallel()
+	for api, taken := range map[string]bool{"1.41": false, "1.45": true} {
+		b := newBench(t, launchtest.EngineOptions{APIVersion: api})
+		content := sampleTar(t)
+		w, err := zstd.NewWriter(nil)
+		require.NoError(t, err)
+		v := b.pushed(imageOf(t, odd{w.EncodeAll(content, nil), content, types.OCILayer}))
+		_, err = b.load(t.Context(), v, docker.LoadOptions{})
+		if taken {
+			require.NoError(t, err)
+			continue
+		}
+		assert.Equal(t, exit.Refused, exit.Of(err), "%v", err)
+		assert.Contains(t, err.Error(), "zstd, under the type")
+		b.nothingNamed()
 	}
 }
 

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -27,7 +28,7 @@ func newJudge(v *image.Verified, layers []int) *judge {
 	go func() {
 		defer close(j.done)
 		heard := &overheard{layers: j.layers}
-		errors.As(j.unpack(v, v.Open(context.Background(), heard, layers), layers), &j.lie)
+		errors.As(j.unpack(v, v.Open(context.Background(), heard, layers), heard, layers), &j.lie)
 		for err := error(nil); err == nil; { // whoever sends is held up no longer
 			_, err = heard.Next()
 		}
@@ -36,11 +37,11 @@ func newJudge(v *image.Verified, layers []int) *judge {
 }
 
 // unpack reads the layers of a stream to its end or to the first error.
-func (j *judge) unpack(v *image.Verified, stream *image.Stream, layers []int) error {
+func (j *judge) unpack(v *image.Verified, stream *image.Stream, heard *overheard, layers []int) error {
 	for _, i := range layers {
 		r, err := stream.NextPlain()
 		if err == nil {
-			found := append(misnamed(v, i), flaws(r, v.LayerPart(i), maxFlaws-len(j.flaws))...)
+			found := append(misnamed(v, i, heard.magic), flaws(r, v.LayerPart(i), maxFlaws-len(j.flaws))...)
 			_, err = io.Copy(io.Discard, r)
 			r.Close() // says nothing that isn't in err
 			if err == nil {
@@ -90,6 +91,7 @@ func (w unheeded) Write(p []byte) (int, error) {
 type overheard struct {
 	layers  <-chan *io.PipeReader
 	current *io.PipeReader
+	magic   []byte // that the current layer begins with
 }
 
 func (o *overheard) Open(context.Context, *image.Verified, []int) image.Blobs { return o }
@@ -102,7 +104,9 @@ func (o *overheard) Next() (io.Reader, error) {
 	if o.current, ok = <-o.layers; !ok {
 		return nil, errNotSent
 	}
-	return o.current, nil
+	r := bufio.NewReader(o.current)
+	o.magic, _ = r.Peek(4) // what can't be read shows later
+	return r, nil
 }
 
 func (o *overheard) Arrived() int64          { return 0 }

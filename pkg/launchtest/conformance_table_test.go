@@ -329,6 +329,19 @@ func loadScenarios() []scenario {
 			[containerd 26] answer: error
 			[containerd !26] answer: loaded, unpacking failed`, 4),
 	}, {
+		name: "load a layer that has a name twice",
+		do: func(s *subject) {
+			all := launchtest.OddLayers()
+			i := slices.IndexFunc(all, func(o launchtest.LayeredImage) bool { return o.Name == "file twice" })
+			made := s.sample(launchtest.ImageOptions{Layers: [][]byte{all[i].Layers[0].Tar}})
+			text := s.load("answer", made.hybrid(s.t), "")
+			assert.Equal(s.t, s.store == "classic",
+				strings.Contains(text, "duplicates of file paths not supported"))
+		},
+		want: `
+			[classic] answer: error
+			[containerd] answer: loaded`,
+	}, {
 		name: "load a gzip stream that is called a tar",
 		do: func(s *subject) {
 			seed := s.seed

@@ -419,15 +419,19 @@ func (e *Engine) extract(plain io.Reader) (string, error) {
 }
 
 // extractable returns why an engine doesn't extract an entry of a layer, of which it has what held
-// names.
+// names; true: by an entry of that name.
 func (e *Engine) extractable(h *tar.Header, held map[string]bool) error {
 	name, target := path.Clean("/"+h.Name), path.Clean("/"+h.Linkname)
 	dir, base := path.Split(name)
+	isHeld := func(name string) bool { _, ok := held[name]; return ok }
+	if held[name] && !e.o.Containerd {
+		return errors.New("duplicates of file paths not supported")
+	}
 	if hidden, ok := strings.CutPrefix(base, ".wh."); ok && !strings.HasPrefix(hidden, ".wh.") {
 		hidden = path.Join(dir, hidden)
 		switch {
-		case hidden != path.Clean(dir) && !held[hidden]:
-			name = hidden
+		case hidden != path.Clean(dir) && !isHeld(hidden):
+			held[hidden] = false
 		case e.o.Containerd:
 			return fmt.Errorf("failed to convert whiteout file %q: file exists", name[1:])
 		default:
@@ -436,7 +440,7 @@ func (e *Engine) extractable(h *tar.Header, held map[string]bool) error {
 	}
 	switch h.Typeflag {
 	case tar.TypeLink:
-		if !held[target] {
+		if !isHeld(target) {
 			return fmt.Errorf("link %s %s: no such file or directory", target, name)
 		}
 	case tar.TypeReg, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo,
@@ -444,8 +448,9 @@ func (e *Engine) extractable(h *tar.Header, held map[string]bool) error {
 	default:
 		return fmt.Errorf("unhandled tar header type %d", h.Typeflag)
 	}
-	for ; name != "/"; name = path.Dir(name) {
-		held[name] = true
+	held[name] = true
+	for dir := path.Dir(name); dir != "/" && !isHeld(dir); dir = path.Dir(dir) {
+		held[dir] = false
 	}
 	return nil
 }

@@ -202,6 +202,11 @@ func OddImages() []OddImage {
 		p.layer["mediaType"] = docker + "image.rootfs.foreign.diff.tar.gzip"
 		p.manifest["mediaType"], p.configType = docker+"distribution.manifest.v2+json", docker+"container.image.v1+json"
 	})
+	taken("zstd in a Docker manifest", func(p *parts) { // as BuildKit makes it
+		const docker = "application/vnd.docker."
+		p.packed, p.layer["mediaType"] = zstdOf(p.plain), docker+"image.rootfs.diff.tar.zstd"
+		p.manifest["mediaType"], p.configType = docker+"distribution.manifest.v2+json", docker+"container.image.v1+json"
+	})
 	taken("rootfs without type", func(p *parts) { delete(p.config["rootfs"].(object), "type") })
 	taken("no layers", func(p *parts) {
 		p.config["rootfs"].(object)["diff_ids"], p.manifest["layers"], p.layer = []string{}, []object{}, nil

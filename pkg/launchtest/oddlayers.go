@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"runtime"
@@ -450,6 +451,15 @@ func oddNames() []LayeredImage {
 	}
 }
 
+// What bzip2 and xz make of two layers: Go's library can't.
+const (
+	bzip2Layer = "QlpoOTFBWSZTWT9yW9sAAFdbgOmAQAL/gADAcCBeEAgIIAByEqmjBDExAGagVSRqY0jT0R6hoNOLUzrJ" +
+		"OHTCIRXbdc5mTTGjKESRJu2azQmkFvF4tNxaajWp5XSVXuqTSRiwXM4cLDex2IebWPRBC4hAD8XckU4UJA/clvbA"
+	xzLayer = "/Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4An/AFRdADgLSwfhshkVaEh52Au11DYFbtd4OwNQGG4PFY0O" +
+		"1AID2sLghzw0MW/K9BbrVA/XW3vWSJl4AWtqKUJmmUhNVYFBzfra191v4+fJqYQSJW1QYB/WAAAmVZt38aTDUwAB" +
+		"cIAUAAAARqnqprHEZ/sCAAAAAARZWg=="
+)
+
 // oddPackings are layers that are packed as few are.
 func oddPackings() []LayeredImage {
 	plain := func(name string) []byte {
@@ -525,6 +535,23 @@ func oddPackings() []LayeredImage {
 		packed("zstd that is called gzip", types.OCILayer, plain("m-zstd"),
 			func(b []byte) []byte { return zstdFrame(b) }),
 		packed("gzip that is called zstd", types.OCILayerZStd, plain("m-gz"), one),
+		packed("zstd of a large window", types.OCILayerZStd, plain("z-window"),
+			func(b []byte) []byte {
+				var buf bytes.Buffer
+				w := must(zstd.NewWriter(&buf, zstd.WithWindowSize(16<<20),
+					zstd.WithEncoderConcurrency(1)))
+				must(w.Write(b[:1000]))
+				must(0, w.Flush()) // or its size would say that it needs no such window
+				must(w.Write(b[1000:]))
+				must(0, w.Close())
+				return buf.Bytes()
+			}),
+		packed("bzip2 that is called gzip", types.OCILayer,
+			layer(raw("p-bzip2/", '5', 0, "", nil), raw("p-bzip2/a", '0', 1, "1", nil)),
+			func([]byte) []byte { return must(base64.StdEncoding.DecodeString(bzip2Layer)) }),
+		packed("xz that is called gzip", types.OCILayer,
+			layer(raw("p-xz/", '5', 0, "", nil), raw("p-xz/a", '0', 1, "1", nil)),
+			func([]byte) []byte { return must(base64.StdEncoding.DecodeString(xzLayer)) }),
 		packed("tar with zeros after its end", types.OCILayer,
 			append(plain("t-zeros"), make([]byte, 10240)...), one),
 		packed("tar with half a block of zeros after its end", types.OCILayer,
