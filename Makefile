@@ -7,8 +7,9 @@ BUILDVCS := $(shell git rev-parse -q --verify HEAD >/dev/null 2>&1 && echo true 
 # The commit that the image names: none where the tree isn't exactly one.
 COMMIT ?= $(shell test -z "$$(git status --porcelain 2>/dev/null)" && git rev-parse -q --verify HEAD 2>/dev/null)
 FUZZTIME ?= 15s
-# For the end-to-end tests.
+# For the end-to-end tests: how long, and which.
 TIMEOUT ?= 15m
+TESTS ?= ^TestE2E|^TestConformanceOf
 SCRIPTS := .ci/run $(filter-out %.md,$(shell find hack -maxdepth 1 -type f))
 
 .DEFAULT_GOAL := help
@@ -61,7 +62,7 @@ hermetic: ## run the hermetic tests, which need nothing of the machine but a C c
 # for test-engines: here each has its commonest part.
 .PHONY: e2e
 e2e: ## run the end-to-end tests on a real engine with a real compose
-	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '^TestE2E|^TestConformanceOf' ./pkg/launchtest ./cmd/launcher
+	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '$(value TESTS)' ./pkg/launchtest ./cmd/launcher
 
 # The test of the generated documents is one of the hermetic tests: what is out of date fails there.
 .PHONY: check
@@ -95,8 +96,8 @@ docs: ## write the generated parts of the documents anew
 	go test ./pkg -run TestTheAuditorsList -count=1 -update
 
 .PHONY: test-engines
-test-engines: ## run the end-to-end tests, the long ones too, on Docker 20.10, 26, 28 and 29 with both image stores; two hours, root on Debian
-	hack/test-engines
+test-engines: ## run the end-to-end tests, the long ones too, on Docker 20.10, 26, 28 and 29 with both image stores, or on ENGINES alone; two hours, root on Debian
+	hack/test-engines $(ENGINES)
 
 .PHONY: test-external
 test-external: ## pull from Docker Hub and GHCR; needs internet
