@@ -122,6 +122,9 @@ func testRegistries(t *testing.T, name, program string) {
 		{"by a proxy", "behind.test", "{}", open, exit.OK}, // a name that only the proxy knows
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.code != exit.OK {
+				t.Parallel() // all of these at once, after the others: a refusal is believed after a while
+			}
 			repository := fmt.Sprintf("%s:%d/nearone/mpc-node", c.host, c.port)
 			var environ []string
 			if c.host == "behind.test" {
@@ -177,7 +180,7 @@ type lab struct {
 	proxy     *httptest.Server
 	tunnels   atomic.Int64
 	puller    *puller
-	files     int
+	files     atomic.Int64
 }
 
 func newLab(t *testing.T, program string) *lab {
@@ -209,8 +212,7 @@ func newLab(t *testing.T, program string) *lab {
 // write writes a file and returns its path.
 func (l *lab) write(name, content string) string {
 	l.t.Helper()
-	l.files++
-	path := filepath.Join(l.dir, fmt.Sprintf("%d-%s", l.files, name))
+	path := filepath.Join(l.dir, fmt.Sprintf("%d-%s", l.files.Add(1), name))
 	require.NoError(l.t, os.WriteFile(path, []byte(content), 0o644))
 	return path
 }
@@ -218,8 +220,7 @@ func (l *lab) write(name, content string) string {
 // login returns a directory with docker's configuration.
 func (l *lab) login(config string) string {
 	l.t.Helper()
-	l.files++
-	dir := filepath.Join(l.dir, fmt.Sprint("config-", l.files))
+	dir := filepath.Join(l.dir, fmt.Sprint("config-", l.files.Add(1)))
 	require.NoError(l.t, os.Mkdir(dir, 0o755))
 	require.NoError(l.t, os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600))
 	return dir
