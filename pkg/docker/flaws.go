@@ -97,6 +97,14 @@ func flaws(r io.Reader, part string, limit int) (found []flaw) {
 			add(fmt.Sprintf("an entry of type %q", h.Typeflag),
 				fmt.Sprintf("unhandled tar header type %d", h.Typeflag))
 		}
+		for record := range h.PAXRecords {
+			attribute, ok := strings.CutPrefix(record, "SCHILY.xattr.")
+			namespace, _, _ := strings.Cut(attribute, ".")
+			if ok && !slices.Contains(namespaces(), namespace) { // no file system has it
+				add(fmt.Sprintf("an attribute that Linux doesn't know, %.200q", attribute),
+					"xattr", attribute, syscall.ENOTSUP.Error())
+			}
+		}
 		if there[id(name)] && !twice { // which a classic store doesn't take
 			twice = true // it says no more than that
 			add("which is there twice", "duplicates of file paths not supported")
@@ -134,6 +142,9 @@ func misnamed(v *image.Verified, layer int, magic []byte) (found []flaw) {
 	}
 	return found
 }
+
+// namespaces are those of the attributes that Linux knows.
+func namespaces() []string { return []string{"security", "system", "trusted", "user"} }
 
 // knownTypes are the types of entries that every engine unpacks.
 func knownTypes() []byte {

@@ -109,6 +109,25 @@ func TestAFileThatIsThereTwice(t *testing.T) {
 	}
 }
 
+// TestAnAttributeThatLinuxDoesNotKnow is no fault of the host's file system; one that it knows may be.
+func TestAnAttributeThatLinuxDoesNotKnow(t *testing.T) {
+	t.Parallel()
+	for attribute, want := range map[string]exit.Code{
+		"nothing.a": exit.Refused, "user.a": exit.Engine, "trusted.a": exit.Engine,
+	} {
+		b := newBench(t, launchtest.EngineOptions{})
+		b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Load: launchtest.LoadErrorLine,
+			Message: "lsetxattr " + attribute + " /etc/file: operation not supported"})
+		var content bytes.Buffer
+		w := tar.NewWriter(&content)
+		require.NoError(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "etc/file",
+			PAXRecords: map[string]string{"SCHILY.xattr." + attribute: "1"}}))
+		require.NoError(t, w.Close())
+		_, err := b.load(t.Context(), b.pushed(imageOf(t, gzipped(t, content.Bytes()))), docker.LoadOptions{})
+		assert.Equal(t, want, exit.Of(err), "%s: %v", attribute, err)
+	}
+}
+
 // TestZstdThatIsCalledGzip: engines before 26 can't unpack it, and it isn't seen that it has to be
 // unpacked here.
 func TestZstdThatIsCalledGzip(t *testing.T) {
@@ -147,6 +166,7 @@ func TestAFaultOfTheHostIsNotTheImages(t *testing.T) {
 		"write /etc/link: disk quota exceeded":                                 "",
 		"mkdir /var/lib/docker/overlay2/1: read-only file system":              "",
 		"write /etc/link: no space left on device":                             "free space",
+		"lsetxattr user.a /etc/link: operation not supported":                  "either this machine",
 		"link /etc/d /etc/link: operation not permitted":                       "either this machine",
 		"failed to mount overlay: invalid argument":                            "either this machine",
 		"link /etc/other /etc/link: no such file or directory":                 "either this machine",

@@ -118,7 +118,7 @@ func HostFault(err error) bool {
 	const brokenFileSystem = "structure needs cleaning" // EUCLEAN, which only Linux has
 	return strings.Contains(e.Message, brokenFileSystem) || slices.ContainsFunc([]syscall.Errno{
 		syscall.EACCES, syscall.EDQUOT, syscall.EIO, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
-		syscall.ENOSPC, syscall.ENOTSUP, syscall.EROFS, syscall.ESTALE,
+		syscall.ENOSPC, syscall.EROFS, syscall.ESTALE,
 	}, func(n syscall.Errno) bool { return strings.Contains(e.Message, n.Error()) })
 }
 
