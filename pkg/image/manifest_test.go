@@ -245,7 +245,13 @@ func TestTamperedDocuments(t *testing.T) {
 		"index with os twice":                {inIndex(`"os":"linux"`, `"OS":"windows","os":"linux"`), image.Refused},
 		"index that calls itself a manifest": {inIndex(`image.index.v1`, `image.manifest.v1`), image.Refused},
 		"index with urls":                    {inIndex(`"size":`, `"urls":["https://elsewhere.test"],"size":`), 0},
-		"index with nothing":                 {func(_ *testing.T, d *docs) { d.index = `{"schemaVersion":2,"manifests":[]}` }, image.Refused},
+		"index of too many entries": {func(t *testing.T, d *docs) {
+			d.index = goodIndex(d.manifest)
+			open := strings.Index(d.index, `"manifests":[`) + len(`"manifests":[`)
+			entry := d.index[open : strings.Index(d.index, `}}`)+2]
+			d.index = d.index[:open] + strings.Repeat(entry+",", 1000) + d.index[open:]
+		}, image.Refused},
+		"index with nothing": {func(_ *testing.T, d *docs) { d.index = `{"schemaVersion":2,"manifests":[]}` }, image.Refused},
 		"index with an absurd manifest": {func(_ *testing.T, d *docs) {
 			d.index = strings.Replace(goodIndex(d.manifest), fmt.Sprintf(`"size":%d`, len(d.manifest)), `"size":5000000`, 1)
 		}, image.Refused},
