@@ -390,11 +390,12 @@ func TestE2EImagesAsDockerPullsThem(t *testing.T) {
 			ref, err := p.registry.PushLayers("odd/image", layers)
 			require.NoError(t, err)
 			ours, theirs := p.treated(odd.Name, store, ref)
-			if want := exit.Refused; ours.code != exit.OK { // nothing of it is a lie
+			if ours.code != exit.OK { // nothing of it is a lie
+				codes := []exit.Code{exit.Refused}
 				if slices.Contains(unexplained(), odd.Name) {
-					want = exit.Engine
+					codes = append(codes, exit.Engine)
 				}
-				assert.Equal(t, want, ours.code, "%s", ours.refused)
+				assert.Contains(t, codes, ours.code, "%s", ours.refused)
 			}
 			switch {
 			case ours.refused != "" || theirs.refused != "":

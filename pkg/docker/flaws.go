@@ -83,26 +83,41 @@ func flaws(r io.Reader, part string, limit int) (found []flaw) {
 		switch {
 		case len(base) > maxName:
 			add("a name of more than 255 bytes", syscall.ENAMETOOLONG.Error())
-		case isWhiteout && (base == ".wh." || isThere(hidden)):
-			what := "a whiteout of what the layer itself holds"
-			if base == ".wh." {
-				what = "a whiteout of nothing"
-			}
+		case isOutside(h.Name):
+			add("a name out of the image", "invalid entry name", h.Name)
+		case base == ".wh.":
+			const what = "a whiteout of nothing"
+			add(what, "whiteout", name[1:])
+			add(what, fmt.Sprintf("mknod(%q, ", hidden), syscall.EEXIST.Error())
+		case isWhiteout && isThere(hidden):
+			const what = "a whiteout of what the layer itself holds"
 			add(what, "whiteout", name[1:], syscall.EEXIST.Error())
-			add(what, fmt.Sprintf("mknod(%q, ", hidden), syscall.EEXIST.Error()) // a classic store's
-		case h.Typeflag == tar.TypeLink && (target == name || !isThere(target)) && len(there) < maxSeen:
-			add("a hard link to what the layer doesn't hold before it",
-				"link ", target+" ", name+": "+syscall.ENOENT.Error())
+			// Classic stores', up to 26 and later.
+			add(what, fmt.Sprintf("mknod(%q, ", hidden), syscall.EEXIST.Error())
+			add(what, fmt.Sprintf("mknod('%s', ", hidden[1:]), syscall.EEXIST.Error())
 		case !slices.Contains(knownTypes(), h.Typeflag):
 			add(fmt.Sprintf("an entry of type %q", h.Typeflag),
 				fmt.Sprintf("unhandled tar header type %d", h.Typeflag))
+		case h.Typeflag == tar.TypeLink:
+			if isOutside(h.Linkname) {
+				add("a hard link out of the image", "invalid hardlink target", h.Linkname)
+			}
+			if (target == name || !isThere(target)) && len(there) < maxSeen {
+				add("a hard link to what the layer doesn't hold before it",
+					"link", target[1:]+" ", name[1:]+": "+syscall.ENOENT.Error())
+			}
 		}
 		for record := range h.PAXRecords {
 			attribute, ok := strings.CutPrefix(record, "SCHILY.xattr.")
 			namespace, _, _ := strings.Cut(attribute, ".")
-			if ok && !slices.Contains(namespaces(), namespace) { // no file system has it
+			switch {
+			case !ok:
+			case !slices.Contains(namespaces(), namespace): // no file system has it
 				add(fmt.Sprintf("an attribute that Linux doesn't know, %.200q", attribute),
 					"xattr", attribute, syscall.ENOTSUP.Error())
+			case h.Typeflag == tar.TypeSymlink: // which an engine follows
+				add(fmt.Sprintf("a symbolic link with an attribute, %.200q", attribute),
+					"xattr", attribute, syscall.ENOENT.Error())
 			}
 		}
 		if there[id(name)] && !twice { // which a classic store doesn't take
@@ -121,6 +136,12 @@ func flaws(r io.Reader, part string, limit int) (found []flaw) {
 func whitedOut(dir, base string) (hidden string, ok bool) {
 	name, ok := strings.CutPrefix(base, ".wh.")
 	return path.Join(dir, name), ok && !strings.HasPrefix(name, ".wh.")
+}
+
+// isOutside reports whether a name leads out of the tree that it is in.
+func isOutside(name string) bool {
+	clean := path.Clean(name)
+	return clean == ".." || strings.HasPrefix(clean, "../")
 }
 
 // misnamed is the flaw of a layer, which begins with magic, that is packed in another way than its

@@ -109,22 +109,49 @@ func TestAFileThatIsThereTwice(t *testing.T) {
 	}
 }
 
-// TestAnAttributeThatLinuxDoesNotKnow is no fault of the host's file system; one that it knows may be.
-func TestAnAttributeThatLinuxDoesNotKnow(t *testing.T) {
+// TestWhatEnginesSay in words that the double hasn't got: an attribute that no file system has, or a
+// name that leads elsewhere, is the image's fault. An attribute that this one doesn't have is the host's.
+func TestWhatEnginesSay(t *testing.T) {
 	t.Parallel()
-	for attribute, want := range map[string]exit.Code{
-		"nothing.a": exit.Refused, "user.a": exit.Engine, "trusted.a": exit.Engine,
+	const attribute = "SCHILY.xattr."
+	file := tar.Header{Typeflag: tar.TypeReg, Name: "etc/file"}
+	for says, c := range map[string]struct {
+		entry tar.Header
+		fine  bool
+	}{
+		"lsetxattr nothing.a /etc/a: operation not supported": {entry: tar.Header{Typeflag: tar.TypeReg, Name: "etc/a",
+			PAXRecords: map[string]string{attribute + "nothing.a": "1"}}},
+		`lsetxattr /etc/a: xattr "nothing.a": operation not supported`: {entry: tar.Header{Typeflag: tar.TypeReg, Name: "etc/a",
+			PAXRecords: map[string]string{attribute + "nothing.a": "1"}}},
+		`lsetxattr /etc/a: xattr "user.a": operation not supported`: {fine: true, entry: tar.Header{Typeflag: tar.TypeReg,
+			Name: "etc/a", PAXRecords: map[string]string{attribute + "user.a": "1"}}},
+		`lsetxattr /etc/gone: xattr "user.a": no such file or directory`: {entry: tar.Header{Typeflag: tar.TypeSymlink,
+			Name: "etc/a", Linkname: "gone", PAXRecords: map[string]string{attribute + "user.a": "1"}}},
+		"linkat etc/gone etc/a: no such file or directory":      {entry: tar.Header{Typeflag: tar.TypeLink, Name: "etc/a", Linkname: "etc/gone"}},
+		`invalid hardlink target "../../etc/hosts"`:             {entry: tar.Header{Typeflag: tar.TypeLink, Name: "etc/a", Linkname: "../../etc/hosts"}},
+		`invalid entry name "../a"`:                             {entry: tar.Header{Typeflag: tar.TypeReg, Name: "../a"}},
+		`invalid entry name "b"`:                                {entry: tar.Header{Typeflag: tar.TypeReg, Name: "b"}, fine: true},
+		`invalid whiteout entry "etc/.wh."`:                     {entry: tar.Header{Typeflag: tar.TypeReg, Name: "etc/.wh."}},
+		"failed to mknod('etc/file', S_IFCHR, 0): file exists":  {entry: tar.Header{Typeflag: tar.TypeReg, Name: "etc/.wh.file"}},
+		"failed to mknod('etc/other', S_IFCHR, 0): file exists": {entry: tar.Header{Typeflag: tar.TypeReg, Name: "etc/.wh.file"}, fine: true},
 	} {
-		b := newBench(t, launchtest.EngineOptions{})
-		b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Load: launchtest.LoadErrorLine,
-			Message: "lsetxattr " + attribute + " /etc/file: operation not supported"})
-		var content bytes.Buffer
-		w := tar.NewWriter(&content)
-		require.NoError(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "etc/file",
-			PAXRecords: map[string]string{"SCHILY.xattr." + attribute: "1"}}))
-		require.NoError(t, w.Close())
-		_, err := b.load(t.Context(), b.pushed(imageOf(t, gzipped(t, content.Bytes()))), docker.LoadOptions{})
-		assert.Equal(t, want, exit.Of(err), "%s: %v", attribute, err)
+		t.Run(says, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, launchtest.EngineOptions{})
+			b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Load: launchtest.LoadErrorLine, Message: says})
+			var content bytes.Buffer
+			w := tar.NewWriter(&content)
+			require.NoError(t, w.WriteHeader(&file))
+			require.NoError(t, w.WriteHeader(&c.entry))
+			require.NoError(t, w.Close())
+			_, err := b.load(t.Context(), b.pushed(imageOf(t, gzipped(t, content.Bytes()))), docker.LoadOptions{})
+			want := exit.Refused
+			if c.fine {
+				want = exit.Engine
+			}
+			assert.Equal(t, want, exit.Of(err), "%v", err)
+			assert.ErrorContains(t, err, says)
+		})
 	}
 }
 
