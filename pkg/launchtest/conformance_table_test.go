@@ -309,7 +309,7 @@ func loadScenarios() []scenario {
 		name: "load what no engine unpacks",
 		do: func(s *subject) {
 			for what, says := range map[string]string{
-				"hard link to nothing":      "/hard-none/a: no such file or directory",
+				"hard link to nothing":      "hard-none/a: no such file or directory",
 				"entry of an unknown kind":  "unhandled tar header type 90",
 				"tar with a wrong checksum": "archive/tar: invalid tar header",
 				"whiteout in its own layer": ": file exists",
