@@ -87,7 +87,7 @@ func flaws(r io.Reader, part string, limit int) (found []flaw) {
 			add("a name out of the image", "invalid entry name", h.Name)
 		case base == ".wh.":
 			const what = "a whiteout of nothing"
-			add(what, "whiteout", name[1:])
+			add(what, "whiteout", base)
 			add(what, fmt.Sprintf("mknod(%q, ", hidden), syscall.EEXIST.Error())
 		case isWhiteout && isThere(hidden):
 			const what = "a whiteout of what the layer itself holds"

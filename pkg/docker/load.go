@@ -187,7 +187,7 @@ func (l *loading) untilProved(ctx context.Context) (ImageID, error) {
 		if ctx.Err() != nil {
 			return ImageID{}, err
 		}
-		if repeat, err := l.again(ctx, err, &breakdowns); err != nil {
+		if repeat, err := l.again(ctx, err, &breakdowns, len(left) == 1); err != nil {
 			return ImageID{}, err
 		} else if repeat {
 			continue
@@ -202,7 +202,8 @@ func (l *loading) untilProved(ctx context.Context) (ImageID, error) {
 
 // again reports whether the attempt that failed with why is worth repeating as it is, and waits
 // until it can be. An error ends the load.
-func (l *loading) again(ctx context.Context, why error, breakdowns *int) (bool, error) {
+func (l *loading) again(ctx context.Context, why error, breakdowns *int, last bool) (bool, error) {
+	passes := unanswered(why) || last && collected(why)
 	var pull *image.Error
 	switch {
 	case errors.As(why, &pull):
@@ -213,7 +214,7 @@ func (l *loading) again(ctx context.Context, why error, breakdowns *int) (bool, 
 	case l.damaged && !unanswered(why) && !l.full(why):
 		l.damaged = false // the engine had a part of what was damaged, and has no longer
 		return true, nil
-	case errors.Is(why, errClaim), l.full(why), !unanswered(why), *breakdowns == maxLoads-1:
+	case errors.Is(why, errClaim), l.full(why), !passes, *breakdowns == maxLoads-1:
 		return false, nil
 	}
 	pause := loadPause << *breakdowns
@@ -256,6 +257,14 @@ func unanswered(err error) bool {
 	}
 	var e *Error
 	return errors.As(err, &e) && (e.Err != nil || e.Status >= 500)
+}
+
+// collected reports whether containerd cleared away what it had unpacked of a layer, of a load that
+// it refused or an image that was removed, just when it was going to build on it.
+func collected(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && strings.Contains(e.Message, "parent snapshot ") &&
+		strings.Contains(e.Message, " does not exist: not found")
 }
 
 // awaitEngine waits until the engine answers again after the failure why, which it returns if that takes too long.

@@ -208,6 +208,18 @@ type endless struct{}
 func (endless) Reset(time.Duration) bool { return true }
 func (endless) Stop() bool               { return true }
 
+// TestWhatContainerdClearsAwayMeanwhile is sent once more.
+func TestWhatContainerdClearsAwayMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, launchtest.EngineOptions{Containerd: true, APIVersion: "1.52"})
+	b.engine.Sleep = func(context.Context, time.Duration) error { return nil }
+	b.double.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: 3, Load: launchtest.LoadErrorLine,
+		Message: `failed to prepare extraction snapshot "x": NotFound: parent snapshot sha256:ab does not exist: not found`})
+	_, err := b.load(t.Context(), b.resolve(), docker.LoadOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, 1, b.images())
+}
+
 // TestAPruneBetweenTwoLoads: dstack runs `docker image prune -af` while a launcher loads, which takes the nameless images that a load
 // builds on.
 func TestAPruneBetweenTwoLoads(t *testing.T) {
