@@ -197,11 +197,15 @@ func (p *pulls) look(e *ownEngine) (result taken) {
 		verb = []string{"run", "--rm"}
 	}
 	// Some attributes are shown only to whoever has this capability.
-	out, err := exec.Command("docker",
-		slices.Concat([]string{"-H", e.host()}, verb, []string{"--network=none", "--user=0:0",
-			"--workdir=/",
-			"--cap-add=SYS_ADMIN", "--volume=" + p.walk + ":/.walk:ro", "--entrypoint=/.walk",
-			result.id})...).CombinedOutput()
+	args := slices.Concat([]string{"-H", e.host()}, verb, []string{"--network=none", "--user=0:0",
+		"--workdir=/", "--cap-add=SYS_ADMIN", "--volume=" + p.walk + ":/.walk:ro",
+		"--entrypoint=/.walk", result.id})
+	var out []byte
+	for range 3 { // a busy engine may lose what a container says that ends at once
+		if out, err = exec.Command("docker", args...).CombinedOutput(); err != nil || len(out) > 0 {
+			break
+		}
+	}
 	switch {
 	case err != nil:
 		result.refused = "container: " + string(out)
