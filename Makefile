@@ -7,9 +7,9 @@ BUILDVCS := $(shell git rev-parse -q --verify HEAD >/dev/null 2>&1 && echo true 
 # The commit that the image names: none where the tree isn't exactly one.
 COMMIT ?= $(shell test -z "$$(git status --porcelain 2>/dev/null)" && git rev-parse -q --verify HEAD 2>/dev/null)
 FUZZTIME ?= 15s
-# For the end-to-end tests: how long, and which.
+# For the end-to-end tests: how long, and which; none: all.
 TIMEOUT ?= 15m
-TESTS ?= ^TestE2E|^TestConformanceOf
+TESTS ?=
 SCRIPTS := .ci/run $(filter-out %.md,$(shell find hack -maxdepth 1 -type f))
 
 .DEFAULT_GOAL := help
@@ -62,7 +62,7 @@ hermetic: ## run the hermetic tests, which need nothing of the machine but a C c
 # for test-engines: here each has its commonest part.
 .PHONY: e2e
 e2e: ## run the end-to-end tests on a real engine with a real compose
-	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '$(value TESTS)' ./pkg/launchtest ./cmd/launcher
+	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '^TestE2E|^TestConformanceOf' $(if $(TESTS),-run '$(value TESTS)') ./pkg/launchtest ./cmd/launcher
 
 # The test of the generated documents is one of the hermetic tests: what is out of date fails there.
 .PHONY: check
