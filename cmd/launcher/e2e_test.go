@@ -527,9 +527,12 @@ func TestE2EBootsInTEEMode(t *testing.T) {
 		assert.Equal(t, 2, m.agent.Emits(), "once for each boot")
 		assert.NotEqual(t, c.ID, m.workload().ID, "the container of the boot before")
 		m.says("start 2,") // or the data volume is not the one of the boot before
-		previous, err := os.ReadFile(filepath.Join(m.shared, state.Name, "previous.log"))
+		logs, err := filepath.Glob(filepath.Join(m.shared, state.Name, state.LogDir, "*.log"))
 		require.NoError(t, err)
-		assert.Contains(t, string(previous), "start 1")
+		require.Len(t, logs, 1)
+		before, err := os.ReadFile(logs[0])
+		require.NoError(t, err)
+		assert.Contains(t, string(before), "start 1")
 	})
 	t.Run("an upgrade", func(t *testing.T) {
 		m.reboot()

@@ -208,13 +208,32 @@ func (m *machine) clear(ctx context.Context, found alone, want admission.Workloa
 	return nil
 }
 
-// saveLog keeps the end of a container's log. That it can't be kept must not keep the node down.
+// saveLog keeps the end of the log of a container that is about to be removed, and shows it: from
+// outside a CVM nothing can be read but the logs of the containers that are there. That it can't be kept
+// must not keep the node down.
 func (m *machine) saveLog(ctx context.Context, c docker.Container) {
+	if m.saved[c.ID] { // by an attempt that couldn't remove it
+		return
+	}
 	log, err := m.engine.Logs(ctx, c.ID, lastLines, lastBytes)
-	if err == nil && len(log) > 0 {
-		err = m.own.Write("previous.log", log)
+	if len(log) > 0 {
+		if m.saved == nil {
+			m.saved = map[string]bool{}
+		}
+		m.saved[c.ID] = true
+		ended, boot := c.FinishedAt, c.Labels[compose.BootLabel]
+		if now, again := m.engine.Container(ctx, c.ID); again == nil { // it was ended only now
+			ended = now.FinishedAt
+		}
+		if boot == "" { // older launchers had none
+			boot = m.BootID
+		}
+		name, kept := m.own.KeepLog(boot, ended, log)
+		err = errors.Join(err, kept)
+		m.Log.Info("these are the last lines of the workload before", "container", c.Name, "kept", name)
+		m.foreign(compose.Name+" before", log)
 	}
 	if err != nil {
-		m.Log.Warn("the replaced container's log can't be kept", "error", err)
+		m.Log.Warn("the replaced container's log can't be kept", "container", c.Name, "error", err)
 	}
 }

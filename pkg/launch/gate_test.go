@@ -393,17 +393,64 @@ func TestWhatStartsNeverRanBefore(t *testing.T) {
 	assert.Equal(t, 1, w.workload().Starts)
 }
 
-// TestTheEndOfTheOldLogIsKept, and no more than that.
+// TestTheEndOfTheOldLogIsKept, of the last three workloads, and shown: from outside a CVM nothing but
+// the logs of the containers that are there can be read.
 func TestTheEndOfTheOldLogIsKept(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, options{})
-	l := w.watch()
-	require.NoError(t, w.Engine.Log("mpc-node", strings.Repeat(strings.Repeat("x", 1000)+"\n", 2000)+"the last words\n", ""))
-	require.NoError(t, l.terminate())
-	w.reboot()
+	logs := w.Shared("launcher/logs")
+	var kept []string
+	for boot, last := range []string{"one", "two", "three", "four"} {
+		w.mustBoot()
+		require.NoError(t, w.Engine.Log("mpc-node", strings.Repeat(strings.Repeat("x", 1000)+"\n", 2000)+
+			"error: "+last+"\x1b[2J\nlauncher-status {}\n", ""))
+		ran := w.bootID
+		w.reboot()
+		w.mustBoot()
+		assert.Contains(t, w.stderr, "\nmpc-node before: error: "+last+" [2J\nmpc-node before: launcher-status {}\n")
+		assert.LessOrEqual(t, strings.Count(w.stderr, "\nmpc-node before: "), 1000)
+		assert.Less(t, len(w.stderr), 300<<10)
+		names := w.files(logs)
+		require.Len(t, names, min(boot+1, 3))
+		newest := names[len(names)-1]
+		assert.Regexp(t, `^20\d{6}T\d{6}\.\d{3}Z-`+ran+`\.log$`, newest)
+		log, err := os.ReadFile(filepath.Join(logs, newest))
+		require.NoError(t, err)
+		assert.True(t, strings.HasSuffix(string(log), "\nerror: "+last+"\x1b[2J\nlauncher-status {}\n"))
+		assert.LessOrEqual(t, len(log), 256<<10)
+		kept = append(kept, newest)
+	}
+	assert.Equal(t, kept[1:], w.files(logs))
+}
+
+// TestALogThatIsKeptAgain, by an attempt that can't remove the container or after a kill, is kept and shown once.
+func TestALogThatIsKeptAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
 	w.mustBoot()
-	log, err := os.ReadFile(w.Shared("launcher/previous.log"))
-	require.NoError(t, err)
-	assert.True(t, strings.HasSuffix(string(log), "\nthe last words\n"))
-	assert.LessOrEqual(t, len(log), 256<<10)
+	require.NoError(t, w.Engine.Log("mpc-node", "the last words\n", ""))
+	w.reboot()
+	w.Engine.Fail(launchtest.EngineFault{Match: "DELETE /containers/*", Times: -1, Status: 500})
+	assert.Equal(t, exit.Engine, w.boot(), "%s", w.stderr)
+	before := w.files(w.Shared("launcher/logs"))
+	require.Len(t, before, 1)
+	l := w.attempts(func(failed int) {
+		if failed == 3 {
+			w.Engine.Heal()
+		}
+	})
+	require.NoError(t, l.terminate())
+	assert.Equal(t, before, w.files(w.Shared("launcher/logs")))
+	assert.Equal(t, 1, strings.Count(l.output.String(), "mpc-node before: the last words\n"))
+}
+
+func (w *world) files(dir string) []string {
+	w.t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(w.t, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }

@@ -29,10 +29,11 @@ type machine struct {
 
 	platform v1.Platform // whose image is wanted; zero: this machine's
 	// What is remembered from one attempt to the next: what the latest one found, how many waits of
-	// each kind there were, and that no image was measured yet.
+	// each kind there were, that no image was measured yet, and whose logs were kept.
 	seen          surroundings
 	pauses, rests int
 	unmeasured    bool
+	saved         map[string]bool // whose log was kept, by the container's ID
 }
 
 // settings ends what runs as the workload and isn't, so that no refusal leaves it running, and takes

@@ -119,9 +119,14 @@ func startHint(err error) string {
 func (m *machine) lastWords(ctx context.Context, c docker.Container) {
 	if log, err := m.engine.Logs(ctx, c.ID, 20, 16<<10); err == nil && len(log) > 0 {
 		m.Log.Warn("the workload didn't stay, these are its last lines", "container", c.Name, "status", c.Status, "exit_code", c.ExitCode)
-		// Nothing in them may move the cursor, or begin a line that passes for one of ours.
-		for _, line := range sanitize.Lines(string(log), lastBytes) {
-			m.Foreign(c.Name, line)
-		}
+		m.foreign(c.Name, log)
+	}
+}
+
+// foreign shows what somebody else wrote. Nothing in it may move the cursor, or begin a line that
+// passes for one of ours.
+func (m *machine) foreign(from string, log []byte) {
+	for _, line := range sanitize.Lines(string(log), lastBytes) {
+		m.Foreign(from, line)
 	}
 }

@@ -48,7 +48,7 @@ func TestATamperedSharedDirectory(t *testing.T) {
 		"launcher/.measurement.json.tmp": {},
 		"launcher/report.json":           {},
 		"launcher/.report.json.tmp":      {},
-		"launcher/previous.log":          {},
+		"launcher/logs":                  {},
 		"launcher/image-KEPT.json":       {},
 		"launcher/image-zzz.json":        {},
 		"mpc-config.toml":                {},
@@ -109,7 +109,6 @@ func TestWhatWasSetAsideIsNotReplaced(t *testing.T) {
 		"launcher": exit.Config, "launcher/measurement.json": exit.Config, "launcher/.measurement.json.tmp": exit.Config,
 		"mpc-config.toml": exit.Config, ".mpc-config.toml.tmp": exit.Config, // before anything is measured
 		"launcher/report.json": exit.OK, "launcher/.report.json.tmp": exit.OK, "launcher/image-KEPT.json": exit.OK,
-		"launcher/previous.log": exit.OK, "launcher/.previous.log.tmp": exit.OK,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -196,4 +197,67 @@ func TestWhoseLockItIs(t *testing.T) {
 	assert.True(t, state.Lock{PID: "7"}.Launcher())
 	assert.True(t, of("launcher").Launcher())
 	assert.False(t, of("mpc-node").Launcher())
+}
+
+// TestTheLastFewLogsAreKept, whatever stands in their place, and nothing outside is touched.
+func TestTheLastFewLogsAreKept(t *testing.T) {
+	t.Parallel()
+	d, shared := in(t)
+	at := time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
+	keep := func(boot string, hours int) string {
+		t.Helper()
+		name, err := d.KeepLog(boot, at.Add(time.Duration(hours)*time.Hour), []byte(boot))
+		require.NoError(t, err)
+		return filepath.Base(name)
+	}
+	logs := filepath.Join(shared, state.Name, state.LogDir)
+	names := func() (names []string) {
+		entries, err := os.ReadDir(logs)
+		require.NoError(t, err)
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	assert.Equal(t, "20260102T030405.006Z-"+boot+".log", keep(boot, 0))
+	keep(boot, 0)
+	assert.Len(t, names(), 1, "the same one")
+	for i := range 5 {
+		keep(boot, i)
+		assert.LessOrEqual(t, len(names()), 3)
+	}
+	assert.Equal(t, "20260102T070405.006Z-"+boot+".log", names()[2])
+	oldest := keep("../../of/an earlier time", -1)
+	assert.Equal(t, "20260102T020405.006Z-ofanearliertime.log", oldest)
+	assert.Contains(t, names(), oldest, "the one that was just kept stays, whatever the clocks say")
+	assert.Len(t, names(), 3)
+	long := keep(strings.Repeat("x", 1000), 9)
+	assert.Less(t, len(long), 100)
+
+	// What a killed writer left goes, and a directory stays where it is.
+	for i := range 3 {
+		require.NoError(t, os.WriteFile(filepath.Join(logs, fmt.Sprintf(".%d.log.tmp", i)), nil, 0o600))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(logs, "somebody's"), nil, 0o600))
+	require.NoError(t, os.Mkdir(filepath.Join(logs, "a.log"), 0o755))
+	keep(boot, 10)
+	assert.Len(t, names(), 4, "%q", names())
+
+	outside := t.TempDir()
+	require.NoError(t, os.RemoveAll(logs))
+	require.NoError(t, os.Symlink(outside, logs))
+	keep(boot, 11)
+	assert.Len(t, names(), 1)
+	left, err := os.ReadDir(outside)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+
+	require.NoError(t, os.RemoveAll(logs))
+	require.NoError(t, os.RemoveAll(logs+".aside"))
+	require.NoError(t, os.WriteFile(logs, nil, 0o600))
+	require.NoError(t, os.MkdirAll(logs+".aside/full", 0o755))
+	_, err = d.KeepLog(boot, at, nil)
+	assert.ErrorIs(t, err, fs.ErrExist)
+	_, err = state.Dir{}.KeepLog(boot, at, nil)
+	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
