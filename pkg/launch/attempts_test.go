@@ -155,6 +155,37 @@ func TestKeepsTrying(t *testing.T) {
 	}
 }
 
+// TestAnEngineThatGoesAwayUnderCompose is what has to come back: it isn't Compose that is broken.
+func TestAnEngineThatGoesAwayUnderCompose(t *testing.T) {
+	t.Parallel()
+	w, j := judgedWorld(t)
+	gone := make(chan struct{})
+	w.Engine.Fail(launchtest.EngineFault{
+		Match: "POST /containers/create", Skip: 1, Hang: true, // the first one is the holder
+		Before: func() {
+			go func() {
+				defer close(gone)
+				assert.NoError(t, w.Engine.Stop(true))
+			}()
+		},
+	})
+	l := w.attempts(func(failed int) {
+		if <-gone; failed == 2 {
+			assert.NoError(t, w.Engine.Start())
+		}
+	})
+	failures := l.failures()
+	require.Len(t, failures, 2, "%q", l.messages())
+	assert.Equal(t, []admission.Step{admission.AtCreate, admission.AtProbe}, []admission.Step{failures[0].Step, failures[1].Step})
+	for _, f := range failures {
+		assert.Equal(t, exit.Engine, f.ExitCode, "%s", f.Error)
+	}
+	around(t, 30*time.Second, failures[0])
+	w.accepted(w.Digests[0])
+	assert.Equal(t, 1, w.Engine.Loads(), "what is there isn't fetched again")
+	w.sound(j)
+}
+
 // TestWaitsGrow up to a bound, and a costly attempt is followed by longer ones.
 func TestWaitsGrow(t *testing.T) {
 	t.Parallel()

@@ -83,7 +83,7 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 			m.Log.Warn("the workload gets something that isn't as the engine makes it", "what", odd)
 		}
 		if err := tool.Create(ctx, want.Workload, want.ID); err != nil {
-			return proved{}, "", err
+			return proved{}, "", m.blamed(ctx, err)
 		}
 		c, err := m.engine.Container(ctx, compose.Name)
 		if inspect.NotFound(err) {
@@ -98,6 +98,20 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 		}
 		return proved{Container: c, want: want, unused: m.Settings.TEE() && !found.measured}, c.ShortID(), nil
 	}
+}
+
+// blamed is why Compose failed. It says in words alone that the engine went away, and then it is the
+// engine that has to come back: one that takes no new connection, as long as it is on its way down too.
+func (m *machine) blamed(ctx context.Context, err error) error {
+	engine, away := docker.New(m.Settings.DockerHost)
+	if away == nil {
+		_, away = engine.Info(ctx)
+	}
+	if away == nil || ctx.Err() != nil {
+		return err
+	}
+	m.Log.Warn("Compose failed, and the engine is away", "error", err)
+	return fmt.Errorf("the engine went away while Compose was at work: %w", away)
 }
 
 // otherwise is a container that was just made, and not as Compose was told to make it: the next one
