@@ -3,6 +3,7 @@ package pkg_test
 import (
 	"flag"
 	"fmt"
+	"go/ast"
 	"go/parser"
 	"go/scanner"
 	"go/token"
@@ -27,6 +28,7 @@ const auditLimit = 1000
 type audited struct {
 	name    string
 	files   []string // those that decide it; nil: all
+	names   []string // those that only give names: constants and their types decide nothing
 	imports []string // all that they may import
 }
 
@@ -34,20 +36,20 @@ type audited struct {
 func audit() []audited {
 	const v1 = "github.com/google/go-containerregistry/pkg/v1"
 	return []audited{
-		{"pkg/digest", nil, []string{"crypto/sha256", "encoding/hex", "errors", "fmt", "strings"}},
-		{"pkg/approval", nil, []string{
+		{"pkg/digest", nil, nil, []string{"crypto/sha256", "encoding/hex", "errors", "fmt", "strings"}},
+		{"pkg/approval", nil, nil, []string{
 			"errors", "fmt", "slices", "pkg/digest", "pkg/exit", "pkg/internal/strictjson",
 		}},
-		{"pkg/admission", nil, []string{
+		{"pkg/admission", nil, []string{"names.go"}, []string{
 			"fmt", "path", "slices", "strings", "time", v1,
 			"pkg/approval", "pkg/compose", "pkg/config", "pkg/digest", "pkg/docker/inspect",
 			"pkg/exit", "pkg/rtmr",
 		}},
-		{"pkg/rtmr", []string{"event.go", "verify.go", "measure.go"}, []string{
+		{"pkg/rtmr", []string{"event.go", "verify.go", "measure.go"}, nil, []string{
 			"context", "crypto/sha512", "encoding/binary", "encoding/hex", "errors", "fmt",
 			"strings", "time", "pkg/digest", "pkg/exit",
 		}},
-		{"pkg/launch", []string{"sequence.go"}, []string{
+		{"pkg/launch", []string{"sequence.go"}, nil, []string{
 			"context", "errors", "pkg/admission", "pkg/internal/files",
 		}},
 	}
@@ -63,6 +65,11 @@ func TestTheAuditorsList(t *testing.T) {
 		files := p.files
 		if files == nil {
 			files = sourceFiles(t, p.name)
+		}
+		for _, file := range p.names {
+			assert.Contains(t, files, file)
+			onlyNames(t, path.Join(p.name, file))
+			files = slices.DeleteFunc(files, func(f string) bool { return f == file })
 		}
 		unused := slices.Clone(p.imports)
 		for _, file := range files {
@@ -92,6 +99,33 @@ func TestTheAuditorsList(t *testing.T) {
 		return
 	}
 	assert.Equal(t, table, written, "docs/ARCHITECTURE.md is out of date: run make docs")
+}
+
+// onlyNames asserts that a file declares nothing but constants and types without anything in them.
+func onlyNames(t *testing.T, name string) {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join("..", name), nil, 0)
+	require.NoError(t, err)
+	for _, d := range file.Decls {
+		declared, ok := d.(*ast.GenDecl)
+		if !assert.True(t, ok, "%s: a function", name) {
+			continue
+		}
+		for _, s := range declared.Specs {
+			constant, isConstant := s.(*ast.ValueSpec)
+			kind, isType := s.(*ast.TypeSpec)
+			switch {
+			case isConstant && declared.Tok == token.CONST:
+				for _, v := range constant.Values {
+					assert.IsType(t, &ast.BasicLit{}, v, "%s: %v", name, constant.Names)
+				}
+			case isType:
+				assert.IsType(t, &ast.Ident{}, kind.Type, "%s: %s", name, kind.Name)
+			default:
+				assert.Fail(t, "neither a constant nor a type", "%s: %s", name, declared.Tok)
+			}
+		}
+	}
 }
 
 // sourceFiles returns the names of a package's files but its tests.

@@ -7,23 +7,6 @@ import (
 	"tee-launcher/pkg/exit"
 )
 
-// Step is a step of the boot.
-type Step string
-
-// The steps.
-const (
-	AtSettings  Step = "settings"
-	AtProbe     Step = "probe"
-	AtGate      Step = "gate"
-	AtConfig    Step = "config"
-	AtPull      Step = "pull"
-	AtLoad      Step = "load"
-	AtCreate    Step = "create"
-	AtMeasure   Step = "measure"
-	AtStart     Step = "start"
-	AtSupervise Step = "supervise"
-)
-
 // Steps returns the steps in their order.
 func Steps() []Step {
 	return []Step{
@@ -41,36 +24,6 @@ func (s Settings) Passes(at Step, code exit.Code, waited bool) bool {
 	return s.Supervised() && (late && code >= exit.Unavailable && code <= exit.Engine ||
 		waited && at == AtConfig && code == exit.Config)
 }
-
-// Code names one kind of finding. It never changes its meaning, so that people and scripts can
-// refer to it.
-type Code string
-
-// The codes of refusals.
-const (
-	ReportTaken      Code = "SET005"
-	SharedMissing    Code = "CFG004"
-	OwnDirBlocked    Code = "CFG005"
-	ConfigUnreadable Code = "CFG001"
-	ListUnreadable   Code = "CFG006"
-	ListWrong        Code = "CFG007"
-	OverrideRefused  Code = "CFG008"
-	NodeConfigFails  Code = "CFG010"
-	RecordBlocked    Code = "CFG012"
-	SharedElsewhere  Code = "CFG013"
-	SpaceShort       Code = "ENG005"
-	WorkloadStopped  Code = "ENG007"
-	SocketHeld       Code = "ENG008"
-	WorkloadRestarts Code = "ENG009"
-	WorkloadPaused   Code = "ENG012"
-	EngineNotDocker  Code = "ENG013"
-	ImpostorEnded    Code = "ENG016"
-	LogWrong         Code = "AGT004"
-	OtherMeasured    Code = "AGT005"
-	MeasuredByOthers Code = "AGT007"
-	AnotherLauncher  Code = "HST003"
-	BootUnknown      Code = "HST005"
-)
 
 // Refusal is why a boot ends.
 type Refusal struct {
