@@ -46,6 +46,7 @@ type Error struct {
 	Status   int    // of the answer; 0 if there was none
 	Answer   string // the status in words, such as "404 Not Found"
 	Attempts int    // of the request that failed
+	Answered bool   // the source has answered before or now, rightly or wrongly
 	Code     string // the registry's own code, such as MANIFEST_UNKNOWN
 	Message  string // the registry's own words, trimmed
 	Err      error  // what went wrong, where it isn't just the status

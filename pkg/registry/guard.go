@@ -89,6 +89,7 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 		w.stop()
 		return nil, err
 	}
+	s.answered.Store(true)
 	w.body()
 	response.Body = &watchedBody{ReadCloser: response.Body, watch: w, over: over}
 	return response, nil
