@@ -45,6 +45,13 @@ func (o *runOpts) runRun(cmd *cobra.Command, _ []string) error {
 	if s.launch.Platform == config.TEE && s.launch.Supervise == admission.SuperviseOff {
 		c.log.Warn("not supervised: after a power loss the engine may start the old workload before anything is measured")
 	}
+	switch {
+	case s.fallback && s.launch.Supervised():
+		c.log.Warn("an older approved image may run than the newest: whoever controls the network can bring that about, for any that is still listed",
+			"after", s.launch.FallbackAfter)
+	case s.fallback:
+		c.log.Warn("--fallback has no effect without supervision: the first failure is the end")
+	}
 	return p.launcher(s, c).Run(ctx)
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +19,7 @@ import (
 
 // settings is what flags and environment say, parsed.
 type settings struct {
+	fallback  bool     // an older approved digest may be tried
 	warnings  []string // about the environment
 	launch    admission.Settings
 	logFormat string
@@ -142,6 +144,27 @@ func table() []setting {
 			help:     "look after the workload: auto is on in TEE mode and off in NONTEE; off in TEE mode lets the engine start an unmeasured workload",
 			parse: func(s *settings, v string) error {
 				s.launch.Supervise = admission.Supervise(v)
+				return nil
+			},
+		},
+		{
+			flag: "fallback", env: "LAUNCHER_FALLBACK", fallback: "off", values: []string{"off", "unpullable"},
+			commands: []string{run, verify},
+			help:     "unpullable: where the newest approved digest can't be had for long, the next older one is tried; whoever controls the network can bring that about",
+			parse: func(s *settings, v string) error {
+				s.fallback = v == "unpullable"
+				return nil
+			},
+		},
+		{
+			flag: "fallback-after", env: "LAUNCHER_FALLBACK_AFTER", fallback: "30m",
+			commands: []string{run, verify},
+			help:     "for how long it must have failed before that, such as 90s, 30m or 2h",
+			parse: func(s *settings, v string) (err error) {
+				s.launch.FallbackAfter, err = time.ParseDuration(v)
+				if err != nil || s.launch.FallbackAfter <= 0 {
+					return fmt.Errorf("%.100q is no length of time: write one such as 90s, 30m or 2h", v)
+				}
 				return nil
 			},
 		},
@@ -271,6 +294,9 @@ func (p *program) read(cmd *cobra.Command) (settings, error) {
 	}
 	if err := s.loudness(cmd); err != nil {
 		mistakes = append(mistakes, err)
+	}
+	if !s.fallback {
+		s.launch.FallbackAfter = 0
 	}
 	s.warnings = unknownVariables(environment)
 	if len(mistakes) > 0 {

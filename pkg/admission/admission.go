@@ -62,6 +62,7 @@ type Facts struct {
 	Wanted     *approval.Decision // nil: not known
 	Self       inspect.Container  // our own; the zero value for a plain binary
 	Containers []Container        // all others
+	Failing    Failing            // the newest approved digest, in earlier attempts of the run
 }
 
 // Verdict is what follows from facts.
@@ -328,8 +329,10 @@ func (f Facts) Select(list *approval.List, override *digest.Digest) (approval.De
 	}
 	decision, err := approval.Select(list, override, f.Settings.DefaultDigest)
 	switch {
-	case err == nil:
+	case err == nil && f.AnImage():
 		return decision, nil
+	case err == nil:
+		return f.Failing.instead(f.Settings, decision), nil
 	case f.AnImage():
 		return approval.Decision{}, &Refusal{OtherMeasured, exit.Measurement, fmt.Errorf("another image is measured than any that may be chosen: %w", err),
 			[]string{"reboot the CVM: what is in RTMR3 stays there until then"}}

@@ -2,6 +2,7 @@ package admission
 
 import (
 	"path"
+	"time"
 
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
@@ -19,7 +20,8 @@ type Settings struct {
 	Compose       string   // the command; empty: found
 	Insecure      []string // registries that may be spoken to over plain http; empty: loopback only
 	Supervise     Supervise
-	Report        string // path of the launch report; empty: in our own directory; NoReport: none
+	FallbackAfter time.Duration // how long the newest approved digest has to have failed before an older one is tried; zero: none ever is
+	Report        string        // path of the launch report; empty: in our own directory; NoReport: none
 }
 
 // NoReport is the value of Settings.Report that asks for none.

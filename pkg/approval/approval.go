@@ -48,6 +48,8 @@ const (
 type Decision struct {
 	Digest digest.Digest
 	Reason Reason
+	Older  []digest.Digest // the other approved ones where it is the newest, newest first
+	From   digest.Digest   // the newest, where this one is tried instead; zero: it isn't
 }
 
 // Error is a list that can't be used, or a choice that it doesn't allow.
@@ -125,7 +127,7 @@ func Select(list *List, override *digest.Digest, def digest.Digest) (Decision, e
 	case len(list.digests) == 0:
 		return Decision{}, errors.New("selecting a digest: the approved list was never read")
 	case override == nil:
-		return decide(list.digests[0], Newest)
+		return decide(list.digests[0], Newest, list.digests[1:]...)
 	case !slices.Contains(list.digests, *override):
 		return Decision{}, &Error{
 			message: fmt.Sprintf("mpc_hash_override %s is not one of the %d approved digests", override, len(list.digests)),
@@ -143,16 +145,16 @@ func Stay(measured digest.Digest, list *List, def digest.Digest) (Decision, bool
 	if list != nil {
 		approved = slices.Contains(list.digests, measured)
 	}
-	return Decision{measured, Measured}, approved && !measured.IsZero()
+	return Decision{Digest: measured, Reason: Measured}, approved && !measured.IsZero()
 }
 
 // decide lets no zero value through: of a caller who forgot something, or 64 zeros in a file.
-func decide(h digest.Digest, reason Reason) (Decision, error) {
+func decide(h digest.Digest, reason Reason, older ...digest.Digest) (Decision, error) {
 	if h.IsZero() {
 		return Decision{}, &Error{
 			message: fmt.Sprintf("selecting a digest (%s): %v", reason, digest.ErrNone),
 			hint:    "64 zeros are no image's digest: correct DEFAULT_IMAGE_DIGEST or the list, whichever has them",
 		}
 	}
-	return Decision{Digest: h, Reason: reason}, nil
+	return Decision{Digest: h, Reason: reason, Older: slices.DeleteFunc(slices.Clone(older), digest.Digest.IsZero)}, nil
 }

@@ -207,7 +207,7 @@ func TestSelect(t *testing.T) {
 					case list == nil:
 						want = approval.Decision{Digest: def, Reason: approval.Default}
 					case override == nil:
-						want = approval.Decision{Digest: list.Digests()[0], Reason: approval.Newest}
+						want = approval.Decision{Digest: list.Digests()[0], Reason: approval.Newest, Older: list.Digests()[1:]}
 					case slices.Contains(list.Digests(), *override):
 						want = approval.Decision{Digest: *override, Reason: approval.Override}
 					default:
@@ -297,7 +297,9 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		require.NoError(t, err)
-		require.Equal(t, approval.Decision{Digest: want[0], Reason: approval.Newest}, decision)
+		require.NotContains(t, decision.Older, digest.Digest{})
+		older := slices.DeleteFunc(list.Digests()[1:], digest.Digest.IsZero)
+		require.Equal(t, approval.Decision{Digest: want[0], Reason: approval.Newest, Older: older}, decision)
 	})
 }
 

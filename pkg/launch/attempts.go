@@ -64,13 +64,9 @@ func (r *run) waited(ctx context.Context, m *machine) bool {
 		return false
 	}
 	p, i := r.report.Pull, r.report.Image
-	rest := p != nil && i != nil && Costly(code, p.BytesFetched, i.SizeBytes) && m.changed(ctx) == ""
-	kind := &m.pauses
-	if rest {
-		kind = &m.rests
-	}
-	in := jitter(Pause(*kind, rest))
-	*kind++
+	m.costly = m.costly || p != nil && i != nil && Costly(code, p.BytesFetched, i.SizeBytes)
+	m.failed(code, r.err)
+	in, rest := m.rest(ctx)
 
 	var hints []string
 	for _, hint := range append(slices.Clone(exit.Hints(r.err)), "nothing has to be rebooted: the user config, "+
@@ -80,8 +76,10 @@ func (r *run) waited(ctx context.Context, m *machine) bool {
 	r.report.fail(r.err)
 	r.Log.Error("the attempt failed, trying again", "attempt", r.report.Attempt, "step", failed.Step,
 		"exit_code", int(code), "error", failed.Err, "hints", hints, "in", in)
-	defer waiting.For(ctx, fmt.Sprintf("attempt %d, because of exit code %d, %s, in %s",
-		r.report.Attempt+1, code, code.Name(), failed.Step))()
+	if in > 0 {
+		defer waiting.For(ctx, fmt.Sprintf("attempt %d, because of exit code %d, %s, in %s",
+			r.report.Attempt+1, code, code.Name(), failed.Step))()
+	}
 	for left := in; left > 0; left -= look {
 		nap := left
 		if rest {
@@ -105,12 +103,31 @@ func (r *run) waited(ctx context.Context, m *machine) bool {
 	return true
 }
 
+// rest returns how long is waited now, with jitter, and whether an attempt since the latest wait cost so
+// much that this one is ended by nothing but a change. An older digest is tried at once, so that it is
+// the newest that can be had.
+func (m *machine) rest(ctx context.Context) (in time.Duration, rest bool) {
+	if m.failing.Turn > 0 {
+		return 0, false
+	}
+	rest = m.costly && m.changed(ctx) == ""
+	m.costly = false
+	kind := &m.pauses
+	if rest {
+		kind = &m.rests
+	}
+	in = jitter(Pause(*kind, rest))
+	*kind++
+	return in, rest
+}
+
 // surroundings is what an attempt found that isn't its own, and what may make another one end
 // otherwise.
 type surroundings struct {
 	files  digest.Digest // user config and approved list
 	engine inspect.Info
 	free   int64 // on the engine's disk
+	size   int64 // of the image
 }
 
 // changed says what of the surroundings of an attempt that loaded is another than it was then; empty:
@@ -124,7 +141,7 @@ func (m *machine) changed(ctx context.Context) string {
 		return "engine"
 	}
 	free := m.free(ctx, m.seen.engine)
-	if m.seen.free != unknownRoom && free > m.seen.free+m.report.Image.SizeBytes/10 {
+	if m.seen.free != unknownRoom && free > m.seen.free+m.seen.size/10 {
 		return "free space"
 	}
 	return ""

@@ -50,9 +50,11 @@ func (w *world) images(f launchtest.RegistryFault) {
 }
 
 // layer returns the digest of the first layer of the first image.
-func (w *world) layer() (h v1.Hash) {
+func (w *world) layer() v1.Hash { return w.layerOf(w.Digests[0]) }
+
+func (w *world) layerOf(h digest.Digest) v1.Hash {
 	w.t.Helper()
-	ref, err := name.NewDigest(fmt.Sprintf("%s/%s@%s", w.Registry.Host(), launchtest.Repository, w.Digests[0]))
+	ref, err := name.NewDigest(fmt.Sprintf("%s/%s@%s", w.Registry.Host(), launchtest.Repository, h))
 	require.NoError(w.t, err)
 	v, err := new(registry.Client).Source(ref).Resolve(w.t.Context())
 	require.NoError(w.t, err)

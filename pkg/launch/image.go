@@ -94,7 +94,7 @@ func (m *machine) load(pulled imaged) step[imaged] {
 		case err == nil:
 			m.report.Pull.Source, m.report.Pull.BytesReused = "engine", img.image.Size()
 		case errors.Is(err, inspect.ErrNoImage), errors.As(err, &unproved):
-			m.seen.engine, m.seen.free = info, m.free(ctx, info)
+			m.seen.engine, m.seen.free, m.seen.size = info, m.free(ctx, info), img.image.Size()
 			known := m.own.Known(img.image.Reference().Context())
 			var loaded docker.Loaded
 			recorded := m.recordBytes(img.source)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -33,7 +34,12 @@ type machine struct {
 	seen          surroundings
 	pauses, rests int
 	unmeasured    bool
-	saved         map[string]bool // whose log was kept, by the container's ID
+	// Of the newest approved digest: for how long it couldn't be had, and why the latest time.
+	failing admission.Failing
+	newest  error
+	chosen  *choice         // in this attempt; nil: not yet
+	costly  bool            // an attempt since the latest wait was
+	saved   map[string]bool // whose log was kept, by the container's ID
 }
 
 // settings ends what runs as the workload and isn't, so that no refusal leaves it running, and takes
@@ -212,14 +218,22 @@ func (m *machine) choose(found alone) step[choice] {
 	return func(context.Context) (choice, string, error) {
 		chosen := found.choice
 		if !found.measured {
+			known := m.facts()
+			known.Failing = m.failing
 			var err error
-			if chosen, err = m.read(m.facts()); err != nil {
+			if chosen, err = m.read(known); err != nil {
 				return choice{}, "", err
 			}
 		}
 		reference := chosen.config.Image.String()
 		m.report.Image = &ImageReport{Reference: reference, Digest: chosen.Digest, Reason: string(chosen.Reason)}
 		m.Log.Info("image selected", "reference", reference, "digest", chosen.Digest, "reason", chosen.Reason)
+		m.chosen = &chosen
+		if !chosen.From.IsZero() {
+			m.report.Image.FallbackFrom = &chosen.From
+			m.Log.Warn("trying an older approved image than the newest", "digest", chosen.Digest, "fallback_from", chosen.From,
+				"because", m.newest, "failing_for", m.failing.For.Round(time.Second))
+		}
 		return chosen, fmt.Sprintf("%s (%s)", chosen.Digest, chosen.Reason), nil
 	}
 }

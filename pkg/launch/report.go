@@ -49,13 +49,15 @@ type Report struct {
 
 // ImageReport says which image was chosen, and why.
 type ImageReport struct {
-	Reference    string        `json:"reference"`
-	Digest       digest.Digest `json:"digest"` // of the manifest, as approved
-	Reason       string        `json:"reason,omitempty"`
-	ConfigDigest string        `json:"config_digest"` // empty until the manifest is proved
-	ImageID      string        `json:"image_id"`      // the engine's; empty until the image is proved there
-	SizeBytes    int64         `json:"size_bytes"`    // of all layers as they are in the registry
-	Layers       int           `json:"layers"`
+	Reference string        `json:"reference"`
+	Digest    digest.Digest `json:"digest"` // of the manifest, as approved
+	Reason    string        `json:"reason,omitempty"`
+	// FallbackFrom is the newer digest that could not be had; null: there is no fallback.
+	FallbackFrom *digest.Digest `json:"fallback_from"`
+	ConfigDigest string         `json:"config_digest"` // empty until the manifest is proved
+	ImageID      string         `json:"image_id"`      // the engine's; empty until the image is proved there
+	SizeBytes    int64          `json:"size_bytes"`    // of all layers as they are in the registry
+	Layers       int            `json:"layers"`
 }
 
 // Status is how far a step came.

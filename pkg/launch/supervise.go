@@ -52,6 +52,7 @@ func (m *machine) supervise(what started) step[struct{}] {
 		}
 		debug.FreeOSMemory() // what waits for months should be small
 		s.log.Info("supervising", "container", s.proved.Name, "id", s.proved.ShortID())
+		defer m.remind(ctx)()
 		detail, err = s.watch(ctx)
 		return none, detail, err
 	}

@@ -12,6 +12,7 @@ import (
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/approval"
 	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
@@ -62,6 +63,9 @@ type facts struct {
 	image      *image.Verified       // manifest
 	source     *registry.Source      // manifest
 	down       bool                  // manifest: the registry doesn't answer
+	unresolved error                 // manifest: why not
+	incomplete error                 // layers: why not all are there
+	instead    digest.Digest         // fallback: what would run in the end; zero: the selected one, or nothing
 	notice     registry.Notice       // rate limit
 	id         inspect.ImageID       // image: zero if the engine doesn't have it
 	missing    []int                 // image: the layers that are to be fetched

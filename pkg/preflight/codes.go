@@ -11,6 +11,7 @@ const (
 	SettingUnknown  Code = "SET002"
 	SettingInsecure Code = "SET003"
 	SettingAlone    Code = "SET004"
+	SettingFallback Code = "SET006"
 
 	ConfigWrong     Code = "CFG002"
 	ConfigOld       Code = "CFG003"
@@ -69,6 +70,7 @@ func Codes() []Class {
 		{SettingUnknown, "an environment variable looks like a setting but isn't one"},
 		{SettingInsecure, "plain http is allowed for a registry"},
 		{SettingAlone, "not supervised in a CVM: the engine may start an old workload before anything is measured"},
+		{SettingFallback, "an older approved image may run than the newest, where that can't be had"},
 		{admission.ReportTaken, "the launch report would replace a file that a boot reads or writes"},
 		{admission.ConfigUnreadable, "the user config can't be read"},
 		{ConfigWrong, "a mistake in the user config, with its place"},

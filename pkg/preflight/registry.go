@@ -57,6 +57,7 @@ func checkManifest(ctx context.Context, f *facts) outcome {
 	if err != nil {
 		var e *image.Error
 		f.down = errors.As(err, &e) && e.Kind == image.Unavailable
+		f.unresolved = err
 		return fail(codeOf(err), err)
 	}
 	f.image = v
@@ -127,6 +128,52 @@ func checkOthers(ctx context.Context, f *facts) outcome {
 	return ok("no older one can be pulled either")
 }
 
+// checkFallback finds what would run in the end where the selected digest can't be had, and an older one may.
+func checkFallback(ctx context.Context, f *facts) outcome {
+	older := f.options.Older(*f.decision)
+	err := f.incomplete
+	if err == nil && !f.cached.Valid() {
+		err = f.unresolved
+	}
+	var e *image.Error
+	switch {
+	case len(older) == 0:
+		return outcome{skipped: "none would be tried"}
+	case err == nil:
+		return outcome{skipped: "the selected one can be had"}
+	case errors.As(err, &e) && e.Kind == image.Unavailable && !e.Answered:
+		return outcome{unknown: "what doesn't answer says nothing of the selected one, so none would be tried"}
+	}
+	for _, h := range older {
+		source := f.sourceOf(h)
+		if v, err := source.Resolve(ctx); err == nil && source.CheckLayers(ctx, v, everyLayer(v)) == nil {
+			f.instead = h
+			return ok(fmt.Sprintf("%s would be tried after %s", h, waits(f.options.FallbackAfter)))
+		}
+	}
+	return ok("none that would be tried can be had either")
+}
+
+// waits prints a wait for people.
+func waits(d time.Duration) string {
+	switch {
+	case d == time.Minute:
+		return "1 minute"
+	case d%time.Minute == 0:
+		return fmt.Sprintf("%d minutes", d/time.Minute)
+	}
+	return d.String()
+}
+
+// everyLayer returns the indices of all layers.
+func everyLayer(v *image.Verified) []int {
+	indices := make([]int, len(v.Layers()))
+	for i := range indices {
+		indices[i] = i
+	}
+	return indices
+}
+
 func (f *facts) resolves(ctx context.Context, h digest.Digest) error {
 	_, err := f.sourceOf(h).Resolve(ctx)
 	return err
@@ -167,6 +214,7 @@ func checkLayers(ctx context.Context, f *facts) outcome {
 		if errors.As(err, &e) && e.Kind == image.Unavailable {
 			code = RegistryDown
 		}
+		f.incomplete = err
 		return fail(code, err)
 	}
 	return ok(fmt.Sprintf("the registry has all %d, %s", len(v.Layers()), Size(v.Size())))
@@ -177,10 +225,7 @@ func checkDownload(ctx context.Context, f *facts) outcome {
 	if !f.options.Deep {
 		return outcome{skipped: "only with --deep"}
 	}
-	indices := make([]int, len(f.image.Layers()))
-	for i := range indices {
-		indices[i] = i
-	}
+	indices := everyLayer(f.image)
 	if err := readAll(ctx, f.image, f.source, indices); err != nil {
 		code := LayerMissing
 		var e *image.Error

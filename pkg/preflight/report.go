@@ -79,6 +79,7 @@ type WouldRun struct {
 	BytesLeft      *int64         `json:"bytes_left"` // at most so many are to be downloaded
 	Event          *Event         `json:"event"`      // null outside a CVM
 	RTMR3          *string        `json:"rtmr3"`      // after the event
+	Fallback       *digest.Digest `json:"fallback"`   // what would run in the end instead of Digest, which can't be had
 }
 
 // Report is all that was found.
@@ -163,6 +164,9 @@ func (f *facts) wouldRun() *WouldRun {
 		return nil
 	}
 	w := &WouldRun{Reference: f.config.Image.String(), Digest: f.decision.Digest, Reason: string(f.decision.Reason)}
+	if !f.instead.IsZero() {
+		w.Fallback = &f.instead
+	}
 	if v := f.verified(); v != nil {
 		manifest, config, size, layers := v.ManifestDigest(), v.ConfigDigest(), v.Size(), len(v.Layers())
 		w.ManifestDigest, w.ConfigDigest, w.SizeBytes, w.Layers = &manifest, &config, &size, &layers
@@ -234,7 +238,13 @@ func (f *facts) summary(r *Report, code Code, count int, at admission.Step) stri
 		}
 		would := "end"
 		if f.options.Passes(at, r.ExitCode, false) {
-			would, end = "fail", "; it would wait and try again"+end
+			would = "fail"
+			if !f.instead.IsZero() && (at == admission.AtPull || at == admission.AtLoad) {
+				end = fmt.Sprintf("; it would wait for %s, and fall back to %s after %s%s",
+					f.decision.Digest, f.instead, waits(f.options.FallbackAfter), end)
+			} else {
+				end = "; it would wait and try again" + end
+			}
 		}
 		s := fmt.Sprintf("%s would %s with exit code %d, %s: %s", run, would, r.ExitCode, name, code)
 		if at == "" {

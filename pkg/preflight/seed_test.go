@@ -52,7 +52,7 @@ type seed struct {
 		Platform, Config, Shared, Socket, Host, Compose string
 		Report                                          string
 		Insecure, Mistakes, Warnings, Skip              []string
-		Unsupervised, Offline, Deep                     bool
+		Unsupervised, Fallback, Offline, Deep           bool
 		AppCompose                                      string
 		NoDefault                                       bool
 		Default                                         string
@@ -397,6 +397,9 @@ func (w *world) plantSettings(s seed) {
 	}
 	if s.Settings.Unsupervised {
 		w.settings.Supervise = admission.SuperviseOff
+	}
+	if s.Settings.Fallback {
+		w.settings.FallbackAfter = 30 * time.Minute
 	}
 	w.settings.Offline, w.settings.Deep = s.Settings.Offline, s.Settings.Deep
 	if s.Settings.NoDefault {

@@ -25,6 +25,11 @@ func checkSettings(_ context.Context, f *facts) outcome {
 		found = append(found, warning(SettingAlone,
 			"not supervised: after a power loss the engine may start the old workload before anything is measured", "leave --supervise at auto"))
 	}
+	if f.options.FallbackAfter > 0 && f.options.Supervised() {
+		found = append(found, warning(SettingFallback,
+			"an older approved image may run than the newest, where that can't be had: whoever controls the network can bring that about, for any that is still listed",
+			"leave --fallback at off, unless every image that is still listed may run"))
+	}
 	return ok("platform "+string(f.options.Platform), found...)
 }
 
