@@ -1,9 +1,12 @@
 package launch_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -488,6 +491,67 @@ func TestASignalEndsAWait(t *testing.T) {
 	require.NoError(t, w.Registry.Start())
 	w.onLine = nil
 	w.mustBoot()
+}
+
+// TestAThousandAttempts cost neither memory nor files nor bytes. It is alone, because it counts what the whole process has.
+func TestAThousandAttempts(t *testing.T) {
+	w := newWorld(t, options{})
+	w.missing(w.Digests[0])
+	w.settings.Report = admission.NoReport // a disk is slow
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	used := func() (heap uint64, goroutines, files int) {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		open, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		return m.HeapAlloc, runtime.NumGoroutine(), len(open)
+	}
+	failed, begun := 0, w.clock.Now()
+	var heap uint64
+	var goroutines, files int
+	l := launch.Launcher{Settings: w.settings, BootID: w.bootID, Now: w.clock.Now, Sleep: func(ctx context.Context, d time.Duration) error {
+		if d < launch.Pause(0, false)/2 {
+			return w.clock.Sleep(ctx, d) // between two requests
+		}
+		switch failed++; failed {
+		case 100:
+			heap, goroutines, files = used()
+		case 1000:
+			heapNow, goroutinesNow, filesNow := used()
+			// What the doubles write down of every request is a few thousand bytes for each attempt.
+			assert.Less(t, int64(heapNow)-int64(heap), int64(900*16<<10))
+			assert.LessOrEqual(t, goroutinesNow, goroutines+10)
+			assert.LessOrEqual(t, filesNow, files+10)
+			cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("enough")})
+		}
+		return w.clock.Sleep(ctx, d)
+	}}
+	assert.Equal(t, exit.Terminated, exit.Of(l.Run(ctx)))
+	assert.Equal(t, 1000, failed)
+	assert.Zero(t, w.Registry.BlobBytes())
+	assert.Empty(t, w.seen())
+	assert.Greater(t, w.clock.Now().Sub(begun), 1000*4*time.Minute, "it takes days")
+}
+
+// TestCostlyAttemptsAreRare: the bytes that are fetched in vain grow by an image in hours.
+func TestCostlyAttemptsAreRare(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /images/load", Times: -1, Load: launchtest.LoadDiskFull, LoadBytes: 60_000})
+	const hours = 5
+	l := w.attempts(func(failed int) {
+		if failed == hours {
+			w.Engine.Heal()
+		}
+	})
+	failures := l.failures()
+	require.Len(t, failures, hours)
+	for i, f := range failures {
+		around(t, launch.Pause(i, true), f)
+	}
+	assert.LessOrEqual(t, w.Registry.BlobBytes(), int64((hours+1)*100_000))
 }
 
 // TestManyAttempts use up nothing: what isn't there is asked for, and what is there isn't touched.

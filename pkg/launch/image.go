@@ -62,6 +62,7 @@ func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 		}
 		resolved, err := source.Resolve(ctx)
 		if err != nil {
+			source.Rest()
 			return imaged{}, "", err
 		}
 		if err := inspect.TakesForm(info, resolved); err != nil {
@@ -107,6 +108,7 @@ func (m *machine) load(pulled imaged) step[imaged] {
 		}
 		m.report.moved(img.source.Stats())
 		m.report.image(img.image, img.id)
+		img.source.Rest()
 		if err != nil {
 			return imaged{}, "", err
 		}

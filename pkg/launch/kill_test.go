@@ -221,6 +221,53 @@ func TestKilledAtEveryRequestToTheEngine(t *testing.T) {
 	}
 }
 
+// TestKilledInTheNextAttempt kills a launcher whose first attempt failed, at every request by which its second one changes something.
+func TestKilledInTheNextAttempt(t *testing.T) {
+	t.Parallel()
+	failing := func(t *testing.T) (*world, *judge) {
+		w, j := judgedWorld(t)
+		w.older(j)
+		w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultFlip, On: launchtest.RequestManifest, Times: 3})
+		return w, j
+	}
+	reference, j := failing(t)
+	before := len(reference.Engine.Requests())
+	p := reference.start(0)
+	require.True(t, p.until(func() bool { return slices.Contains(p.messages(), triesAgain+" pull") }), "%s", &p.stderr)
+	first := len(reference.Engine.Requests()) - before
+	p.kill()
+	reference.sound(j)
+
+	reference, j = failing(t)
+	reference.waits = 1
+	before = len(reference.Engine.Requests())
+	p = reference.start(0)
+	require.True(t, p.supervises(), "%s", &p.stderr)
+	p.kill()
+	assert.Equal(t, 2, reference.report().Attempt)
+	reference.sound(j)
+	requests := reference.Engine.Requests()[before:]
+	changes := 0
+	for i, request := range requests {
+		if i < first || strings.HasPrefix(request, "GET ") || strings.HasPrefix(request, "HEAD ") {
+			continue
+		}
+		if changes++; changes%stride != 0 {
+			continue
+		}
+		for _, done := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d %.60s, done %v", i+1, request, done), func(t *testing.T) {
+				t.Parallel()
+				w, j := failing(t)
+				w.waits = 1
+				w.killAtRequest(i, done)
+				w.aftermath(j, true, false)
+			})
+		}
+	}
+	assert.Greater(t, changes, 5, "%q", requests[first:])
+}
+
 // TestKilledUnsupervisedBeforeReadingBack: the log shows what the record says was meant, so the next run goes on.
 func TestKilledUnsupervisedBeforeReadingBack(t *testing.T) {
 	t.Parallel()

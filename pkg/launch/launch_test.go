@@ -37,6 +37,7 @@ type world struct {
 	onNap    func()               // called whenever a launcher in this process sleeps before it supervises
 	onLine   func(message string) // called when it logs, before it goes on
 	once     bool                 // what is begun now doesn't try again
+	waits    int                  // between attempts that pass at once for a launcher in a process of its own
 
 	workloadImage string
 }

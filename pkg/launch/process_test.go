@@ -45,6 +45,7 @@ type order struct {
 	BootID   string
 	Proc     string
 	Halt     int // the number of the log line at which it stands still, after printing it; 0: never
+	Waits    int // between attempts that pass at once
 }
 
 // launcherMain is the launcher. Its log goes to standard output as JSON, the error to standard
@@ -62,7 +63,9 @@ func launcherMain() int {
 		Settings: o.Settings, Log: log, Output: os.Stderr, BootID: o.BootID, Proc: o.Proc,
 		Now: c.Now,
 		Sleep: func(ctx context.Context, d time.Duration) error {
-			if d >= time.Second {
+			if d >= launch.Pause(0, false)/2 && o.Waits > 0 {
+				o.Waits--
+			} else if d >= time.Second {
 				<-ctx.Done()
 			}
 			return c.Sleep(ctx, d)
@@ -125,7 +128,7 @@ type process struct {
 // start starts a launcher on the machine that stands still at a line of its log; 0: at none.
 func (w *world) start(halt int) *process {
 	w.t.Helper()
-	data, err := json.Marshal(order{w.settings, w.bootID, w.proc, halt})
+	data, err := json.Marshal(order{w.settings, w.bootID, w.proc, halt, w.waits})
 	require.NoError(w.t, err)
 	p := &process{t: w.t, cmd: exec.Command(os.Args[0], "launcher"), ended: make(chan struct{})}
 	p.cmd.Stdin, p.cmd.Stderr = bytes.NewReader(data), &p.stderr

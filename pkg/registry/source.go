@@ -75,6 +75,10 @@ func proxyAnswered(_ context.Context, _ *url.URL, _ *http.Request, answer *http.
 	return nil
 }
 
+// Rest gives back the connections that nothing uses, which would be kept for a while: from who isn't
+// asked again. Asked all the same, the source makes new ones.
+func (s *Source) Rest() { s.freshConnections() }
+
 // freshConnections makes the next requests use connections that nothing has gone wrong on.
 func (s *Source) freshConnections() {
 	s.http1.CloseIdleConnections()
