@@ -128,6 +128,12 @@ func TestKeepsTrying(t *testing.T) {
 			l := w.attempts(func(failed int) {
 				report := w.report()
 				assert.Nil(t, report.ExitCode, "it isn't the end")
+				assert.Nil(t, report.FinishedAt)
+				i := slices.IndexFunc(report.Steps, func(s launch.StepReport) bool { return s.Name == string(c.step) })
+				assert.Equal(t, launch.Status("failed"), report.Steps[i].Status)
+				for _, later := range report.Steps[i+1:] {
+					assert.Equal(t, launch.Status("pending"), later.Status, "%s", later.Name)
+				}
 				if assert.NotNil(t, report.Error) {
 					assert.True(t, strings.HasPrefix(*report.Error, string(c.step)+": "), "%s", *report.Error)
 				}
@@ -491,6 +497,112 @@ func TestASignalEndsAWait(t *testing.T) {
 	require.NoError(t, w.Registry.Start())
 	w.onLine = nil
 	w.mustBoot()
+}
+
+// TestWhatIsMeasuredStaysWhileItWaits, whatever list and override become; what the list doesn't hold any more is the end.
+func TestWhatIsMeasuredStaysWhileItWaits(t *testing.T) {
+	t.Parallel()
+	for _, revoked := range []bool{false, true} {
+		t.Run(fmt.Sprintf("revoked %v", revoked), func(t *testing.T) {
+			t.Parallel()
+			w, j := judgedWorld(t)
+			w.settings.FallbackAfter = time.Nanosecond // and no fallback either
+			w.approve(w.Digests[0])
+			w.mustBoot()
+			image := w.workload().Image
+			for _, c := range w.Engine.Containers() {
+				w.does("DELETE", "/containers/"+c.ID+"?force=1")
+			}
+			w.does("DELETE", "/images/"+image+"?force=1")
+			require.NoError(t, w.Registry.Stop())
+			l := w.attempts(func(failed int) {
+				switch failed {
+				case 1:
+					w.approve(w.Digests[1], w.Digests[0])
+				case 2:
+					w.configure(fmt.Sprintf("mpc_hash_override = %q", w.Digests[1]))
+				case 3:
+					w.configure("")
+					if revoked {
+						w.approve(w.Digests[1])
+					}
+				case 4:
+					assert.NoError(t, w.Registry.Start())
+				}
+			})
+			for _, f := range l.failures() {
+				assert.Contains(t, f.Error, w.Digests[0].String())
+			}
+			w.accepted(w.Digests[0])
+			assert.Equal(t, 1, w.Agent.Emits())
+			assert.Empty(t, j.verdict())
+			if revoked {
+				assert.Len(t, l.failures(), 3)
+				assert.Equal(t, exit.Measurement, exit.Of(l.end()))
+				assert.Empty(t, w.Engine.Containers())
+				return
+			}
+			assert.Len(t, l.failures(), 4)
+			assert.Equal(t, "measured", w.report().Image.Reason)
+			assert.Equal(t, "running", w.status())
+		})
+	}
+}
+
+// TestASignalAtAnyPoint of a run whose first attempt failed ends it, without another wait, and leaves nothing that the next run
+// doesn't cope with.
+func TestASignalAtAnyPoint(t *testing.T) {
+	t.Parallel()
+	failing := func(t *testing.T) (*world, *judge) {
+		w, j := judgedWorld(t)
+		w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultFlip, On: launchtest.RequestManifest, Times: 3})
+		return w, j
+	}
+	reference, _ := failing(t)
+	lines := reference.watch().messages()
+	last := slices.Index(lines, "step started start")
+	require.Greater(t, last, 20, "%q", lines)
+	for i := 0; i <= last; i += stride {
+		t.Run(fmt.Sprintf("%d %s", i+1, lines[i]), func(t *testing.T) {
+			t.Parallel()
+			w, j := failing(t)
+			var l *watched
+			ready, seen, naps := make(chan struct{}), -1, 0
+			w.onLine = func(string) {
+				<-ready
+				if seen++; seen == i {
+					l.signal()
+				}
+			}
+			w.onNap = func() {
+				if seen >= i {
+					naps++
+				}
+			}
+			l = w.begin("")
+			close(ready)
+			err := l.end()
+			assert.Equal(t, exit.Terminated, exit.Of(err), "%v", err)
+			assert.LessOrEqual(t, naps, 1, "what it would have slept is cut short")
+			assert.Zero(t, w.starts())
+			w.sound(j)
+			w.onLine, w.onNap = nil, nil
+			w.Registry.Heal()
+			w.mustBoot()
+			w.accepted(w.Digests[0])
+			w.sound(j)
+			assert.Equal(t, 1, w.Agent.Emits())
+			assert.Len(t, w.Engine.Containers(), 2, "the workload and its holder")
+		})
+	}
+}
+
+// starts returns how often a workload was started.
+func (w *world) starts() (n int) {
+	for _, c := range w.Engine.Containers() {
+		n += c.Starts
+	}
+	return n
 }
 
 // TestAThousandAttempts cost neither memory nor files nor bytes. It is alone, because it counts what the whole process has.

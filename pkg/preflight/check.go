@@ -49,6 +49,7 @@ type facts struct {
 	own        state.Dir             // shared directory: our own directory in it
 	boot       string                // boot: the kernel's name of this one; empty where it isn't known
 	next       bool                  // lock: the next boot is asked about
+	waits      bool                  // lock: the launcher that holds it waits for its next attempt
 	events     *rtmr.Info            // event log: nil outside a CVM, and where it can't be read
 	config     *config.Config        // user config
 	list       *approval.List        // approved list: nil, absent

@@ -228,6 +228,9 @@ func (f *facts) summary(r *Report, code Code, count int, at admission.Step) stri
 	if f.next {
 		run, end = "At the next boot, run", ", "+AsOfNow+"."
 	}
+	if f.waits && !f.otherwise(r) {
+		end = ", " + AsOfNow + "; the same goes for the next attempt of the launcher that waits here."
+	}
 	switch {
 	case count > 0:
 		name := ""
@@ -277,6 +280,15 @@ func (f *facts) summary(r *Report, code Code, count int, at admission.Step) stri
 		return s + "start the workload, which is already measured" + end
 	}
 	return s + "measure the image, start the workload" + end
+}
+
+// otherwise reports whether the next attempt of a launcher that waits may come to something else than the
+// next boot: where an image is measured in this one, or is in the engine only until then.
+func (f *facts) otherwise(r *Report) bool {
+	return f.events == nil && f.options.TEE() || f.events != nil && len(f.events.Log.Images()) > 0 ||
+		slices.ContainsFunc(r.Checks, func(c Result) bool {
+			return slices.ContainsFunc(c.Findings, func(found Finding) bool { return found.Code == ImagePrunable })
+		})
 }
 
 // Size prints bytes for people, in decimal units as registries describe them.

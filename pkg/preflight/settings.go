@@ -114,6 +114,7 @@ func checkLock(ctx context.Context, f *facts) outcome {
 	}
 	if f.options.For == ForAuto {
 		f.next = lock.Launcher()
+		f.waits = f.next && state.Waits(f.options.Settings, f.shared, f.boot)
 	}
 	holder := "process " + lock.PID
 	if lock.Container != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -36,7 +37,31 @@ func TestTheLockIsSeenAndNotTaken(t *testing.T) {
 	assert.Equal(t, exit.OK, report.ExitCode, "the next boot is what is asked about")
 	assert.Equal(t, preflight.ForBoot, report.For)
 	assert.Regexp(t, "^At the next boot, .* with the list, config and sources as they are now.$", report.Summary)
+	// One that waits for its next attempt, and what says so without being one.
+	const too = "; the same goes for the next attempt of the launcher that waits here."
+	for text, waits := range map[string]bool{
+		`{"boot_id":"` + bootID + `","exit_code":null,"error":"pull: not there"}`: true,
+		`{"boot_id":"` + bootID + `","exit_code":null,"error":null}`:              false,
+		`{"boot_id":"` + bootID + `","exit_code":5,"error":"pull: not there"}`:    false,
+		`{"boot_id":"another","exit_code":null,"error":"pull: not there"}`:        false,
+		`{"boot_id":`: false,
+	} {
+		w.write("shared/launcher/report.json", text)
+		assert.Equal(t, waits, strings.HasSuffix(w.run().Summary, too), "%s", text)
+	}
+	w.write("shared/launcher/report.json", `{"boot_id":"`+bootID+`","exit_code":null,"error":"pull: not there"}`)
+	w.settings.Report = admission.NoReport
+	assert.NotContains(t, w.run().Summary, too)
+	w.settings.Report = w.path("shared/launcher/report.json")
+	assert.Contains(t, w.run().Summary, too)
+	w.settings.Report = ""
+	w.load()
+	w.keep()
+	assert.NotContains(t, w.run().Summary, too, "the image may be gone by the next boot")
+	w.Agent.Emit("mpc-image-digest", make([]byte, 32))
+	assert.NotContains(t, w.run().Summary, too, "what is measured stays for this boot alone")
 	w.settings.For = preflight.ForNow
+	w.Agent.Reboot()
 	report = w.run()
 	assert.Equal(t, []string{"HST003"}, codes(report))
 	assert.Equal(t, exit.Busy, report.ExitCode)

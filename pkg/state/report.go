@@ -51,6 +51,37 @@ func belowShared(path string, shared *files.Dir) string {
 	return below
 }
 
+// maxReport bounds a launch report that is read.
+const maxReport = 1 << 20
+
+// Waits reports whether the launch report says that the launcher of this boot waits for its next attempt.
+// The workload can write there too: it is for words alone.
+func Waits(s admission.Settings, shared *files.Dir, boot string) bool {
+	path := s.Report
+	switch path {
+	case admission.NoReport:
+		return false
+	case "":
+		path = filepath.Join(shared.Path(), Name, ReportName)
+	}
+	dir, err := ReportDir(path, shared)
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	data, err := dir.Read(filepath.Base(path), maxReport)
+	if err != nil {
+		return false
+	}
+	var said struct {
+		BootID   string  `json:"boot_id"`
+		ExitCode *int    `json:"exit_code"`
+		Error    *string `json:"error"`
+	}
+	err = decode(data, &said, "boot_id", "exit_code", "error")
+	return err == nil && boot != "" && said.BootID == boot && said.ExitCode == nil && said.Error != nil
+}
+
 // CanReport refuses a place for the launch report where one of the files stands that a boot reads or
 // writes: the report would replace it. What counts is the entry of the directory, by whatever path: the
 // report is renamed to it. So another name of one of those files may stand there, such as a link that
