@@ -382,15 +382,30 @@ func (m *machine) verify(when preflight.For) *preflight.Report {
 	return report
 }
 
-// run is a launcher that is told to end once it supervises.
-func (m *machine) run() error {
+// run is a launcher that is told to end once it supervises, or an attempt fails.
+func (m *machine) run() error { return m.runOn(nil) }
+
+// runOn is one that goes on after its first attempt, once the world was changed.
+func (m *machine) runOn(change func()) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	l := launch.Launcher{
 		Settings: m.settings, Proc: m.proc, Now: m.now, Sleep: m.sleep,
-		Log: slog.New(&launchtest.Ender{Cancel: cancel}),
+		Log: slog.New(&launchtest.Ender{Cancel: cancel, Again: once(change)}),
 	}
 	return l.Run(ctx)
+}
+
+// once returns a function that lets one failed attempt go on, after a change; nil: none goes on.
+func once(change func()) func() bool {
+	return func() bool {
+		first := change
+		change = nil
+		if first != nil {
+			first()
+		}
+		return first != nil
+	}
 }
 
 // askAgent is a request of somebody else's to the agent.

@@ -95,6 +95,55 @@ func TestVerifyAndRunAgree(t *testing.T) {
 	}
 }
 
+// TestVerifyAndRunAgreeOnTheNextAttempt has what was wrong with registry and engine pass while a launcher waits, asks verify then,
+// and finds that the next attempt ends as it says.
+func TestVerifyAndRunAgreeOnTheNextAttempt(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	passing := func(quirk string) bool {
+		for _, prefix := range []string{"the registry ", "the registry's ", "layer is damaged", "engine refuses to "} {
+			if strings.HasPrefix(quirk, prefix) {
+				return true
+			}
+		}
+		return false
+	}
+	var faults []string
+	for _, q := range quirks() {
+		if passing(q.name) {
+			faults = append(faults, q.name)
+		}
+	}
+	waited, ends := 0, map[exit.Code]int{}
+	for seed := range uint64(min(*worlds, 150)) {
+		w := generate(*firstSeed + seed)
+		w.Platform, w.Supervise = config.TEE, admission.SuperviseAuto
+		w.Quirks = append(w.Quirks, faults[int(seed)%len(faults)])
+		m := l.machine(w)
+		m.prepare(w)
+		var said *preflight.Report
+		err := m.runOn(func() {
+			m.registry.Heal()
+			m.engine.Heal()
+			said = m.verify(preflight.ForNow)
+		})
+		m.close()
+		if said == nil {
+			continue // it ended at once
+		}
+		waited++
+		ends[exit.Of(err)]++
+		w.Quirks = slices.DeleteFunc(w.Quirks, passing)
+		assert.Empty(t, differs(w, said, err), "seed %d: in the world %s", *firstSeed+seed, w)
+	}
+	t.Logf("%d waited; next attempts by exit code: %v", waited, ends)
+	if *worlds >= 150 {
+		assert.Greater(t, waited, 20)
+		assert.Greater(t, ends[exit.OK], 15)
+		assert.Greater(t, len(ends), 1, "no next attempt fails: they are too much alike")
+	}
+}
+
 // unknowable is where verify can't know what run will find: what shows only once it is done. The
 // names are those of the quirks that bring it about; a run that differs must end at that step with
 // that code, and verify must not have found anything that comes before it.
@@ -257,26 +306,7 @@ func (l *lab) play(w world) (difference string, codes []exit.Code) {
 	}()
 	m := l.machine(w)
 	defer m.close()
-	for _, event := range w.History {
-		switch event {
-		case "run":
-			m.run()
-		case "reboot":
-			m.reboot()
-		}
-	}
-	if len(w.Containers) > 0 {
-		_, err := m.engine.AddImage(l.old, "old:1")
-		check(err)
-	}
-	for _, c := range w.Containers {
-		m.make(c)
-	}
-	for _, q := range quirks() {
-		if slices.Contains(w.Quirks, q.name) {
-			q.do(m)
-		}
-	}
+	m.prepare(w)
 	phases := []string{"now", "boot"}
 	if m.settings.Platform == config.TEE && len(w.Quirks) < 2 {
 		phases = append(phases, "again") // in the same boot, where most stands already
@@ -296,6 +326,30 @@ func (l *lab) play(w world) (difference string, codes []exit.Code) {
 		}
 	}
 	return "", codes
+}
+
+// prepare makes a machine what its world says.
+func (m *machine) prepare(w world) {
+	for _, event := range w.History {
+		switch event {
+		case "run":
+			m.run()
+		case "reboot":
+			m.reboot()
+		}
+	}
+	if len(w.Containers) > 0 {
+		_, err := m.engine.AddImage(m.old, "old:1")
+		check(err)
+	}
+	for _, c := range w.Containers {
+		m.make(c)
+	}
+	for _, q := range quirks() {
+		if slices.Contains(w.Quirks, q.name) {
+			q.do(m)
+		}
+	}
 }
 
 // differs compares what verify said with how run ended.

@@ -21,6 +21,7 @@ type Ender struct {
 	Cancel context.CancelCauseFunc // of the launcher's context
 	Next   slog.Handler            // gets every record first; nil: nobody does
 	Stays  bool                    // a launcher that supervises isn't ended
+	Again  func() bool             // asked at each attempt that fails, whether it is to go on; nil: it is not
 }
 
 // Enabled implements slog.Handler.
@@ -53,7 +54,7 @@ func (e *Ender) Handle(ctx context.Context, r slog.Record) error {
 	switch {
 	case r.Message == Supervising && !e.Stays:
 		e.Cancel(&exit.Error{Code: exit.Terminated, Err: errors.New("ended by signal")})
-	case r.Message == TriesAgain:
+	case r.Message == TriesAgain && (e.Again == nil || !e.Again()):
 		said := map[string]slog.Value{}
 		r.Attrs(func(a slog.Attr) bool {
 			said[a.Key] = a.Value
