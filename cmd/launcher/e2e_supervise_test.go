@@ -430,3 +430,30 @@ func TestE2EKeepsTrying(t *testing.T) {
 	assert.Equal(t, 2, report.Attempt)
 	assert.Nil(t, report.Error)
 }
+
+// TestE2EFallback: the newest approved image was never pushed. The older one runs after a second attempt at it, is what is measured, and
+// stays for the rest of the boot.
+func TestE2EFallback(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "TEE")
+	m.configure("pull_max_retries = 0")
+	missing := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)}
+	m.approve(missing, m.digests[0])
+	p := m.start("--fallback=unpullable", "--fallback-after=1s")
+	p.says("an older approved image may run than the newest", 1)
+	p.says("the attempt failed, trying again", 2)
+	p.says("supervising", 1)
+	p.says("this is not the newest approved image", 1)
+	m.measured(m.digests[0])
+	m.answers(1, "")
+	report, ours := p.report()
+	require.True(t, ours)
+	assert.Equal(t, 3, report.Attempt)
+	require.NotNil(t, report.Image.FallbackFrom)
+	assert.Equal(t, missing.String(), report.Image.FallbackFrom.String())
+	assert.Contains(t, report.Image.Reason, "fallback: "+missing.String())
+	p.kill()
+	again := m.mustBoot()
+	assert.Equal(t, "measured", again.report.Image.Reason)
+	assert.Equal(t, 1, m.agent.Emits())
+}
