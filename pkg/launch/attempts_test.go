@@ -197,6 +197,31 @@ func TestAnEngineThatGoesAwayUnderCompose(t *testing.T) {
 	w.sound(j)
 }
 
+// TestAnEngineThatGoesAwayAtTheStart isn't a workload that fails, and the next run goes on from there.
+func TestAnEngineThatGoesAwayAtTheStart(t *testing.T) {
+	t.Parallel()
+	for _, request := range []string{"POST /containers/*/start", "GET /containers/*/json"} {
+		w, j := judgedWorld(t)
+		w.onLine = func(message string) {
+			if message == "step started start" {
+				w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/start", Close: strings.HasPrefix(request, "POST")})
+				w.Engine.Fail(launchtest.EngineFault{Match: "GET /containers/*/json", Skip: 1, Times: -1, Close: true})
+			}
+		}
+		l := w.begin("")
+		err := l.end()
+		assert.Equal(t, exit.Engine, exit.Of(err), "%s: %v", request, err)
+		assert.ErrorContains(t, err, "start: ")
+		w.onLine = nil
+		w.Engine.Heal()
+		w.mustBoot()
+		w.accepted(w.Digests[0])
+		assert.Equal(t, 1, w.Agent.Emits())
+		assert.Equal(t, 1, w.workload().Starts)
+		w.sound(j)
+	}
+}
+
 // TestWaitsGrow up to a bound, and a costly attempt is followed by longer ones.
 func TestWaitsGrow(t *testing.T) {
 	t.Parallel()

@@ -38,7 +38,9 @@ func (m *machine) start(ready measured) step[started] {
 			return started{}, "", err
 		}
 		// Not to be interrupted: nobody can say of a start that is given up whether it happens.
-		if err := m.engine.Start(context.WithoutCancel(ctx), c.ID); err != nil {
+		if err := m.engine.Start(context.WithoutCancel(ctx), c.ID); err != nil && !refused(err) {
+			return started{}, "", err // the engine is away, which says nothing of the workload
+		} else if err != nil {
 			return started{}, "", &exit.Error{Code: exit.Workload, Err: err, Hint: []string{startHint(err)}}
 		}
 		return m.settle(ctx, ready.proved)
@@ -55,7 +57,10 @@ type started struct {
 func (m *machine) settle(ctx context.Context, p proved) (started, string, error) {
 	for deadline := m.Now().Add(startGrace); ; {
 		c, err := m.engine.Container(context.WithoutCancel(ctx), p.ID)
-		if err != nil {
+		switch {
+		case err != nil && !refused(err):
+			return started{}, "", err
+		case err != nil:
 			return started{}, "", &exit.Error{Code: exit.Workload, Err: err}
 		}
 		p.Container = c
