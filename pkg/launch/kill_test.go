@@ -233,7 +233,7 @@ func TestKilledInTheNextAttempt(t *testing.T) {
 	reference, j := failing(t)
 	before := len(reference.Engine.Requests())
 	p := reference.start(0)
-	require.True(t, p.until(func() bool { return slices.Contains(p.messages(), triesAgain+" pull") }), "%s", &p.stderr)
+	require.True(t, p.until(func() bool { return slices.Contains(p.messages(), launchtest.TriesAgain+" pull") }), "%s", &p.stderr)
 	first := len(reference.Engine.Requests()) - before
 	p.kill()
 	reference.sound(j)

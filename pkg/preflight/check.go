@@ -65,7 +65,9 @@ type facts struct {
 	source     *registry.Source      // manifest
 	down       bool                  // manifest: the registry doesn't answer
 	unresolved error                 // manifest: why not
+	unusable   error                 // image: why the engine couldn't take it
 	incomplete error                 // layers: why not all are there
+	damaged    error                 // download: what doesn't match
 	instead    digest.Digest         // fallback: what would run in the end; zero: the selected one, or nothing
 	notice     registry.Notice       // rate limit
 	id         inspect.ImageID       // image: zero if the engine doesn't have it

@@ -58,6 +58,7 @@ func checkImage(ctx context.Context, f *facts) outcome {
 		return outcome{unknown: "it isn't known which image is wanted"}
 	}
 	if err := inspect.Takes(f.info, v); err != nil {
+		f.unusable = err
 		return fail(ImageTooDeep, err)
 	}
 	id, err := f.engine.Prove(ctx, f.info, v)
@@ -83,6 +84,7 @@ func checkImage(ctx context.Context, f *facts) outcome {
 		return fail(EngineContradicts, err)
 	}
 	if err := inspect.TakesForm(f.info, v); err != nil {
+		f.unusable = err
 		return fail(ImageUnusable, err)
 	}
 	has := func(int) bool { return false }

@@ -54,6 +54,16 @@ func TestFallback(t *testing.T) {
 			}, exit.Refused,
 			func(w *world) string { return waits(w.Digests[0], w.Digests[1], "1 minute") }, 1,
 		},
+		"a layer of the newest is damaged": {
+			func(w *world) {
+				list(w, w.Digests[0], w.Digests[1])
+				w.Registry.Fail(launchtest.RegistryFault{
+					Kind: launchtest.FaultFlip, Times: -1, On: launchtest.RequestBlob, Digest: image.Hash(w.resolve(w.Digests[0]).Layers()[0].Digest),
+				})
+				w.settings.Deep = true
+			}, exit.Mismatch,
+			func(w *world) string { return waits(w.Digests[0], w.Digests[1], "30 minutes") }, 1,
+		},
 		"it is off": {
 			func(w *world) { list(w, unknown, w.Digests[0]); w.settings.FallbackAfter = 0 }, exit.Refused,
 			func(*world) string { return again }, -1,

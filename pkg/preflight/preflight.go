@@ -107,7 +107,7 @@ func checks() []check {
 		{name: "space", group: GroupEngine, step: load, needs: []string{"image"}, do: checkSpace},
 		{name: "layers", group: GroupRegistry, step: load, needs: []string{"selection"}, after: []string{"image"}, do: checkLayers},
 		{name: "download", group: GroupRegistry, step: load, needs: []string{"manifest"}, do: checkDownload},
-		{name: "fallback", group: GroupRegistry, step: pull, needs: []string{"selection"}, after: []string{"cached manifest", "manifest", "layers"}, do: checkFallback},
+		{name: "fallback", group: GroupRegistry, step: pull, needs: []string{"selection"}, after: []string{"cached manifest", "manifest", "image", "layers", "download"}, do: checkFallback},
 		{name: "node config", group: GroupConfig, step: create, needs: []string{"shared directory", "selection"}, do: checkNodeConfig},
 		{name: "data volume", group: GroupEngine, step: create, needs: []string{"engine"}, do: checkVolume},
 		{name: "compose", group: GroupCompose, step: create, do: checkCompose},

@@ -131,9 +131,9 @@ func checkOthers(ctx context.Context, f *facts) outcome {
 // checkFallback finds what would run in the end where the selected digest can't be had, and an older one may.
 func checkFallback(ctx context.Context, f *facts) outcome {
 	older := f.options.Older(*f.decision)
-	err := f.incomplete
-	if err == nil && !f.cached.Valid() {
-		err = f.unresolved
+	err := errors.Join(f.unusable, f.incomplete, f.damaged)
+	if !f.cached.Valid() { // by which an earlier boot proves it
+		err = errors.Join(f.unresolved, err)
 	}
 	var e *image.Error
 	switch {
@@ -235,6 +235,7 @@ func checkDownload(ctx context.Context, f *facts) outcome {
 		case errors.As(err, &e) && e.Kind == image.Mismatch:
 			code = LayerWrong
 		}
+		f.damaged = err
 		return fail(code, err)
 	}
 	return ok(fmt.Sprintf("%d layers, %s, all match their digests", len(indices), Size(f.image.Size())))
