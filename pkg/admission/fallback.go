@@ -1,7 +1,6 @@
 package admission
 
 import (
-	"fmt"
 	"time"
 
 	"tee-launcher/pkg/approval"
@@ -61,6 +60,6 @@ func (f Failing) instead(s Settings, d approval.Decision) approval.Decision {
 		return d
 	}
 	d.Digest, d.From = older[f.Turn-1], d.Digest
-	d.Reason = approval.Reason(fmt.Sprintf("fallback: %s is newer and can't be had: %s", d.From, f.Code.Name()))
+	d.Reason = approval.Reason("fallback: " + d.From.String() + " is newer and can't be had: " + f.Code.Name())
 	return d
 }

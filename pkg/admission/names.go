@@ -46,3 +46,17 @@ const (
 	AnotherLauncher  Code = "HST003"
 	BootUnknown      Code = "HST005"
 )
+
+// NoReport is the value of Settings.Report that asks for none.
+const NoReport = "none"
+
+// Supervise says who looks after a workload that ends: this process, or the engine by its restart
+// policy. The engine does so at its own start too, before anything was measured.
+type Supervise string
+
+// The values of Supervise; the empty one is SuperviseAuto.
+const (
+	SuperviseAuto Supervise = "auto" // on in TEE mode, off outside
+	SuperviseOn   Supervise = "on"
+	SuperviseOff  Supervise = "off"
+)

@@ -24,20 +24,6 @@ type Settings struct {
 	Report        string        // path of the launch report; empty: in our own directory; NoReport: none
 }
 
-// NoReport is the value of Settings.Report that asks for none.
-const NoReport = "none"
-
-// Supervise says who looks after a workload that ends: this process, or the engine by its restart
-// policy. The engine does so at its own start too, before anything was measured.
-type Supervise string
-
-// The values of Supervise; the empty one is SuperviseAuto.
-const (
-	SuperviseAuto Supervise = "auto" // on in TEE mode, off outside
-	SuperviseOn   Supervise = "on"
-	SuperviseOff  Supervise = "off"
-)
-
 // TEE reports whether this is a CVM, in which what runs is measured.
 func (s Settings) TEE() bool { return s.Platform == config.TEE }
 

@@ -33,17 +33,6 @@ type List struct {
 // Digests returns the digests, newest first, each once.
 func (l List) Digests() []digest.Digest { return slices.Clone(l.digests) }
 
-// Reason says why a digest was chosen.
-type Reason string
-
-// The reasons.
-const (
-	Newest   Reason = "newest approved"
-	Override Reason = "override"
-	Default  Reason = "default: no approved list"
-	Measured Reason = "measured"
-)
-
 // Decision is the digest that runs.
 type Decision struct {
 	Digest digest.Digest
@@ -70,12 +59,7 @@ func (e *Error) Hints() []string { return []string{e.hint} }
 func Parse(data []byte) (List, error) {
 	digests, err := parse(data)
 	if err != nil {
-		return List{}, &Error{
-			message: fmt.Sprintf("approved list: %v", err),
-			hint: "the node writes this file to the shared volume: it has to hold " +
-				`{"approved_hashes": ["sha256:…"]}, newest first; ` +
-				"the default digest never stands in for a list",
-		}
+		return List{}, &Error{message: fmt.Sprintf("approved list: %v", err), hint: listHint}
 	}
 	return List{digests: digests}, nil
 }
