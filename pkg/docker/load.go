@@ -451,7 +451,7 @@ func (l *loading) writeGroup(ctx context.Context, t *tar.Writer, g group, sent c
 
 // present finds out which layers the engine has. What it wrongly claims to have costs another load, no more.
 func (l *loading) present(ctx context.Context) (func(int) bool, error) {
-	has, err := l.engine.Present(ctx, l.info, l.image, l.options.Known)
+	has, err := l.engine.Present(ctx, l.info, l.image, l.options.Known, nil)
 	if err != nil || l.info.Store == inspect.Classic {
 		return has, err
 	}

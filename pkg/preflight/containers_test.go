@@ -67,6 +67,24 @@ func TestTheNextBoot(t *testing.T) {
 	assert.Equal(t, exit.Unavailable, w.run().ExitCode)
 }
 
+// TestTheNextBootFindsTheLayersOfWhatIsHeld: a prune takes an image, and no layer that another one has too
+// which a container holds.
+func TestTheNextBootFindsTheLayersOfWhatIsHeld(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, launchtest.MachineOptions{})
+	w.settings.For = preflight.ForBoot
+	all := *w.run().WouldRun.BytesLeft
+	layers, err := launchtest.RandomLayers(1, 50_000) // the lowest of the wanted image
+	require.NoError(t, err)
+	img, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
+	require.NoError(t, err)
+	id, err := w.Engine.AddImage(img, "other:1")
+	require.NoError(t, err)
+	assert.Equal(t, all, *w.run().WouldRun.BytesLeft, "nothing holds it")
+	w.engine(http.MethodPost, "/containers/create?name=other", map[string]any{"Image": id, "Cmd": []string{"sleep"}})
+	assert.Less(t, *w.run().WouldRun.BytesLeft, all)
+}
+
 // TestAPausedWorkload can't be started, and whether it may be stays with whoever paused it.
 func TestAPausedWorkload(t *testing.T) {
 	t.Parallel()

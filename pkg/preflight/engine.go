@@ -62,15 +62,15 @@ func checkImage(ctx context.Context, f *facts) outcome {
 		return fail(ImageTooDeep, err)
 	}
 	id, err := f.engine.Prove(ctx, f.info, v)
-	held := func() bool {
-		return slices.ContainsFunc(f.containers, func(c admission.Container) bool { return c.Image == id.String() })
+	held := func(id string) bool {
+		return slices.ContainsFunc(f.containers, func(c admission.Container) bool { return c.Image == id })
 	}
 	var found []Finding
 	var unproved *inspect.UnprovedError
 	switch {
-	case err == nil && (!f.next || held()):
+	case err == nil && (!f.next || held(id.String())):
 		f.id, f.left = id, new(int64)
-		if !f.info.TellsUnpacked() && !held() { // a container needs it unpacked
+		if !f.info.TellsUnpacked() && !held(id.String()) { // a container needs it unpacked
 			found = append(found, note(ImageUntried, "this engine doesn't say whether it could unpack the image; "+
 				"`run` tries that with a container, and loads the image again where it couldn't"))
 		}
@@ -87,11 +87,13 @@ func checkImage(ctx context.Context, f *facts) outcome {
 		f.unusable = err
 		return fail(ImageUnusable, err)
 	}
-	has := func(int) bool { return false }
-	if !f.next {
-		if has, err = f.engine.Present(ctx, f.info, v, f.own.Known(v.Reference().Context())); err != nil {
-			return fail(EngineContradicts, err)
-		}
+	var stays func(id string) bool
+	if f.next {
+		stays = held
+	}
+	has, err := f.engine.Present(ctx, f.info, v, f.own.Known(v.Reference().Context()), stays)
+	if err != nil {
+		return fail(EngineContradicts, err)
 	}
 	f.left = new(int64)
 	for i, layer := range v.Layers() {

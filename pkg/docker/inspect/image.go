@@ -199,14 +199,19 @@ func (e *Engine) images(ctx context.Context, query url.Values) ([]Summary, error
 const maxInspected = 500
 
 // Present finds out which layers of v the engine has, so that they needn't be fetched. A containerd store can't be asked for its blobs: there,
-// those of the known images count that it has.
-func (e *Engine) Present(ctx context.Context, info Info, v *image.Verified, known []*image.Verified) (func(layer int) bool, error) {
+// those of the known images count that it has. Only images of those IDs count that stays says will be there; nil: all do.
+func (e *Engine) Present(
+	ctx context.Context, info Info, v *image.Verified, known []*image.Verified, stays func(id string) bool,
+) (func(layer int) bool, error) {
+	if stays == nil {
+		stays = func(string) bool { return true }
+	}
 	layers := v.Layers()
 	if info.Store == Containerd {
 		blobs := map[digest.Digest]bool{}
 		for _, k := range known {
 			// Only such an engine says whether the blobs are there: an unpacked image may have lost them.
-			if _, err := e.Prove(ctx, info, k); err == nil && info.TellsUnpacked() {
+			if id, err := e.Prove(ctx, info, k); err == nil && info.TellsUnpacked() && stays(id.String()) {
 				for _, layer := range k.Layers() {
 					blobs[layer.Digest] = true
 				}
@@ -214,13 +219,13 @@ func (e *Engine) Present(ctx context.Context, info Info, v *image.Verified, know
 		}
 		return func(i int) bool { return blobs[layers[i].Digest] }, nil
 	}
-	n, err := e.common(ctx, layers)
+	n, err := e.common(ctx, layers, stays)
 	return func(i int) bool { return i < n }, err
 }
 
 // common returns how many of the layers, from the lowest on, a classic store has: as many as any one of its images begins with. A layer is
 // known there by all below it.
-func (e *Engine) common(ctx context.Context, layers []image.Layer) (int, error) {
+func (e *Engine) common(ctx context.Context, layers []image.Layer, stays func(id string) bool) (int, error) {
 	images, err := e.images(ctx, url.Values{"all": {"1"}})
 	if api.Answered(err) {
 		return 0, nil // engines fail to list images while some are being removed
@@ -230,6 +235,9 @@ func (e *Engine) common(ctx context.Context, layers []image.Layer) (int, error) 
 	}
 	most := 0
 	for _, i := range images[:min(maxInspected, len(images))] {
+		if !stays(i.ID) {
+			continue
+		}
 		var got struct{ RootFS struct{ Layers []string } }
 		err := e.get(ctx, "inspecting image "+i.ID, "/images/"+url.PathEscape(i.ID)+"/json", nil, &got)
 		if api.Answered(err) {
