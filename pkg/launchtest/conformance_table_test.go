@@ -1046,6 +1046,11 @@ func volumeScenarios() []scenario {
 			s.sees("deleted while a container has it", http.MethodDelete, "/volumes/"+volume, nil)
 			s.must(http.MethodDelete, "/containers/"+box+"?v=1", nil)
 			s.sees("after the container", http.MethodGet, "/volumes/"+volume, nil)
+			held := s.container("held", s.workload(), nil, map[string]any{
+				"Mounts": []any{map[string]any{"Type": "volume", "Source": volume, "Target": "/held"}},
+			})
+			s.must(http.MethodDelete, "/containers/"+held+"?v=1", nil)
+			s.sees("after one that mounted it", http.MethodGet, "/volumes/"+volume, nil)
 			s.must(http.MethodPost, prune(""), nil)
 			s.sees("pruned", http.MethodGet, "/volumes/"+volume, nil)
 			s.must(http.MethodPost, "/volumes/create", map[string]any{"Name": volume})
@@ -1060,6 +1065,7 @@ func volumeScenarios() []scenario {
 			pruned while a container has it: 200
 			deleted while a container has it: 409
 			after the container: 200
+			after one that mounted it: 200
 			[20] pruned: 404
 			[!20] pruned: 200
 			deleted: 204
