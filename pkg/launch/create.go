@@ -203,6 +203,11 @@ func (m *machine) clear(ctx context.Context, found alone, want admission.Workloa
 	if err != nil {
 		return err
 	}
+	if found.measured { // nothing that runs is ended where nothing may be started in its place
+		if err := facts.Holders().Err(); err != nil {
+			return err
+		}
+	}
 	_, replaced := facts.Sort(want, found.measured)
 	for _, c := range replaced {
 		if c.Live() {

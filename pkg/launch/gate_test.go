@@ -362,11 +362,20 @@ func TestAHolderBesideAWorkloadThatRuns(t *testing.T) {
 	require.NoError(t, os.WriteFile(w.settings.ConfigFile, []byte(ports), 0o600))
 	assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
 	assert.Contains(t, w.stderr, "holds the guest agent's socket")
+	assert.Equal(t, launch.Status("failed"), w.stepStatus("create"))
+	assert.Equal(t, "running", w.status(), "what runs is left alone")
+	w.does("DELETE", "/containers/holder?force=1")
+
+	w.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/create", Skip: 1, Edit: func(body []byte) []byte { // Compose's
+		w.make(stranger{name: "late", mounts: []string{"/:/x"}})
+		return body
+	}})
+	assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
 	assert.Equal(t, launch.Status("failed"), w.stepStatus("measure"))
-	assert.Equal(t, 0, w.workload().Starts, "not started")
+	assert.Equal(t, "created", w.status(), "not started")
 	require.NoError(t, os.WriteFile(w.settings.ConfigFile, changed, 0o600))
 	assert.Equal(t, exit.Measurement, w.boot(), "%s", w.stderr)
-	w.does("DELETE", "/containers/holder?force=1")
+	w.does("DELETE", "/containers/late?force=1")
 	w.mustBoot()
 	assert.Equal(t, 1, w.workload().Starts)
 }
