@@ -124,6 +124,7 @@ func (p *pulls) both(ref name.Digest) (ours, theirs taken) {
 	wait.Go(func() {
 		if refused := p.theirs.pull(ref); refused != "" {
 			theirs.refused = "docker pull: " + refused
+			p.theirs.forget(ref)
 			removeImages(p.t, p.theirs)
 			return
 		}
@@ -155,6 +156,15 @@ func (e *ownEngine) pull(ref name.Digest) string {
 			return line.Message
 		}
 	}
+}
+
+// forget removes what a pull left that failed: engines don't list all of that.
+func (e *ownEngine) forget(ref name.Digest) {
+	request, err := http.NewRequest(http.MethodDelete, "http://docker/images/"+ref.String()+"?force=1", nil)
+	require.NoError(e.t, err)
+	answer, err := e.client().Do(request)
+	require.NoError(e.t, err)
+	answer.Body.Close()
 }
 
 // removeImages returns the IDs of all images that an engine has, and removes them.

@@ -41,7 +41,10 @@ func TestOddImages(t *testing.T) {
 			t.Parallel()
 			v, err := proveOdd(t, o, v1.Platform{})
 			for store, want := range map[image.Laxity]launchtest.Outcome{
-				{Types: true, Strings: true}: o.Classic, {Types: true}: o.Classic29, {}: o.Containerd,
+				{Types: true, Strings: true, DockerZstd: true}: o.Classic,
+				{Types: true, DockerZstd: true}:                o.Classic29,
+				{DockerZstd: true}:                             o.Containerd,
+				{}:                                             o.Containerd26,
 			} {
 				err := err
 				if err == nil {

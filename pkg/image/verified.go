@@ -27,7 +27,7 @@ type Verified struct {
 	configDigest   digest.Digest
 	config         []byte
 	layers         []Layer
-	loose          loose
+	loose          []looseForm
 }
 
 // Layer is one layer of a proved manifest and config.
@@ -73,30 +73,28 @@ func (v *Verified) Chosen() string { return v.chosen }
 
 // Laxity is what an engine's image store takes although it isn't quite what the specification says.
 type Laxity struct {
-	Types   bool // a config or layer whose type says nothing: the store looks at the bytes
-	Strings bool // an Entrypoint or Cmd that is a string
+	Types      bool // a config or layer whose type says nothing: the store looks at the bytes
+	Strings    bool // an Entrypoint or Cmd that is a string
+	DockerZstd bool // a zstd layer in a Docker manifest, under the type that BuildKit gives it
 }
 
-// loose names what only a lax store takes.
-type loose struct{ types, strings []string }
+// looseForm is what only a lax store takes.
+type looseForm struct {
+	what  string
+	taken func(Laxity) bool
+	help  string
+}
 
 // UsableIn returns why a store can't take the image, an *Error, as far as its documents tell.
 func (v *Verified) UsableIn(store Laxity) error {
-	var forms []string
-	help := "an engine with the classic store takes it"
-	if !store.Types {
-		forms = v.loose.types
+	for _, form := range v.loose {
+		if !form.taken(store) {
+			e := unusable(v.ref, "", fmt.Errorf("this engine's image store doesn't take %s", form.what))
+			e.Help = append(e.Help, form.help)
+			return e
+		}
 	}
-	if !store.Strings && len(v.loose.strings) > 0 {
-		forms = append(slices.Clone(forms), v.loose.strings...)
-		help = "an engine before 29 with the classic store takes it"
-	}
-	if len(forms) == 0 {
-		return nil
-	}
-	e := unusable(v.ref, "", fmt.Errorf("this engine's image store doesn't take %s", forms[0]))
-	e.Help = append(e.Help, help)
-	return e
+	return nil
 }
 
 // IndexMediaType returns the type of the index, empty if there is none.
@@ -311,17 +309,27 @@ func agrees(doc *document, entry *descriptor) error {
 	return contradiction("it is %.100q, the index says %.100q", doc.mediaType, entry.mediaType)
 }
 
-func looseForms(doc *document, config *imageConfig) (forms loose) {
+// looseForms returns what only a lax store takes.
+func looseForms(doc *document, config *imageConfig) (forms []looseForm) {
+	untyped := func(format string, args ...any) {
+		forms = append(forms, looseForm{fmt.Sprintf(format, args...),
+			func(l Laxity) bool { return l.Types }, "an engine with the classic store takes it"})
+	}
 	if isLoose(doc.config.mediaType) {
-		forms.types = append(forms.types, fmt.Sprintf("a config of type %.100q", doc.config.mediaType))
+		untyped("a config of type %.100q", doc.config.mediaType)
 	}
 	for i, l := range doc.layers {
-		if isLoose(l.mediaType) {
-			forms.types = append(forms.types, fmt.Sprintf("layers[%d] of type %.100q", i, l.mediaType))
+		switch {
+		case isLoose(l.mediaType):
+			untyped("layers[%d] of type %.100q", i, l.mediaType)
+		case l.mediaType == dockerLayerZstd:
+			forms = append(forms, looseForm{fmt.Sprintf("layers[%d] of type %q", i, l.mediaType),
+				func(l Laxity) bool { return l.DockerZstd }, "an engine from 28 on takes it"})
 		}
 	}
 	for _, field := range config.strings {
-		forms.strings = append(forms.strings, fmt.Sprintf("%s that is a string and not a list", field))
+		forms = append(forms, looseForm{fmt.Sprintf("%s that is a string and not a list", field),
+			func(l Laxity) bool { return l.Strings }, "an engine before 29 with the classic store takes it"})
 	}
 	return forms
 }

@@ -32,15 +32,18 @@ type OddImage struct {
 	Blobs     [][]byte
 	Runs      string // for an index: the content of the file "hello" of the image that runs
 
-	Classic    Outcome // with a classic store
-	Classic29  Outcome // with that of an engine from 29 on
-	Containerd Outcome // with containerd's
-	Says       string  // part of what a refusal says
+	Classic      Outcome // with a classic store
+	Classic29    Outcome // with that of an engine from 29 on
+	Containerd   Outcome // with containerd's
+	Containerd26 Outcome // with that of an engine before 28
+	Says         string  // part of what a refusal says
 }
 
 // On returns what has to become of it on an engine that speaks up to version 1.api.
 func (o OddImage) On(containerd bool, api int) Outcome {
 	switch {
+	case containerd && api < 48:
+		return o.Containerd26
 	case containerd:
 		return o.Containerd
 	case api >= 52:
@@ -179,7 +182,9 @@ func zstdOf(data []byte) []byte {
 func OddImages() []OddImage {
 	var all []OddImage
 	add := func(name string, classic, containerd Outcome, says string, build func(m *oddMaker)) {
-		m := &oddMaker{OddImage{Name: name, Classic: classic, Classic29: classic, Containerd: containerd, Says: says}}
+		m := &oddMaker{OddImage{
+			Name: name, Says: says, Classic: classic, Classic29: classic, Containerd: containerd, Containerd26: containerd,
+		}}
 		build(m)
 		all = append(all, m.OddImage)
 	}
@@ -207,6 +212,7 @@ func OddImages() []OddImage {
 		p.packed, p.layer["mediaType"] = zstdOf(p.plain), docker+"image.rootfs.diff.tar.zstd"
 		p.manifest["mediaType"], p.configType = docker+"distribution.manifest.v2+json", docker+"container.image.v1+json"
 	})
+	all[len(all)-1].Containerd26, all[len(all)-1].Says = Refused, "diff.tar.zstd"
 	taken("rootfs without type", func(p *parts) { delete(p.config["rootfs"].(object), "type") })
 	taken("no layers", func(p *parts) {
 		p.config["rootfs"].(object)["diff_ids"], p.manifest["layers"], p.layer = []string{}, []object{}, nil

@@ -73,11 +73,14 @@ func Takes(info Info, v *image.Verified) error {
 }
 
 // TakesForm returns why the engine can't be given the image in the form that it has, an *image.Error.
-// A containerd store takes only what is called what it is; a classic one looks at the bytes, and read
-// commands that are strings until 29.
+// A containerd store takes only what is called what it is, and knows BuildKit's name for zstd from 28
+// on; a classic one looks at the bytes, and read commands that are strings until 29.
 func TakesForm(info Info, v *image.Verified) error {
 	classic := info.Store == Classic
-	return v.UsableIn(image.Laxity{Types: classic, Strings: classic && !info.APIAtLeast(52)})
+	return v.UsableIn(image.Laxity{
+		Types: classic, Strings: classic && !info.APIAtLeast(52),
+		DockerZstd: classic || info.APIAtLeast(48),
+	})
 }
 
 // ErrNotUnpacked is within the UnprovedError of an image whose blobs are there, while the engine
