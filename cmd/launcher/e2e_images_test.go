@@ -573,9 +573,13 @@ func TestE2EImagesOfTools(t *testing.T) {
 				return
 			}
 			ours, theirs := p.both(ref)
+			assert.NotEmpty(t, theirs.refused, "20.10 has no zstd")
+			if name == "skopeo-chunked" {
+				assert.Contains(t, ours.refused, "its zstd window is larger than 8 MiB")
+				return
+			}
 			assert.Empty(t, ours.refused, "the launcher unpacks it for an engine that can't")
 			assert.NotEmpty(t, ours.files)
-			assert.NotEmpty(t, theirs.refused, "20.10 has no zstd")
 		})
 	}
 }
