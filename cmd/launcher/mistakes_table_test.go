@@ -37,17 +37,17 @@ func inSettings() []mistake {
 	}
 	const digest = "DEFAULT_IMAGE_DIGEST"
 	return []mistake{
-		set("no platform", "PLATFORM=", "PLATFORM is not set", "(TEE, NONTEE)"),
+		set("no platform", "PLATFORM=", "PLATFORM is not set", "TEE or NONTEE"),
 		set("platform in lower case", "PLATFORM=tee", `PLATFORM: "tee"`, "TEE or NONTEE"),
 		set("platform with a space", "PLATFORM= TEE", `PLATFORM: " TEE"`, "TEE or NONTEE"),
-		set("platform in quotes", `PLATFORM="TEE"`, `PLATFORM: "\"TEE\""`, "TEE or NONTEE"),
+		set("platform in quotes", `PLATFORM="TEE"`, `PLATFORM: "\"TEE\""`, "TEE or NONTEE", "remove the quotes"),
 		set("no default digest", digest+"=", digest+" is not set", "sha256:"),
 		set("default digest in capitals", digest+"=sha256:"+strings.Repeat("AB", 32), digest),
 		set("default digest too short", digest+"="+some[:70], digest),
 		set("default digest with a space behind it", digest+"="+some+" ", digest),
 		set("default digest without its prefix", digest+"="+some[7:], digest),
 		set("default digest in quotes", digest+`="`+some+`"`, digest),
-		set("a tag in place of the default digest", digest+"=nearone/mpc-node:3.9.1", digest),
+		set("a tag in place of the default digest", digest+"=nearone/mpc-node:3.9.1", digest, "launcher digest"),
 		set("a reference in place of the default digest", digest+"=nearone/mpc-node@"+some, digest),
 		{name: "zeros in place of the default digest", set: []string{digest + "=" + zeros}, code: exit.Config,
 			says: []string{"64 zeros"}},
@@ -63,7 +63,7 @@ func inSettings() []mistake {
 		set("a fallback after a number", "LAUNCHER_FALLBACK_AFTER=30", "LAUNCHER_FALLBACK_AFTER", `"30"`, "30m"),
 		set("a fallback after nothing", "LAUNCHER_FALLBACK_AFTER=0s", "LAUNCHER_FALLBACK_AFTER", `"0s"`, "30m"),
 		set("the list in place of the report", "LAUNCHER_REPORT=@shared@/image-digest.bin", "report"),
-		set("a directory in place of the report", "LAUNCHER_REPORT=@shared@", "report"),
+		set("a directory in place of the report", "LAUNCHER_REPORT=@shared@", "report", "a directory"),
 		{name: "a misspelt flag", args: []string{"--shared-dri=/x"}, code: exit.Usage, says: []string{"did you mean --shared-dir?"}},
 		{name: "an empty flag", args: []string{"--config="}, code: exit.Usage, says: []string{"--config"}},
 		{name: "a flag without its value", args: []string{"--config"}, code: exit.Usage, says: []string{"--config"}},
@@ -120,7 +120,7 @@ func inTheList() []mistake {
 		{name: "a directory in place of the list", code: exit.Config, says: []string{"image-digest.bin"}, make: func(m *mistaken) {
 			m.do(os.Mkdir(m.Shared("image-digest.bin"), 0o755))
 		}},
-		{name: "a link in place of the list", code: exit.Config, says: []string{"image-digest.bin"}, make: func(m *mistaken) {
+		{name: "a link in place of the list", code: exit.Config, says: []string{"image-digest.bin", "a link"}, make: func(m *mistaken) {
 			m.do(os.Symlink("/etc/hostname", m.Shared("image-digest.bin")))
 		}},
 		wrong("an empty file as the list", ""),
@@ -133,7 +133,7 @@ func inTheList() []mistake {
 		wrong("another key in the list", `{"approved_digests":["@digest@"]}`),
 		wrong("a key in another case in the list", `{"Approved_Hashes":["@digest@"]}`),
 		wrong("text in place of the array", `{"approved_hashes":"@digest@"}`),
-		wrong("a number in the list", `{"approved_hashes":[1]}`),
+		wrong("a number in the list", `{"approved_hashes":[1]}`, "entry 1: 1 is not a string"),
 		wrong("a digest without its prefix in the list", `{"approved_hashes":["`+some[7:]+`"]}`),
 		wrong("a digest in capitals in the list", `{"approved_hashes":["sha256:`+strings.Repeat("AB", 32)+`"]}`),
 		wrong("the key twice in the list", `{"approved_hashes":["@digest@"],"approved_hashes":["@digest@"]}`),
@@ -163,8 +163,8 @@ func inTheUserConfig() []mistake {
 		wrong("an empty user config", user("")),
 		wrong("the .env form", user("MPC_IMAGE_NAME=nearone/mpc-node\nPORTS=8080:8080\n"), "image_reference ="),
 		wrong("the .env form of somebody else", user("IMAGE=nearone/mpc-node\n")),
-		wrong("JSON in place of TOML", user("{\"launcher_config\": {}}\n")),
-		wrong("YAML in place of TOML", user("launcher_config:\n  image_reference: x\n")),
+		wrong("JSON in place of TOML", user("{\"launcher_config\": {}}\n"), "JSON?"),
+		wrong("YAML in place of TOML", user("launcher_config:\n  image_reference: x\n"), "YAML?"),
 		wrong("a quote that isn't closed", user("[launcher_config]\nimage_reference = \"nearone/mpc-node\n"+rest), ":2:"),
 		wrong("no quotes", user("[launcher_config]\nimage_reference = nearone/mpc-node\n"+rest), ":2:"),
 		wrong("no table for the launcher", user(rest), "launcher_config"),
@@ -245,7 +245,7 @@ func ofTheEngine() []mistake {
 			m.do(os.Chmod(strings.TrimPrefix(m.Engine.Host(), "unix://"), 0))
 		}},
 		{name: "dockerd breaks", code: exit.Engine, make: engine("GET /*", 500, "it broke"), says: []string{"journalctl -u docker"}},
-		{name: "something else at docker's socket", code: exit.Engine, make: socket(func(path string, m *mistaken) {
+		{name: "something else at docker's socket", code: exit.Engine, says: down, make: socket(func(path string, m *mistaken) {
 			serve(m, path, http.NotFound)
 		})},
 		{name: "Podman at docker's socket", tee: true, code: exit.Engine, says: []string{"Podman 4.9.3", "--docker-host"}, make: socket(func(path string, m *mistaken) {
@@ -263,7 +263,7 @@ func ofTheEngine() []mistake {
 		}, says: []string{"no space left on device"}},
 		{name: "the engine breaks down while it loads", code: exit.Engine, late: true, make: engine("POST /images/load", 500, "it broke")},
 		{name: "the network can't be made", code: exit.Workload, late: true, make: engine("POST /networks/create", 500, "all predefined address pools have been fully subnetted"),
-			says: []string{"fully subnetted"}},
+			says: []string{"fully subnetted", "docker network prune"}},
 	}
 }
 
@@ -314,7 +314,7 @@ func ofTheWorkload() []mistake {
 		{name: "a workload that ends with 1", code: exit.Workload, late: true, onStart: ends(1, "cannot parse config"),
 			says: []string{"cannot parse config", "exit code 1"}},
 		{name: "a workload that ends with 127", code: exit.Workload, late: true, onStart: ends(127, "exec: not found"), says: []string{"127"}},
-		{name: "a workload that is killed", code: exit.Workload, late: true, onStart: ends(137, "loading"), says: []string{"137"},
+		{name: "a workload that is killed", code: exit.Workload, late: true, onStart: ends(137, "loading"), says: []string{"137", "more memory"},
 			make: func(m *mistaken) {
 				m.Engine.Fail(launchtest.EngineFault{Match: "GET /containers/*/json", Times: -1, Edit: func(b []byte) []byte {
 					return []byte(strings.Replace(string(b), `"OOMKilled":false`, `"OOMKilled":true`, 1))
@@ -405,7 +405,7 @@ func ofTheRegistry() []mistake {
 			make: elsewhere("registry-" + strings.Repeat("x", 64) + ".example/nearone/mpc-node")}, // no resolver is asked for that
 		{name: "a registry that is down", code: exit.Unavailable, says: []string{"nothing listens"}, make: func(m *mistaken) { m.do(m.Registry.Stop()) }},
 		{name: "another server at the registry's port", code: exit.Refused, make: stands(html(404))},
-		{name: "a login page in place of the registry", code: exit.Mismatch, says: []string{"a mirror or a proxy"}, make: stands(html(200))},
+		{name: "a login page in place of the registry", code: exit.Mismatch, says: []string{"a web page", "a mirror or a proxy"}, make: stands(html(200))},
 		{name: "a registry without https", code: exit.Unavailable, surround: ownProcess, says: []string{"--insecure-registry plain.test"}, make: func(m *mistaken) {
 			leads("plain.test", m.Registry.Host(), m)
 		}},
@@ -489,7 +489,7 @@ func ofCredentials() []mistake {
 	return []mistake{
 		login("no credentials", launchtest.RegistryBasic, `{}`, "config.json"),
 		login("no Docker config", launchtest.RegistryBasic, "", "config.json"),
-		login("a wrong password", launchtest.RegistryBasic, auth, "config.json"),
+		login("a wrong password", launchtest.RegistryBasic, auth, "config.json: correct them"),
 		login("a wrong password at the token server", launchtest.RegistryBearer, auth, "config.json"),
 		login("an expired identity token", launchtest.RegistryBearer, `{"auths":{"@host@":{"identitytoken":"old"}}}`, "config.json"),
 		login("credentials of another host", launchtest.RegistryBasic, `{"auths":{"registry.example":{"username":"robot","password":"sesame"}}}`),

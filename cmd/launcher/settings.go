@@ -15,6 +15,7 @@ import (
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/exit"
 )
 
 // settings is what flags and environment say, parsed.
@@ -36,6 +37,7 @@ type setting struct {
 	commands []string // that use it; the others have no such flag
 	help     string
 	values   []string // all that are allowed; nil: parse decides
+	hint     string   // what else helps where it is missing or wrong
 	parse    func(*settings, string) error
 }
 
@@ -78,6 +80,7 @@ func table() []setting {
 			flag: "default-image-digest", env: "DEFAULT_IMAGE_DIGEST", required: true,
 			commands: boots,
 			help:     "manifest digest that runs where there is no approved list: sha256: and 64 lower-case hex digits",
+			hint:     "`launcher digest IMAGE:TAG` prints the digest of an image",
 			parse: func(s *settings, v string) (err error) {
 				s.launch.DefaultDigest, err = digest.Parse(v)
 				return err
@@ -218,6 +221,14 @@ func (row setting) usage() string {
 	return help
 }
 
+// wanted says what a setting that is missing has to be.
+func (row setting) wanted() string {
+	if row.values != nil {
+		return "it must be " + either(row.values)
+	}
+	return row.help
+}
+
 // addSettings gives a command the flags of the settings that it uses.
 func addSettings(cmd *cobra.Command) {
 	flags := cmd.Flags()
@@ -261,6 +272,16 @@ func (p *program) read(cmd *cobra.Command) (settings, error) {
 	environment := p.environment()
 	var s settings
 	var mistakes []error
+	var hints []string
+	mistake := func(err error, help ...string) {
+		help = slices.DeleteFunc(help, func(h string) bool { return h == "" })
+		mistakes = append(mistakes, &exit.Error{Code: exit.Usage, Err: err, Hint: help})
+		for _, h := range help {
+			if !slices.Contains(hints, h) {
+				hints = append(hints, h)
+			}
+		}
+	}
 	for _, row := range table() {
 		if !row.usedBy(cmd) {
 			continue // such as a PLATFORM that was meant for something else
@@ -272,35 +293,36 @@ func (p *program) read(cmd *cobra.Command) (settings, error) {
 		if f := cmd.Flag(row.flag); f.Changed {
 			value, origin = f.Value.String(), "--"+row.flag
 			if value == "" {
-				mistakes = append(mistakes, fmt.Errorf("%s: is empty", origin))
+				mistake(fmt.Errorf("%s is empty", origin))
 				continue
 			}
 		}
-		var err error
+		help := row.hint
+		if strings.Trim(value, " \t\r\n\"'") != value {
+			help = "remove the quotes or spaces around the value of " + origin
+		}
 		switch {
 		case value == "" && row.required:
-			err = fmt.Errorf("%s is not set (or --%s): %s", row.env, row.flag, row.usage())
+			mistake(fmt.Errorf("%s is not set (or --%s): %s", row.env, row.flag, row.wanted()),
+				"set it in `environment` of the launcher's compose file, or as a flag", help)
 		case value == "":
 		case row.values != nil && !slices.Contains(row.values, value):
-			err = fmt.Errorf("%s: %.100q is not allowed: must be %s", origin, value, either(row.values))
+			mistake(fmt.Errorf("%s: %.100q is not allowed: must be %s", origin, value, either(row.values)), help)
 		default:
-			if err = row.parse(&s, value); err != nil {
-				err = fmt.Errorf("%s: %w", origin, err)
+			if err := row.parse(&s, value); err != nil {
+				mistake(fmt.Errorf("%s: %w", origin, err), help)
 			}
-		}
-		if err != nil {
-			mistakes = append(mistakes, err)
 		}
 	}
 	if err := s.loudness(cmd); err != nil {
-		mistakes = append(mistakes, err)
+		mistake(err)
 	}
 	if !s.fallback {
 		s.launch.FallbackAfter = 0
 	}
 	s.warnings = unknownVariables(environment)
 	if len(mistakes) > 0 {
-		return s, usageError(cmd, errors.Join(mistakes...))
+		return s, usageError(cmd, errors.Join(mistakes...), hints...)
 	}
 	return s, nil
 }

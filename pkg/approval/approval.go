@@ -136,7 +136,7 @@ func Stay(measured digest.Digest, list *List, def digest.Digest) (Decision, bool
 func decide(h digest.Digest, reason Reason, older ...digest.Digest) (Decision, error) {
 	if h.IsZero() {
 		return Decision{}, &Error{
-			message: fmt.Sprintf("selecting a digest (%s): %v", reason, digest.ErrNone),
+			message: fmt.Sprintf("selecting a digest (%s): it is 64 zeros", reason),
 			hint:    "64 zeros are no image's digest: correct DEFAULT_IMAGE_DIGEST or the list, whichever has them",
 		}
 	}

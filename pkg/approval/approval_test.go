@@ -138,7 +138,7 @@ func TestParseRefuses(t *testing.T) {
 		"an object for an array":      {`{"approved_hashes":{"0":"` + good + `"}}`, "is not a JSON array"},
 		"a number among the entries":  {`{"approved_hashes":["` + good + `",1]}`, "entry 2: "},
 		"an array among the entries":  {`{"approved_hashes":["` + good + `",["` + good + `"]]}`, "entry 2: "},
-		"null among the entries":      {`{"approved_hashes":["` + good + `",null]}`, `entry 2: "null" is not a string`},
+		"null among the entries":      {`{"approved_hashes":["` + good + `",null]}`, `entry 2: null is not a string`},
 		"an empty entry":              {document(good, ""), "entry 2"},
 		"capitals":                    {document(good, "sha256:"+strings.Repeat("A", 64)), "entry 2"},
 		"no prefix":                   {document(good, hash("b").Hex()), "entry 2"},

@@ -12,6 +12,5 @@ const (
 )
 
 // listHint helps where a list can't be used.
-const listHint = "the node writes this file to the shared volume: it has to hold " +
-	`{"approved_hashes": ["sha256:…"]}, newest first; ` +
-	"the default digest never stands in for a list"
+const listHint = `the node writes this file to the shared volume, as {"approved_hashes": ["sha256:…"]}, newest first: ` +
+	"have it written again, or remove it; the default digest runs until the node has written it"

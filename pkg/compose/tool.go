@@ -23,7 +23,7 @@ const (
 	versionTimeout = 30 * time.Second
 	createTimeout  = 5 * time.Minute
 	// maxOutput bounds what is kept of Compose's output, from its end: what went wrong.
-	maxOutput = 1 << 10
+	maxOutput = 512
 	// maxComplaint is how much of what a command says is shown that isn't Compose, or no longer.
 	maxComplaint = 200
 	// usualPath is where programs are found where PATH is empty.
@@ -159,6 +159,9 @@ func (t Tool) Create(ctx context.Context, w Workload, id inspect.ImageID) error 
 	var e *Error
 	if errors.As(err, &e) && e.Hint == "" {
 		e.Hint = "mend what Compose says, and start the launcher again: nothing was started"
+		if strings.Contains(e.Output, "address pools") {
+			e.Hint = "remove networks that nothing uses (docker network prune), and start the launcher again"
+		}
 	}
 	return err
 }

@@ -76,9 +76,9 @@ func reserved(node map[string]any, p Platform) []reservedKey {
 	for _, key := range slices.Sorted(maps.Keys(node)) {
 		switch {
 		case strings.EqualFold(key, "tee"):
-			found = append(found, reservedKey{key, fmt.Sprintf("%q in [%s] is reserved: the launcher writes [tee]", key, nodeTable)})
+			found = append(found, reservedKey{key, fmt.Sprintf("%q in [%s] is reserved: remove it, the launcher writes [tee]", key, nodeTable)})
 		case strings.EqualFold(key, "gcp") && p != NONTEE:
-			message := fmt.Sprintf("%q in [%s] is refused in a TEE: it could move key material out of it", key, nodeTable)
+			message := fmt.Sprintf("%q in [%s] is refused in a TEE: remove it, it could move key material out", key, nodeTable)
 			found = append(found, reservedKey{key, message})
 		}
 	}

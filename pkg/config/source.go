@@ -191,7 +191,7 @@ func (s *source) outline(data []byte) bool {
 			offset = min(max(len(data)-cap(parsing.Highlight), 0), len(data))
 			message = parsing.Message
 		}
-		s.problem(offset, "invalid TOML: %s", reason(message))
+		s.problem(offset, "invalid TOML: %s%s", reason(message), otherFormat(data[offset:]))
 		return false
 	}
 	return true
@@ -311,6 +311,17 @@ func (o *outliner) value(path position, n *unstable.Node) {
 			o.value(below, child)
 		}
 	}
+}
+
+// otherFormat asks whether the file is in the format that is usual elsewhere for what stands there.
+func otherFormat(rest []byte) string {
+	switch {
+	case bytes.HasPrefix(rest, []byte(":")):
+		return ", not a colon; is this YAML?"
+	case bytes.HasPrefix(rest, []byte("{")):
+		return "; is this JSON?"
+	}
+	return ""
 }
 
 // reason turns the decoder's message into one of ours, which can't hold a word of the document.

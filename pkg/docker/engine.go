@@ -107,7 +107,7 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 
 // Start starts a container by its ID. That it runs already is no error.
 func (e *Engine) Start(ctx context.Context, id string) error {
-	return e.post(ctx, "starting container "+id, containerPath(id, "start"), nil, nil, 2*time.Minute)
+	return e.post(ctx, "starting container "+Container{ID: id}.ShortID(), containerPath(id, "start"), nil, nil, 2*time.Minute)
 }
 
 // Remove removes a container that doesn't run. Its volumes stay. That it is gone already is no error.

@@ -72,7 +72,7 @@ func (m *machine) settle(ctx context.Context, p proved) (started, string, error)
 			m.lastWords(ctx, c)
 			if !m.Settings.Supervised() {
 				return started{}, "", &exit.Error{
-					Code: exit.Workload, Hint: []string{"look at its log: docker logs " + c.Name},
+					Code: exit.Workload, Hint: endingHints(c),
 					Err: fmt.Errorf("the workload didn't stay: container %s is %s, %s", c.Name, c.Status, ending(c)),
 				}
 			}
@@ -102,6 +102,20 @@ func ending(c docker.Container) string {
 	return code
 }
 
+// endingHints says what helps where a workload ended by itself.
+func endingHints(c docker.Container) []string {
+	log := "look at its log: docker logs " + c.Name
+	switch {
+	case c.OOMKilled:
+		return []string{"give the machine more memory", log}
+	case c.ExitCode == 126, c.ExitCode == 127:
+		return []string{wrongImage, log}
+	}
+	return []string{log}
+}
+
+const wrongImage = "the image has no /app/mpc-node that this machine can run: approve the digest of another"
+
 // startHint says what helps where the engine didn't start the container. Only its words say why.
 func startHint(err error) string {
 	said := func(words ...string) bool {
@@ -115,7 +129,7 @@ func startHint(err error) string {
 		return "a rootless engine can't open a port below 1024: " +
 			"map another in port_mappings of the user config, or allow that as the engine says"
 	case said("no such file or directory", "executable file not found", "exec format error"):
-		return "the image has no /app/mpc-node that this machine can run: approve the digest of another"
+		return wrongImage
 	}
 	return "mend what the engine names, and start the launcher again: it goes on from here"
 }

@@ -3,6 +3,7 @@ package preflight
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/exit"
@@ -13,7 +14,7 @@ import (
 func checkSettings(_ context.Context, f *facts) outcome {
 	var found []Finding
 	for _, err := range f.options.Mistakes {
-		found = append(found, ending(SettingWrong, exit.Usage, err, "see `launcher run --help`"))
+		found = append(found, ending(SettingWrong, exit.Usage, err, slices.Concat(exit.Hints(err), []string{"see `launcher run --help`"})...))
 	}
 	for _, w := range f.options.Warnings {
 		found = append(found, warning(SettingUnknown, w, "correct or remove it"))

@@ -63,7 +63,7 @@ func (s *Source) fetchDocument(ctx context.Context, d image.Document, path, acce
 		}
 		// Another size than expected is for the proof to tell: the right bytes came.
 		if err := d.Check(data); err != nil && !d.Digest.IsZero() && digest.Of(data) != d.Digest {
-			return &failure{class: lie, host: a.host, err: err}
+			return &failure{class: lie, host: a.host, err: err, hints: webPage(a)}
 		}
 		document = data
 		return nil
@@ -72,6 +72,14 @@ func (s *Source) fetchDocument(ctx context.Context, d image.Document, path, acce
 		return nil, err
 	}
 	return document, nil
+}
+
+// webPage says so where the answer is one.
+func webPage(a *answer) []string {
+	if strings.HasPrefix(a.Header.Get("Content-Type"), "text/html") {
+		return []string{a.host + " answers with a web page, such as a login page, instead of the image"}
+	}
+	return nil
 }
 
 // maxHashed is up to where a document that is too large is read, to see whose fault that is.

@@ -201,9 +201,17 @@ func (s *Source) statusHints(part string, f *failure) []string {
 	}
 	switch f.status {
 	case http.StatusUnauthorized:
-		return []string{"log in to the registry, such as with `docker login " + s.host() +
-			"`; credentials: " + s.login.explanation()}
+		logIn := "such as with `docker login " + s.host() + "`"
+		if s.login.credentialSource() != anonymous {
+			return []string{"the registry refuses the credentials of " + s.login.explanation() +
+				": correct them, " + logIn}
+		}
+		return []string{"log in to the registry, " + logIn + "; credentials: " + s.login.explanation()}
 	case http.StatusForbidden:
+		if s.login.credentialSource() == anonymous {
+			return []string{"ask whoever runs " + s.host() + " for access, or for an account there to log in with; " +
+				"credentials: " + s.login.explanation()}
+		}
 		return []string{"log in to the registry as somebody who may read this repository; credentials: " +
 			s.login.explanation()}
 	case http.StatusNotFound:
@@ -214,7 +222,7 @@ func (s *Source) statusHints(part string, f *failure) []string {
 			"for a private repository this may also mean " +
 			"missing credentials (" + s.login.explanation() + ")"}
 		if f.strange {
-			hints = append(hints, "is it a registry that listens at "+host+"? It doesn't say no as they do")
+			hints = append(hints, "is it a registry that listens at "+host+"? It doesn't answer as one")
 		}
 		return hints
 	case http.StatusProxyAuthRequired:

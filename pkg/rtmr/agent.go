@@ -94,7 +94,7 @@ func (e *AgentError) Hints() []string {
 	case Missing:
 		return []string{"this agent can't measure an event: dstack 0.5.0 to 0.5.11 have EmitEvent, 0.6 removed it"}
 	case Malformed:
-		return []string{"is it dstack's guest agent that listens at " + e.Socket + "?"}
+		return []string{"is it dstack's guest agent that listens at " + e.Socket + "? If it is, reboot the CVM"}
 	}
 	return []string{"try again; if the agent stays that way, reboot the CVM"}
 }

@@ -65,7 +65,8 @@ func noConfig(err error) *admission.Refusal {
 // unlisted refuses an approved list that is there and can't be read: never the default instead.
 func unlisted(err error) *admission.Refusal {
 	return refusal(admission.ListUnreadable, exit.Config, fmt.Errorf("approved list: %w", err),
-		"the node writes this file: remove what is there instead of it")
+		"the node writes this file: remove what is there instead of it; "+
+			"the default digest runs until the node has written it")
 }
 
 // badList refuses an approved list that isn't one.

@@ -104,7 +104,7 @@ func CanReport(s admission.Settings, shared *files.Dir) error {
 	outside := belowShared(filepath.Dir(s.Report), shared) == ""
 	there, err := os.Stat(s.Report)
 	if outside && err == nil && !there.Mode().IsRegular() {
-		return reportTaken(fmt.Errorf("%s: %w", s.Report, files.ErrNotRegular))
+		return reportTaken(files.NotRegular(s.Report, there))
 	}
 	if dir.Is(shared.Path()) {
 		for _, ours := range []string{approval.File, compose.NodeConfig, Name} {

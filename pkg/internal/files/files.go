@@ -22,7 +22,7 @@ import (
 )
 
 // ErrTooLarge is returned for a file over the reader's bound.
-var ErrTooLarge = errors.New("file is too large")
+var ErrTooLarge = errors.New("it is too large")
 
 // ErrNotRegular is returned where a regular file or a directory was expected and something else
 // stands.
@@ -155,7 +155,7 @@ func (d *Dir) Names(limit int) ([]string, error) {
 		return nil, err
 	}
 	if len(names) > limit {
-		return nil, fmt.Errorf("%s: more than %d entries: %w", d.Path(), limit, ErrTooLarge)
+		return nil, fmt.Errorf("%s: %w: more than %d entries", d.Path(), ErrTooLarge, limit)
 	}
 	return names, nil
 }
@@ -292,6 +292,22 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 	return readRegular(f, limit)
 }
 
+// NotRegular is the error that names what stands in the place of a regular file.
+func NotRegular(path string, there fs.FileInfo) error {
+	kind := "a device"
+	switch there.Mode().Type() {
+	case fs.ModeDir:
+		kind = "a directory"
+	case fs.ModeSymlink:
+		kind = "a link"
+	case fs.ModeNamedPipe:
+		kind = "a pipe"
+	case fs.ModeSocket:
+		kind = "a socket"
+	}
+	return fmt.Errorf("%s: %w: %s", path, ErrNotRegular, kind)
+}
+
 // readRegular reads the file that place, which was opened with lookOnly, stands for.
 func readRegular(place *os.File, limit int64) ([]byte, error) {
 	info, err := place.Stat()
@@ -299,10 +315,7 @@ func readRegular(place *os.File, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		if info.IsDir() {
-			return nil, fmt.Errorf("%s: %w: a directory", place.Name(), ErrNotRegular)
-		}
-		return nil, fmt.Errorf("%s: %w", place.Name(), ErrNotRegular)
+		return nil, NotRegular(place.Name(), info)
 	}
 	f, err := reopen(place)
 	if err != nil {
@@ -314,7 +327,7 @@ func readRegular(place *os.File, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s: more than %d bytes: %w", place.Name(), limit, ErrTooLarge)
+		return nil, fmt.Errorf("%s: %w: more than %d bytes", place.Name(), ErrTooLarge, limit)
 	}
 	return data, nil
 }

@@ -167,7 +167,7 @@ func (v Value) not(kind string) error {
 	if !v.Present() {
 		return errors.New("missing")
 	}
-	return fmt.Errorf("%.60q is not %s", v.raw, kind)
+	return fmt.Errorf("%.60s is not %s", bytes.Join(bytes.Fields(v.raw), []byte(" ")), kind)
 }
 
 // scanner goes through a document that encoding/json found valid, so that it can rely on its form.

@@ -35,7 +35,8 @@ const (
 
 // Client calls one engine.
 type Client struct {
-	http *http.Client
+	http   *http.Client
+	socket string
 }
 
 // New returns a client for host, which must be "unix://" and an absolute path. Nothing is contacted.
@@ -44,7 +45,7 @@ func New(host string) (*Client, error) {
 	if !ok || !strings.HasPrefix(path, "/") {
 		return nil, fmt.Errorf("docker host %.200q is not unix:// and an absolute path", host)
 	}
-	return &Client{http: unixhttp.Client(path, true)}, nil
+	return &Client{http: unixhttp.Client(path, true), socket: path}, nil
 }
 
 // Error is a call that had no answer or not the one hoped for.
@@ -53,6 +54,7 @@ type Error struct {
 	Status  int    // HTTP status; 0 if there was no answer, 200 if a stream reported the error
 	Message string // the engine's own words, trimmed; may be empty
 	Foreign bool   // the answer isn't in the form that engines give to errors
+	Socket  string // where the answer came from, if it is one that isn't the hoped for
 	Err     error  // the transport's error; nil if the engine answered
 }
 
@@ -95,7 +97,7 @@ func (e *Error) Hints() []string {
 	case DiskFull(e):
 		return []string{"free space on the engine's data root: docker system df"}
 	case e.Foreign:
-		return []string{"is it a Docker engine that listens there? --docker-host names its socket"}
+		return []string{"is it a Docker engine that listens at " + e.Socket + "? --docker-host names its socket"}
 	case e.Status >= http.StatusInternalServerError:
 		return []string{"look at the Docker daemon's log: journalctl -u docker"}
 	}
@@ -201,7 +203,7 @@ func (c *Client) Stream(ctx context.Context, r Request, body io.Reader, contentT
 	defer resp.Body.Close()
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage)) // what came of the message is better than none
 	said, foreign := message(data)
-	return nil, &Error{Op: r.Op, Status: resp.StatusCode, Message: said, Foreign: foreign}
+	return nil, &Error{Op: r.Op, Status: resp.StatusCode, Message: said, Foreign: foreign, Socket: c.socket}
 }
 
 // Ping returns the newest API version that the engine speaks, such as "1.41", and whether it is Podman, which says so in a header of its own.
@@ -222,7 +224,7 @@ func (c *Client) Ping(ctx context.Context) (version string, podman bool, err err
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage))
 	if resp.StatusCode != http.StatusOK {
 		said, foreign := message(data)
-		return "", false, &Error{Op: op, Status: resp.StatusCode, Message: said, Foreign: foreign}
+		return "", false, &Error{Op: op, Status: resp.StatusCode, Message: said, Foreign: foreign, Socket: c.socket}
 	}
 	return resp.Header.Get("Api-Version"), resp.Header.Get("Libpod-Api-Version") != "", nil
 }
