@@ -270,7 +270,7 @@ func (p *process) report() (launch.Report, bool) {
 }
 
 // waitsAfter is what the launcher says of an attempt after which it waits for the next one.
-var waitsAfter = regexp.MustCompile(`the attempt failed, trying again" attempt=\d+ step=\w+ exit_code=(\d+)`)
+var waitsAfter = regexp.MustCompile(`the attempt failed, trying again" attempt=\d+ exit_code=(\d+)`)
 
 // settle waits until the launcher supervises, waits to try again, or has ended.
 func (p *process) settle() outcome {

@@ -84,3 +84,33 @@ func TestNearWaitsForARegistry(t *testing.T) {
 		assert.False(t, nearGivesUp.MatchString(line), "%s", line)
 	}
 }
+
+// TestNearWaitsForABootThatTriesAgain in a CVM: their check would end at a line that says that the
+// launcher won't recover.
+func TestNearWaitsForABootThatTriesAgain(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]launchtest.RegistryFault{
+		"the registry is down":  {Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Times: -1},
+		"the registry refuses":  {Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Status: 401, Times: -1},
+		"the image isn't there": {Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Status: 404, Times: -1},
+		"the registry lies":     {Kind: launchtest.FaultFlip, On: launchtest.RequestManifest, After: 40, Times: -1},
+		"a layer isn't there":   {Kind: launchtest.FaultStatus, On: launchtest.RequestBlob, Status: 404, Times: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newDoubles(t)
+			m.Registry.Fail(fault)
+			_, stderr, code := runUntilSupervised(t, append(onMachine(m), "PLATFORM=TEE"))
+			require.NotEqual(t, exit.OK, code, "%s", stderr)
+			again := false
+			for line := range strings.Lines(stderr) {
+				if strings.HasPrefix(line, "error: ") {
+					break // it was ended here, instead of trying again
+				}
+				assert.False(t, nearGivesUp.MatchString(line), "%s", line)
+				again = again || strings.Contains(line, "the attempt failed, trying again")
+			}
+			assert.True(t, again, "%s", stderr)
+		})
+	}
+}

@@ -142,7 +142,7 @@ func once(parent context.Context) (context.Context, *until) {
 
 // attemptFailed is what is written then, in both formats of the log.
 var attemptFailed = regexp.MustCompile(`the attempt failed, trying again"[ ,].*` +
-	`step"?[=:]"?(\w+)"?[ ,]"?exit_code"?[=:](\d+)[ ,]"?error"?[=:]("(?:[^"\\]|\\.)*"|\S+)`)
+	`exit_code"?[=:](\d+)[ ,]"?error"?[=:]("(?:[^"\\]|\\.)*"|\S+)[ ,].*"?step"?[=:]"?(\w+)"?[ ,]`)
 
 // until does something when a text is written.
 type until struct {
@@ -161,12 +161,12 @@ func (u *until) Write(p []byte) (int, error) {
 		u.do()
 	}
 	if m := attemptFailed.FindSubmatch(u.all.Bytes()); m != nil && u.failed != nil {
-		code, err := strconv.Atoi(string(m[2]))
-		text, unquoted := strconv.Unquote(string(m[3]))
+		code, err := strconv.Atoi(string(m[1]))
+		text, unquoted := strconv.Unquote(string(m[2]))
 		if unquoted != nil {
-			text = string(m[3])
+			text = string(m[2])
 		}
-		u.failed(&exit.Error{Code: exit.Code(code), Err: errors.Join(err, fmt.Errorf("%s: %s", m[1], text))})
+		u.failed(&exit.Error{Code: exit.Code(code), Err: errors.Join(err, fmt.Errorf("%s: %s", m[3], text))})
 	}
 	return n, err
 }

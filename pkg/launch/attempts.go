@@ -74,8 +74,10 @@ func (r *run) waited(ctx context.Context, m *machine) bool {
 		hints = append(hints, sanitize.Line(hint, sanitize.MaxLine))
 	}
 	r.report.fail(r.err)
-	r.Log.Error("the attempt failed, trying again", "attempt", r.report.Attempt, "step", failed.Step,
-		"exit_code", int(code), "error", failed.Err, "hints", hints, "in", in)
+	// The step comes behind the error: near/mpc's own check of a node in a CVM takes any line in which
+	// "error" follows "pull" for the end of the launcher.
+	r.Log.Error("the attempt failed, trying again", "attempt", r.report.Attempt, "exit_code", int(code),
+		"error", failed.Err, "hints", hints, "step", failed.Step, "in", in)
 	if in > 0 {
 		defer waiting.For(ctx, fmt.Sprintf("attempt %d, because of exit code %d, %s, in %s",
 			r.report.Attempt+1, code, code.Name(), failed.Step))()
