@@ -15,7 +15,7 @@ import (
 func TestWhatActsIsNotEvenLinked(t *testing.T) {
 	t.Parallel()
 	program := filepath.Join(t.TempDir(), "linked")
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./testdata/linked").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, seeds+"/linked").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	out, err = exec.CommandContext(t.Context(), "go", "tool", "nm", program).Output()
 	require.NoError(t, err)

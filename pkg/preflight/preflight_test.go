@@ -303,7 +303,7 @@ func TestAnEndedContext(t *testing.T) {
 // TestEveryCodeHasASeed: what nothing can find isn't in the table, and the other way round.
 func TestEveryCodeHasASeed(t *testing.T) {
 	t.Parallel()
-	paths, err := filepath.Glob(filepath.Join("testdata", "*", "*.toml"))
+	paths, err := filepath.Glob(filepath.Join(seeds, "*", "*.toml"))
 	require.NoError(t, err)
 	assert.GreaterOrEqual(t, len(paths), 40)
 	// These have tests of their own: they need a lock or a registry that counts.
@@ -332,7 +332,7 @@ func TestEveryCodeHasASeed(t *testing.T) {
 // TestGolden holds the report's schema, and the wording, to files: what scripts read doesn't change by accident.
 func TestGolden(t *testing.T) {
 	t.Parallel()
-	for name, path := range map[string]string{"healthy": "", "failing": "testdata/holders/socket-held.toml"} {
+	for name, path := range map[string]string{"healthy": "", "failing": filepath.Join(seeds, "holders", "socket-held.toml")} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var s seed
@@ -359,7 +359,7 @@ func TestGolden(t *testing.T) {
 			} {
 				got = regexp.MustCompile(change[0]).ReplaceAllString(got, change[1])
 			}
-			golden := filepath.Join("testdata", name+".json")
+			golden := filepath.Join(seeds, name+".json")
 			if *update {
 				require.NoError(t, os.WriteFile(golden, []byte(got), 0o644))
 			}

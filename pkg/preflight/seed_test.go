@@ -41,7 +41,10 @@ func TestMain(m *testing.M) {
 
 const bootID = "6f1d7a60-3f7b-4b53-9c59-ad0c3a0a2a11"
 
-// seed is one file under testdata: a misconfigured machine, and what has to be found. Folders are named by the check that
+// seeds is where they are.
+const seeds = "../../testdata/verify"
+
+// seed is one file there: a misconfigured machine, and what has to be found. Folders are named by the check that
 // finds it.
 type seed struct {
 	What   string   // for people
@@ -221,7 +224,7 @@ func (w *world) target(text string) v1.Hash {
 	return image.Hash(w.hash(text))
 }
 
-// readSeed reads a file of testdata. An unknown key is a mistake in the seed.
+// readSeed reads a seed. An unknown key is a mistake in the seed.
 func readSeed(t *testing.T, path string) seed {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -499,7 +502,7 @@ func result(t *testing.T, r *preflight.Report, check string) preflight.Result {
 // TestSeeds: each seed is found with its code, by the check whose folder it is in, and nothing else is.
 func TestSeeds(t *testing.T) {
 	t.Parallel()
-	paths, err := filepath.Glob(filepath.Join("testdata", "*", "*.toml"))
+	paths, err := filepath.Glob(filepath.Join(seeds, "*", "*.toml"))
 	require.NoError(t, err)
 	require.NotEmpty(t, paths)
 	for _, path := range paths {
