@@ -34,6 +34,8 @@ const (
 	ServiceLabel = "com.docker.compose.service"
 	// ImpostorPrefix begins the names of containers that ran as the workload without having been measured, and were ended.
 	ImpostorPrefix = "mpc-node-impostor-"
+	// Staged is the container that holds the image which the next boot is expected to run. It is no workload: it is never started, and has no project.
+	Staged = "mpc-node-staged"
 	// BootLabel says in which boot a container was created. A boot's ID is random, so neither a container of an earlier boot nor an image
 	// can carry it: without the label a container is not of this boot; with it, it isn't proved to be.
 	BootLabel = "tee-launcher.boot-id"

@@ -9,6 +9,8 @@ package docker
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"path"
@@ -145,6 +147,33 @@ func (e *Engine) Hold(
 		body.HostConfig.Mounts = append(body.HostConfig.Mounts, mount{"volume", volume, "/held/" + strconv.Itoa(i)})
 	}
 	return e.create(ctx, name, body)
+}
+
+// HoldImage makes a container of the given name and image that is never started and has no mounts but
+// memory over the image's volumes: else those would be made, and its files copied into them. While
+// it is there the image can't be pruned. The labels are set whatever the image's are.
+func (e *Engine) HoldImage(
+	ctx context.Context, name string, image ImageID, volumes map[string]struct{}, labels map[string]string,
+) error {
+	if image.IsZero() {
+		return errors.New("holding an image: none was proved")
+	}
+	body := neverStarted(image.String(), volumes)
+	maps.Copy(body.Labels, labels)
+	_, err := e.create(ctx, name, body)
+	return err
+}
+
+// RemoveImage removes the image with that ID and its one name. The engine refuses where a container
+// has it, or where it has another name too. That it is gone already is no error.
+func (e *Engine) RemoveImage(ctx context.Context, id string) error {
+	err := e.client.Call(ctx, api.Request{
+		Op: "removing image " + id, Method: http.MethodDelete, Path: "/images/" + id, Timeout: 2 * time.Minute,
+	}, nil)
+	if api.NotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // containerBody is what a container of our own is made with.

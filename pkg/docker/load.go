@@ -93,7 +93,7 @@ func (e *Engine) Load(ctx context.Context, v *image.Verified, from Source, o Loa
 	id, err := l.untilProved(ctx)
 	var pull *image.Error
 	if interrupted := ctx.Err() != nil || errors.As(err, &pull); !interrupted {
-		e.ForgetPrefixes(ctx, v) // else a further try goes on with them: they are proved
+		e.ForgetPrefixes(ctx, v.Digest()) // else a further try goes on with them: they are proved
 	}
 	if err != nil && l.named {
 		return Loaded{}, e.forgetBroken(ctx, info, v, err)
@@ -459,12 +459,12 @@ func (l *loading) present(ctx context.Context) (func(int) bool, error) {
 	return func(i int) bool { return has(i) || delivered[layers[i].Digest] }, nil
 }
 
-// ForgetPrefixes removes the nameless images that loads of v made on their way, whenever that was. What they hold stays
+// ForgetPrefixes removes the nameless images that loads of the approved image made on their way, whenever that was. What they hold stays
 // as long as an image has it. That one can't be removed is no reason to refuse the image: it is nameless, and `docker image prune` takes it.
-func (e *Engine) ForgetPrefixes(ctx context.Context, v *image.Verified) {
+func (e *Engine) ForgetPrefixes(ctx context.Context, approved digest.Digest) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
-	prefixes, err := e.Labelled(ctx, prefixLabel+"="+v.Digest().String())
+	prefixes, err := e.Labelled(ctx, prefixLabel+"="+approved.String())
 	if err != nil {
 		return
 	}

@@ -82,7 +82,7 @@ func (m *machine) load(pulled imaged) step[imaged] {
 	return func(ctx context.Context) (imaged, string, error) {
 		img := pulled
 		if !img.id.IsZero() {
-			m.engine.ForgetPrefixes(ctx, img.image) // of a run that was killed just before it would have
+			m.engine.ForgetPrefixes(ctx, img.image.Digest()) // of a run that was killed just before it would have
 			return img, img.id.String(), errSkipped
 		}
 		info, err := m.engine.Info(ctx)

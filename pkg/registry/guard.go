@@ -91,7 +91,7 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 	}
 	s.answered.Store(true)
 	w.body()
-	response.Body = &watchedBody{ReadCloser: response.Body, watch: w, over: over}
+	response.Body = &watchedBody{ReadCloser: response.Body, watch: w, over: over, pace: s.pace}
 	return response, nil
 }
 
@@ -220,12 +220,16 @@ type watchedBody struct {
 	io.ReadCloser
 	watch *watch
 	over  func() // the wait for it
+	pace  *pace
 }
 
 // Read fails when the body stalls or is slower than the minimum.
 func (b *watchedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.ReadCloser.Read(p[:b.pace.chunk(len(p))])
 	b.watch.arrived(n)
+	if late := b.pace.wait(n, b.watch); err == nil {
+		err = late
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = b.watch.cause(err)
 	}

@@ -50,6 +50,10 @@ type Client struct {
 	// MaxDelay bounds every delay, the registry's Retry-After included. Zero means 60 s.
 	MaxDelay time.Duration
 
+	// Rate is how many bytes per second all connections of a Source bring together at most. Zero means
+	// as many as come.
+	Rate int64
+
 	// Log gets retries and the source of credentials. Nil means nothing is logged.
 	Log *slog.Logger
 	// Progress is told, from several goroutines, by how many bytes what was fetched of layers has

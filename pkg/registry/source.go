@@ -21,6 +21,7 @@ type Source struct {
 	http2   *http.Transport // for hosts that speak nothing else
 	guard   *guard
 	login   *login
+	pace    *pace
 
 	mu          sync.Mutex
 	speaksHTTP1 map[string]bool // by host
@@ -44,7 +45,7 @@ func newSource(settings *Client, ref name.Reference) *Source {
 	one.SetHTTP1(true)
 	two.SetHTTP2(true)
 	s.http1, s.http2 = s.transport(&one), s.transport(&two)
-	s.guard, s.login = &guard{source: s}, newLogin(s)
+	s.guard, s.login, s.pace = &guard{source: s}, newLogin(s), newPace(settings)
 	if name := wrongProxy(); name != "" {
 		s.Log.Warn("this variable doesn't hold the URL of a proxy", "variable", name)
 	}

@@ -92,6 +92,22 @@ func (w *watch) pause() {
 	w.timer.Stop()
 }
 
+// hold stops the clock for a wait of our own, until resume is called.
+func (w *watch) hold() (resume func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	left := time.Until(w.due)
+	w.paused = true
+	w.timer.Stop()
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.paused = false
+		w.due = time.Now().Add(left)
+		w.timer.Reset(left)
+	}
+}
+
 func (w *watch) arrived(n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

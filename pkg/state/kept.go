@@ -73,8 +73,8 @@ func (d Dir) Known(repository name.Repository) []*image.Verified {
 }
 
 // Keep writes an image's manifest and config down, so that a boot that finds the image in the
-// engine needs no registry, and forgets all but the last few.
-func (d Dir) Keep(v *image.Verified) error {
+// engine needs no registry, and forgets all but the last few and those of spared.
+func (d Dir) Keep(v *image.Verified, spared ...digest.Digest) error {
 	data, err := json.Marshal(v.Kept())
 	if err != nil {
 		return err
@@ -87,14 +87,14 @@ func (d Dir) Keep(v *image.Verified) error {
 		return err
 	}
 	defer dir.Close()
-	return forgetOld(dir)
+	return forgetOld(dir, spared)
 }
 
 func keptName(ref name.Digest) string {
 	return keptPrefix + strings.TrimPrefix(ref.DigestStr(), "sha256:") + keptSuffix
 }
 
-func forgetOld(dir *files.Dir) error {
+func forgetOld(dir *files.Dir, spared []digest.Digest) error {
 	names, err := dir.Names(maxEntries)
 	if err != nil {
 		return err
@@ -113,6 +113,9 @@ func forgetOld(dir *files.Dir) error {
 	}
 	slices.SortFunc(names, func(a, b string) int { return kept[b].ModTime().Compare(kept[a].ModTime()) })
 	for _, name := range names[min(keptImages, len(names)):] {
+		if slices.ContainsFunc(spared, func(d digest.Digest) bool { return name == keptPrefix+d.Hex()+keptSuffix }) {
+			continue
+		}
 		if err := dir.Remove(name); err != nil {
 			return err
 		}

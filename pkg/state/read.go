@@ -212,29 +212,50 @@ func Sockets(
 func Free(
 	info inspect.Info, self inspect.Container, s admission.Settings, look func(string) (int64, error),
 ) (int64, bool) {
-	if look == nil {
-		look = available
+	place, seen := place(info, self, s)
+	if !seen {
+		return 0, false
 	}
-	place := info.Root
-	if self.ID != "" {
-		lies := func(m inspect.Mount) bool {
-			return m.Destination == s.SharedDir && strings.HasPrefix(m.Source, info.Root+"/")
-		}
-		if !slices.ContainsFunc(self.Mounts, lies) {
-			return 0, false
-		}
-		place = s.SharedDir
+	if look == nil {
+		look = func(path string) (int64, error) { free, _, err := available(path); return free, err }
 	}
 	free, err := look(place)
 	return free, err == nil
 }
 
-func available(path string) (int64, error) {
+// Disk returns how many bytes of the engine's disk are free and how many it has in all, where Free
+// can see it.
+func Disk(
+	info inspect.Info, self inspect.Container, s admission.Settings, look func(string) (free, all int64, err error),
+) (free, all int64, known bool) {
+	place, seen := place(info, self, s)
+	if !seen {
+		return 0, 0, false
+	}
+	if look == nil {
+		look = available
+	}
+	free, all, err := look(place)
+	return free, all, err == nil
+}
+
+// place returns a path on the engine's disk, as we see it.
+func place(info inspect.Info, self inspect.Container, s admission.Settings) (string, bool) {
+	if self.ID == "" {
+		return info.Root, true
+	}
+	lies := func(m inspect.Mount) bool {
+		return m.Destination == s.SharedDir && strings.HasPrefix(m.Source, info.Root+"/")
+	}
+	return s.SharedDir, slices.ContainsFunc(self.Mounts, lies)
+}
+
+func available(path string) (free, all int64, err error) {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(path, &disk); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return int64(disk.Bavail) * int64(disk.Bsize), nil
+	return int64(disk.Bavail) * int64(disk.Bsize), int64(disk.Blocks) * int64(disk.Bsize), nil
 }
 
 // Lock is the holder of the shared directory's lock.
