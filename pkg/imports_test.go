@@ -40,9 +40,11 @@ func allowed() map[string][]string {
 		"pkg/state":     {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/docker/inspect", "pkg/compose"},
 		// What runs without effects can't reach what has them.
 		"pkg/preflight": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/state"},
+		// Beside the workload that runs, for the next boot. What it must know of files it is told.
+		"pkg/stage": {"pkg/config", "pkg/image", "pkg/docker/inspect", "pkg/docker", "pkg/compose"},
 		// Everything meets where effects are ordered.
-		"pkg/launch":   {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state"},
-		"cmd/launcher": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight"},
+		"pkg/launch":   {"pkg/stage", "pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state"},
+		"cmd/launcher": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight", "pkg/stage"},
 		// The doubles model what is outside, so they know nothing of what is inside.
 		"pkg/launchtest": {},
 	}

@@ -179,3 +179,9 @@ func HelpExamples(command string) string {
 	}
 	return cmd.Example
 }
+
+// ParseSize is for tests.
+func ParseSize(text string) (int64, error) { return parseSize(text) }
+
+// ParseWait is for tests.
+func ParseWait(text string) (time.Duration, error) { return parseWait(text) }

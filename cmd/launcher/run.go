@@ -6,6 +6,7 @@ import (
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/stage"
 )
 
 type runOpts struct {
@@ -52,13 +53,16 @@ func (o *runOpts) runRun(cmd *cobra.Command, _ []string) error {
 	case s.fallback:
 		c.log.Warn("--fallback has no effect without supervision: the first failure is the end")
 	}
+	if s.stage.Mode == stage.On && !s.launch.Supervised() {
+		c.log.Warn("nothing is staged: --stage=on needs a launcher that supervises")
+	}
 	return p.launcher(s, c).Run(ctx)
 }
 
 // launcher wires a launcher to the console.
 func (p *program) launcher(s settings, c *console) *launch.Launcher {
 	l := &launch.Launcher{
-		Settings: s.launch, Log: c.log, Output: c, Progress: c, Now: p.now, Sleep: p.sleep,
+		Settings: s.launch, Stage: s.stage, Log: c.log, Output: c, Progress: c, Now: p.now, Sleep: p.sleep,
 	}
 	if s.logFormat == "json" {
 		l.Foreign = c.foreign

@@ -16,6 +16,7 @@ import (
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/stage"
 )
 
 // settings is what flags and environment say, parsed.
@@ -23,6 +24,7 @@ type settings struct {
 	fallback  bool     // an older approved digest may be tried
 	warnings  []string // about the environment
 	launch    admission.Settings
+	stage     stage.Settings
 	logFormat string
 	logLevel  slog.Level
 	progress  string
@@ -65,6 +67,12 @@ func table() []setting {
 	}
 	text := func(field func(*settings) *string) func(*settings, string) error {
 		return func(s *settings, v string) error { *field(s) = v; return nil }
+	}
+	wait := func(field func(*settings) *time.Duration) func(*settings, string) error {
+		return func(s *settings, v string) (err error) {
+			*field(s), err = parseWait(v)
+			return err
+		}
 	}
 	return []setting{
 		{
@@ -170,6 +178,36 @@ func table() []setting {
 				}
 				return nil
 			},
+		},
+		{
+			flag: "stage", env: "LAUNCHER_STAGE", fallback: "auto", values: []string{"auto", "on", "off"},
+			commands: []string{run, verify},
+			help:     "fetch the next approved image while the present one runs, for the next boot: auto where the workload is supervised",
+			parse: func(s *settings, v string) error {
+				s.stage.Mode = stage.Mode(v)
+				return nil
+			},
+		},
+		{
+			flag: "stage-after", env: "LAUNCHER_STAGE_AFTER", fallback: "10m",
+			commands: []string{run, verify},
+			help:     "how long a digest must have been the choice before it is fetched ahead",
+			parse:    wait(func(s *settings) *time.Duration { return &s.stage.After }),
+		},
+		{
+			flag: "stage-rate", env: "LAUNCHER_STAGE_RATE", fallback: "8MB",
+			commands: []string{run, verify},
+			help:     "bytes per second that are fetched ahead at most, such as 500kB or 16MiB; 0 is no limit",
+			parse: func(s *settings, v string) (err error) {
+				s.stage.Rate, err = parseSize(v)
+				return err
+			},
+		},
+		{
+			flag: "stage-delay", env: "LAUNCHER_STAGE_DELAY", fallback: "15m",
+			commands: []string{run, verify},
+			help:     "the longest random wait before a digest is fetched ahead, so that a fleet doesn't come at once",
+			parse:    wait(func(s *settings) *time.Duration { return &s.stage.Delay }),
 		},
 		{
 			flag: "report", env: "LAUNCHER_REPORT",

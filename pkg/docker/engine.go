@@ -164,13 +164,15 @@ func (e *Engine) HoldImage(
 	return err
 }
 
-// RemoveImage removes the image with that ID and its one name. The engine refuses where a container
-// has it, or where it has another name too. That it is gone already is no error.
+// RemoveImage removes the image with that ID and its one name. Where a container has it, or where it
+// has another name too, the engine leaves it: it is somebody's. That, and that it is gone already, is
+// no error.
 func (e *Engine) RemoveImage(ctx context.Context, id string) error {
 	err := e.client.Call(ctx, api.Request{
 		Op: "removing image " + id, Method: http.MethodDelete, Path: "/images/" + id, Timeout: 2 * time.Minute,
 	}, nil)
-	if api.NotFound(err) {
+	var refused *Error
+	if errors.As(err, &refused) && refused.Status == http.StatusConflict || api.NotFound(err) {
 		return nil
 	}
 	return err

@@ -96,6 +96,7 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 		if err := want.Check(c); err != nil {
 			return proved{}, "", otherwise(err, tool, info)
 		}
+		m.unstage(ctx, proved{want: want}, facts.Containers)
 		return proved{Container: c, want: want, unused: m.Settings.TEE() && !found.measured}, c.ShortID(), nil
 	}
 }

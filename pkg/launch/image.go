@@ -38,6 +38,7 @@ func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 			Progress:            m.Progress.Fetched,
 			Tuning:              registry.Tuning{Sleep: m.Sleep},
 		}
+		m.ahead.slow(client)
 		m.report.Pull = &PullReport{}
 		info, err := m.info(ctx)
 		if err != nil {
@@ -100,7 +101,7 @@ func (m *machine) load(pulled imaged) step[imaged] {
 			var loaded docker.Loaded
 			recorded := m.recordBytes(img.source)
 			loaded, err = m.engine.Load(ctx, img.image, img.source, docker.LoadOptions{
-				Known: known, Space: m.space(ctx), Progress: m.Progress,
+				Known: known, Space: m.space(ctx, img.image), Progress: m.Progress,
 			})
 			recorded()
 			m.Progress.Stop(err == nil)
@@ -113,7 +114,7 @@ func (m *machine) load(pulled imaged) step[imaged] {
 			return imaged{}, "", err
 		}
 		if m.shared != nil { // `launcher pull` may have none
-			if err := m.own.Keep(img.image); err != nil {
+			if err := m.own.Keep(img.image, m.ahead.spared()...); err != nil {
 				m.Log.Warn("manifest and config can't be cached; the next boot will need the registry", "error", err)
 			}
 		}
@@ -148,12 +149,14 @@ func (m *machine) recordBytes(source *registry.Source) (over func()) {
 
 // space returns the question whether the engine has room for an image. Where that can't be seen it
 // is none: unknown is never a refusal.
-func (m *machine) space(ctx context.Context) func(inspect.Info, int64) error {
+func (m *machine) space(ctx context.Context, v *image.Verified) func(inspect.Info, int64) error {
 	return func(info inspect.Info, missing int64) error {
 		if free := m.free(ctx, info); free != unknownRoom {
-			return admission.Room(info, missing, free)
+			if err := admission.Room(info, missing, free); err != nil {
+				return err
+			}
 		}
-		return nil
+		return m.ahead.may(ctx, info, v, missing)
 	}
 }
 

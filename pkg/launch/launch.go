@@ -24,6 +24,7 @@ import (
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/stage"
 	"tee-launcher/pkg/state"
 )
 
@@ -43,14 +44,17 @@ const Launched = "MPC launched successfully."
 // thing.
 type Launcher struct {
 	Settings admission.Settings
-	Log      *slog.Logger                               // nil: none
-	Progress Progress                                   // nil: none
-	Output   io.Writer                                  // gets the line Launched, and what Foreign is for where that is nil; nil: nothing
-	Foreign  func(from, line string)                    // shows a line that somebody else wrote; nil: on Output, behind who did
-	BootID   string                                     // empty: the kernel's
-	Proc     string                                     // where the kernel shows processes; empty: /proc
-	Now      func() time.Time                           // nil: time.Now
-	Sleep    func(context.Context, time.Duration) error // nil: sleep, or end early with the context's cause
+	Stage    stage.Settings                                 // what the next boot will run is fetched ahead; zero: isn't
+	Log      *slog.Logger                                   // nil: none
+	Progress Progress                                       // nil: none
+	Output   io.Writer                                      // gets the line Launched, and what Foreign is for where that is nil; nil: nothing
+	Foreign  func(from, line string)                        // shows a line that somebody else wrote; nil: on Output, behind who did
+	BootID   string                                         // empty: the kernel's
+	Proc     string                                         // where the kernel shows processes; empty: /proc
+	Now      func() time.Time                               // nil: time.Now
+	Sleep    func(context.Context, time.Duration) error     // nil: sleep, or end early with the context's cause
+	Random   func(most time.Duration) time.Duration         // nil: evenly spread from 0 on
+	Disk     func(path string) (free, all int64, err error) // nil: the file system is asked
 }
 
 func (l *Launcher) newRun() *run {

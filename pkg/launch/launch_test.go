@@ -23,6 +23,7 @@ import (
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/rtmr"
+	"tee-launcher/pkg/stage"
 )
 
 // world is a machine made of doubles, and the settings of a launcher on it.
@@ -30,6 +31,8 @@ type world struct {
 	*launchtest.Machine
 	t        *testing.T
 	settings admission.Settings
+	stage    stage.Settings
+	disk     func(string) (free, all int64, err error) // nil: the file system is asked
 	bootID   string
 	proc     string // where the kernel shows processes; empty: /proc
 	stderr   string // of the last boot that ended by itself

@@ -29,6 +29,7 @@ type machine struct {
 	agent  *rtmr.Agent // nil outside a CVM
 
 	platform v1.Platform // whose image is wanted; zero: this machine's
+	ahead    *ahead      // what it fetches is for the next boot; nil: for this one
 	// What is remembered from one attempt to the next: what the latest one found, how many waits of
 	// each kind there were, that no image was measured yet, and whose logs were kept.
 	seen          surroundings
@@ -251,20 +252,26 @@ func (m *machine) read(known admission.Facts) (_ choice, err error) {
 		}
 	}()
 	m.seen.files = state.Fingerprint(m.Settings, m.shared)
-	cfg, warnings, err := state.UserConfig(m.Settings)
-	if err != nil {
-		return choice{}, err
-	}
+	chosen, warnings, err := m.wanted(known)
 	for _, w := range warnings {
 		m.Log.Warn(w.String())
 	}
+	return chosen, err
+}
+
+// wanted is read without a word. The warnings are valid beside an error.
+func (m *machine) wanted(known admission.Facts) (_ choice, warnings []config.Warning, err error) {
+	cfg, warnings, err := state.UserConfig(m.Settings)
+	if err != nil {
+		return choice{}, nil, err
+	}
 	list, err := state.Approved(m.shared)
 	if err != nil {
-		return choice{}, err
+		return choice{}, warnings, err
 	}
 	decision, err := known.Select(list, cfg.Override)
 	if err != nil {
-		return choice{}, err
+		return choice{}, warnings, err
 	}
-	return choice{Decision: decision, config: cfg, ref: cfg.Image.At(decision.Digest), retry: cfg.Retry}, nil
+	return choice{Decision: decision, config: cfg, ref: cfg.Image.At(decision.Digest), retry: cfg.Retry}, warnings, nil
 }

@@ -25,6 +25,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/stage"
 )
 
 // TestMain lets the test binary play Compose, which the launcher runs as a process, and the
@@ -42,6 +43,8 @@ func TestMain(m *testing.M) {
 // order is what a launcher that runs as a process of its own is told, on its standard input.
 type order struct {
 	Settings admission.Settings
+	Stage    stage.Settings
+	Look     bool // at the engine's disk, which is half full
 	BootID   string
 	Proc     string
 	Halt     int // the number of the log line at which it stands still, after printing it; 0: never
@@ -60,7 +63,7 @@ func launcherMain() int {
 	var c clock
 	log := slog.New(slog.NewJSONHandler(&halting{w: os.Stdout, at: o.Halt}, nil))
 	l := launch.Launcher{
-		Settings: o.Settings, Log: log, Output: os.Stderr, BootID: o.BootID, Proc: o.Proc,
+		Settings: o.Settings, Stage: o.Stage, Log: log, Output: os.Stderr, BootID: o.BootID, Proc: o.Proc,
 		Now: c.Now,
 		Sleep: func(ctx context.Context, d time.Duration) error {
 			if d >= launch.Pause(0, false)/2 && o.Waits > 0 {
@@ -70,6 +73,9 @@ func launcherMain() int {
 			}
 			return c.Sleep(ctx, d)
 		},
+	}
+	if o.Look {
+		l.Disk = halfFull
 	}
 	err := l.Run(context.Background())
 	complain(os.Stderr, err)
@@ -128,7 +134,7 @@ type process struct {
 // start starts a launcher on the machine that stands still at a line of its log; 0: at none.
 func (w *world) start(halt int) *process {
 	w.t.Helper()
-	data, err := json.Marshal(order{w.settings, w.bootID, w.proc, halt, w.waits})
+	data, err := json.Marshal(order{w.settings, w.stage, w.disk != nil, w.bootID, w.proc, halt, w.waits})
 	require.NoError(w.t, err)
 	p := &process{t: w.t, cmd: exec.Command(os.Args[0], "launcher"), ended: make(chan struct{})}
 	p.cmd.Stdin, p.cmd.Stderr = bytes.NewReader(data), &p.stderr

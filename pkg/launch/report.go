@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"tee-launcher/pkg/admission"
@@ -42,6 +43,7 @@ type Report struct {
 	Pull        *PullReport        `json:"pull"`
 	Measurement *MeasurementReport `json:"measurement"`
 	Workload    *WorkloadReport    `json:"workload"`
+	Staged      *StagedReport      `json:"staged"`    // null: nothing is to be
 	Attempt     int                `json:"attempt"`   // which one all of the above is about
 	ExitCode    *exit.Code         `json:"exit_code"` // null while it runs
 	Error       *string            `json:"error"`     // while it runs: why it waits for the next attempt
@@ -113,6 +115,8 @@ type report struct {
 	to       func(data []byte) error // nil: not written
 	step     int                     // the latest
 	failing  bool                    // it couldn't be written the last time
+
+	mu sync.Mutex // while it supervises: staging reports beside it
 }
 
 // open chooses where the report goes: to path, or, where that is empty, to our own directory. A report that can't be written is a
@@ -154,6 +158,8 @@ func (r *report) begin() {
 
 // end ends the step that was begun.
 func (r *report) end(outcome Status, detail string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	s := &r.Steps[r.step]
 	s.Status, s.Detail, s.DurationMS = outcome, detail, time.Since(*s.StartedAt).Milliseconds()
 	r.write()
@@ -193,6 +199,8 @@ func (r *report) note(c docker.Container) bool {
 
 // observe is what the supervision sees of the workload.
 func (r *report) observe(c docker.Container) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.note(c) {
 		r.write()
 	}
@@ -200,13 +208,28 @@ func (r *report) observe(c docker.Container) {
 
 // restarted counts a restart by the supervision.
 func (r *report) restarted() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.Workload.Restarts++
 	r.write()
 }
 
 func (r *report) restarts() int { return r.Workload.Restarts }
 
+// stage takes over how far staging is.
+func (r *report) stage(s *StagedReport) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s != nil {
+		s.At = now()
+	}
+	r.Staged = s
+	r.write()
+}
+
 func (r *report) finish(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now, code := now(), exit.Of(err)
 	r.FinishedAt, r.ExitCode = &now, &code
 	r.fail(err)
@@ -224,7 +247,7 @@ func (r *report) fail(err error) {
 // again begins the next attempt, which knows nothing of the one before.
 func (r *report) again() {
 	r.Attempt++
-	r.Image, r.Pull, r.Measurement, r.Workload, r.Error = nil, nil, nil, nil, nil
+	r.Image, r.Pull, r.Measurement, r.Workload, r.Staged, r.Error = nil, nil, nil, nil, nil, nil
 	for i, s := range r.Steps {
 		if admission.Step(s.Name) != admission.AtSettings {
 			r.Steps[i] = StepReport{Name: s.Name, Status: pending}

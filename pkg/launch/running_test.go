@@ -81,15 +81,16 @@ func (c *clock) Sleep(ctx context.Context, d time.Duration) error {
 
 // watched is a launcher that runs in this process, so that its clock can be moved.
 type watched struct {
-	w      *world
-	last   string               // the message at which it ends as if it were killed; empty: none
-	once   bool                 // an attempt that fails is its end, with what it says of that
-	onLine func(message string) // called when it logs, before it goes on; nil: nothing is
-	cancel context.CancelCauseFunc
-	naps   chan time.Duration
-	ended  chan struct{}
-	err    error        // once it ended
-	output bytes.Buffer // what it shows, and the error; once it ended
+	w       *world
+	last    string               // the message at which it ends as if it were killed; empty: none
+	once    bool                 // an attempt that fails is its end, with what it says of that
+	onLine  func(message string) // called when it logs, before it goes on; nil: nothing is
+	cancel  context.CancelCauseFunc
+	naps    chan time.Duration
+	minutes int // that passed
+	ended   chan struct{}
+	err     error        // once it ended
+	output  bytes.Buffer // what it shows, and the error; once it ended
 
 	mu    sync.Mutex
 	log   []string        // messages
@@ -104,7 +105,7 @@ func (w *world) begin(last string) *watched {
 	l.naps, l.ended = make(chan time.Duration), make(chan struct{})
 	w.t.Cleanup(func() { cancel(nil); <-l.ended })
 	launcher := launch.Launcher{
-		Settings: w.settings, BootID: w.bootID, Proc: w.proc, Output: &l.output,
+		Settings: w.settings, Stage: w.stage, Disk: w.disk, BootID: w.bootID, Proc: w.proc, Output: &l.output,
 		Log: slog.New(l.handler()), Now: w.clock.Now, Sleep: l.sleep,
 	}
 	go func() {
@@ -241,6 +242,9 @@ func (l *watched) sleep(ctx context.Context, d time.Duration) error {
 			l.w.onNap()
 		}
 		return l.w.clock.Sleep(ctx, d)
+	}
+	if l.w.stage.Mode != "" && d < 2*time.Second {
+		return context.Cause(ctx) // of a pull that is tried again
 	}
 	l.mu.Lock()
 	l.slept = append(l.slept, d)

@@ -53,7 +53,9 @@ func (m *machine) supervise(what started) step[struct{}] {
 		debug.FreeOSMemory() // what waits for months should be small
 		s.log.Info("supervising", "container", s.proved.Name, "id", s.proved.ShortID())
 		defer m.remind(ctx)()
+		ended := m.stageAhead(ctx, what.proved)
 		detail, err = s.watch(ctx)
+		ended()
 		return none, detail, err
 	}
 }
