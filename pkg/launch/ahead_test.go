@@ -73,6 +73,13 @@ func (l *watched) minute() {
 	l.minutes++
 }
 
+// approve writes the list while nobody reads it.
+func (l *watched) approve(digests ...digest.Digest) {
+	l.w.t.Helper()
+	l.idle()
+	l.w.approve(digests...)
+}
+
 // passes lets time pass, of which only the last minute is looked at.
 func (l *watched) passes(d time.Duration) {
 	l.w.t.Helper()
@@ -151,7 +158,7 @@ func (w *world) prune() {
 func (w *world) stageNext() *watched {
 	w.t.Helper()
 	l := w.watch()
-	w.approve(w.Digests[1], w.Digests[0])
+	l.approve(w.Digests[1], w.Digests[0])
 	l.minute()
 	w.stages(stage.Staged, w.Digests[1])
 	return l
@@ -178,7 +185,7 @@ func TestStagesAhead(t *testing.T) {
 				before, volumes := w.seen(), w.Engine.Volumes()
 				workload := w.workload()
 
-				w.approve(w.Digests[1], w.Digests[0])
+				l.approve(w.Digests[1], w.Digests[0])
 				l.minute()
 				w.stages(stage.Staged, w.Digests[1])
 				assert.Equal(t, 1, l.said("the image for the next boot is staged"))
@@ -242,10 +249,10 @@ func TestStagingWaits(t *testing.T) {
 	w.stage.After = 10 * time.Minute
 	l := w.watch()
 	l.minute()
-	w.approve(w.Digests[1], w.Digests[0])
+	l.approve(w.Digests[1], w.Digests[0])
 	l.minute()
 	w.stages(stage.Waiting, w.Digests[1])
-	w.approve(w.Digests[2], w.Digests[1], w.Digests[0])
+	l.approve(w.Digests[2], w.Digests[1], w.Digests[0])
 	l.passes(9 * time.Minute)
 	w.stages(stage.Waiting, w.Digests[2])
 	l.passes(9 * time.Minute)
@@ -255,7 +262,7 @@ func TestStagingWaits(t *testing.T) {
 
 	// Three versions in a row: one at most is there, and a new one is begun after an hour.
 	for _, next := range []int{1, 2} {
-		w.approve(w.Digests[next], w.Digests[0])
+		l.approve(w.Digests[next], w.Digests[0])
 		l.minute()
 		w.stages(stage.Waiting, w.Digests[next])
 		assert.NotNil(t, w.container(compose.Staged), "the list may go back in a moment")
@@ -275,7 +282,7 @@ func TestStagingWaits(t *testing.T) {
 	}
 	// The present one can boot without a registry too.
 	require.NoError(t, w.Registry.Stop())
-	w.approve(w.Digests[0])
+	l.approve(w.Digests[0])
 	w.reboot()
 	l.signal()
 	_ = l.end()
@@ -288,7 +295,7 @@ func TestTheListGoesBack(t *testing.T) {
 	t.Parallel()
 	w := stagingWorld(t, options{})
 	l := w.stageNext()
-	w.approve(w.Digests[0])
+	l.approve(w.Digests[0])
 	l.minute()
 	l.minute()
 	w.nothingStaged()
@@ -309,10 +316,10 @@ func TestStagingRemovesOnlyWhatItLoaded(t *testing.T) {
 		w.reboot()
 		w.approve(w.Digests[0])
 		l := w.watch()
-		w.approve(w.Digests[1], w.Digests[0])
+		l.approve(w.Digests[1], w.Digests[0])
 		l.minute()
 		w.stages(stage.Staged, w.Digests[1])
-		w.approve(w.Digests[0])
+		l.approve(w.Digests[0])
 		l.minute()
 		l.minute()
 		w.nothingStaged()
@@ -325,7 +332,7 @@ func TestStagingRemovesOnlyWhatItLoaded(t *testing.T) {
 		_, err := w.Engine.Call(http.MethodPost, "/containers/create?name=mine",
 			map[string]any{"Image": w.container(compose.Staged).Image, "Cmd": []string{"x"}})
 		require.NoError(t, err)
-		w.approve(w.Digests[0])
+		l.approve(w.Digests[0])
 		l.minute()
 		l.minute()
 		w.nothingStaged()
@@ -369,6 +376,7 @@ func TestWhatCannotBeStagedIsKnownAhead(t *testing.T) {
 			t.Parallel()
 			w := stagingWorld(t, options{})
 			l := w.watch()
+			l.idle()
 			c.break_(w)
 			l.minute()
 			w.eventually("it fails", func() bool { return w.staged().State == stage.Failed })
@@ -386,8 +394,9 @@ func TestWhatCannotBeStagedIsKnownAhead(t *testing.T) {
 
 			w.Registry.Heal()
 			w.Engine.Heal()
+			l.idle()
 			w.configure("")
-			w.approve(w.Digests[1], w.Digests[0])
+			l.approve(w.Digests[1], w.Digests[0])
 			l.passes(time.Hour)
 			l.minute()
 			w.stages(stage.Staged, w.Digests[1])
@@ -411,7 +420,7 @@ func TestStagingLeavesRoom(t *testing.T) {
 		free := disk(w)
 		l := w.watch()
 		free.Store(10e9 + 50_000) // the image has more
-		w.approve(w.Digests[1], w.Digests[0])
+		l.approve(w.Digests[1], w.Digests[0])
 		l.minute()
 		w.stages(stage.Failed, w.Digests[1])
 		assert.Contains(t, *w.staged().Error, "less than a tenth of the engine's disk would be left")
@@ -425,7 +434,7 @@ func TestStagingLeavesRoom(t *testing.T) {
 		l := w.watch()
 		l.idle()
 		w.Engine.Fail(launchtest.EngineFault{Match: "POST /images/load", Hang: true, Times: -1})
-		w.approve(w.Digests[1], w.Digests[0])
+		l.approve(w.Digests[1], w.Digests[0])
 		loads := w.loads()
 		l.minute()
 		w.eventually("it loads", func() bool { return w.loads() > loads })
@@ -461,7 +470,7 @@ func TestStagingLeavesRoom(t *testing.T) {
 		w := stagingWorld(t, options{})
 		w.disk = func(string) (int64, int64, error) { return 0, 0, errors.New("not here") }
 		l := w.watch()
-		w.approve(w.Digests[1], w.Digests[0])
+		l.approve(w.Digests[1], w.Digests[0])
 		for range 3 {
 			l.minute()
 		}
@@ -493,7 +502,7 @@ func TestStagingEndsWithASignal(t *testing.T) {
 			l := w.watch()
 			l.idle()
 			reached := hang(w)
-			w.approve(w.Digests[1], w.Digests[0])
+			l.approve(w.Digests[1], w.Digests[0])
 			l.minute()
 			w.eventually("it fetches", reached)
 			w.stages(stage.Fetching, w.Digests[1])
@@ -514,13 +523,12 @@ func TestStagingOff(t *testing.T) {
 	w.reboot()
 	l.signal()
 	_ = l.end()
-	w.approve(w.Digests[0]) // what is staged isn't what this boot runs
+	l.approve(w.Digests[0]) // what is staged isn't what this boot runs
 	w.stage.Mode = stage.Off
 	l = w.watch()
 	w.stages(stage.Disabled, digest.Digest{})
 	assert.Nil(t, w.staged().Error)
 	w.only(1)
-	w.approve(w.Digests[1], w.Digests[0])
 	assert.Empty(t, l.sleeps(), "nobody looks")
 }
 
@@ -550,6 +558,7 @@ func TestTheWorkloadTakesTheManifest(t *testing.T) {
 	w := stagingWorld(t, options{})
 	l := w.stageNext()
 	loads := w.Engine.Loads()
+	l.idle()
 	require.NoError(t, os.RemoveAll(w.Shared("launcher")))
 	l.passes(time.Hour)
 	l.minute()
@@ -557,4 +566,119 @@ func TestTheWorkloadTakesTheManifest(t *testing.T) {
 	assert.FileExists(t, filepath.Join(w.Shared("launcher"), "image-"+w.Digests[1].Hex()+".json"))
 	assert.Equal(t, loads, w.Engine.Loads())
 	w.only(2, compose.Staged)
+}
+
+// TestKilledWhileItStages, at every request to the engine and to the registry, and while it takes away
+// what it staged: a launcher of the same boot stages it, or leaves nothing of it, and the next boot runs
+// what it should.
+func TestKilledWhileItStages(t *testing.T) {
+	t.Parallel()
+	aftermaths := map[string]func(w *world){
+		"the list goes back": func(w *world) {
+			w.approve(w.Digests[0])
+			l := w.watch()
+			for range 3 {
+				l.passes(12 * time.Minute)
+			}
+			l.idle()
+			w.only(1)
+			assert.Equal(w.t, "running", w.status())
+			l.signal()
+			_ = l.end()
+		},
+		"it is wanted as before": func(w *world) {
+			w.approve(w.Digests[1], w.Digests[0])
+			l := w.watch()
+			w.stages(stage.Staged, w.Digests[1])
+			for range 2 {
+				l.passes(12 * time.Minute)
+			}
+			l.idle()
+			w.only(2, compose.Staged)
+			w.reboot()
+			l.signal()
+			_ = l.end()
+			w.prune()
+			require.NoError(w.t, w.Registry.Stop())
+			w.mustBoot()
+			w.accepted(w.Digests[1])
+			w.only(1 + 1)
+		},
+		"a reboot": func(w *world) {
+			w.approve(w.Digests[1], w.Digests[0])
+			w.reboot()
+			w.prune()
+			w.mustBoot()
+			w.accepted(w.Digests[1])
+			w.prune()
+			w.only(1)
+		},
+	}
+	for what, prepare := range map[string]func(w *world){
+		"it fetches": func(w *world) {
+			w.mustBoot()
+			w.approve(w.Digests[1], w.Digests[0])
+		},
+		"it clears": func(w *world) {
+			l := w.stageNext()
+			l.idle()
+			w.once = true
+			l.signal() // the workload ends with it; the next run starts it again
+			_ = l.end()
+			w.once = false
+			w.approve(w.Digests[0])
+		},
+	} {
+		reference := stagingWorld(t, options{})
+		prepare(reference)
+		before := len(reference.Engine.Requests())
+		p := reference.start(0)
+		require.True(t, p.until(func() bool {
+			// It sleeps where nothing is asked any more.
+			return slices.ContainsFunc(reference.Engine.Requests()[before:], func(r string) bool { return strings.HasPrefix(r, "GET /events") }) &&
+				(what == "it fetches" && reference.staged().State == stage.Staged ||
+					what == "it clears" && len(reference.Engine.Images()) == 1 && len(reference.Engine.Containers()) == 2)
+		}), "%s", &p.stderr)
+		p.kill()
+		requests := reference.Engine.Requests()[before:]
+		first := slices.IndexFunc(requests, func(r string) bool { return strings.Contains(r, "mpc-node-staged-pending") })
+		require.Positive(t, first, "%q", requests)
+
+		for i := first; i < len(requests); i += stride {
+			for _, done := range []bool{false, true} {
+				if strings.HasPrefix(requests[i], "GET ") && done {
+					continue
+				}
+				for then, aftermath := range aftermaths {
+					if strings.HasPrefix(requests[i], "GET ") && then != "the list goes back" {
+						continue // what only reads leaves what the request before it left
+					}
+					t.Run(fmt.Sprintf("%s, %d %.50s, done %v, %s", what, i+1, requests[i], done, then), func(t *testing.T) {
+						t.Parallel()
+						w := stagingWorld(t, options{})
+						prepare(w)
+						w.killAtRequest(i, done)
+						aftermath(w)
+					})
+				}
+			}
+		}
+	}
+	for i := 0; i < 5; i += stride { // manifest, config, three layers
+		for then, aftermath := range aftermaths {
+			t.Run(fmt.Sprintf("request %d to the registry, %s", i+1, then), func(t *testing.T) {
+				t.Parallel()
+				w := stagingWorld(t, options{})
+				w.mustBoot()
+				w.approve(w.Digests[1], w.Digests[0])
+				before := len(w.Registry.Requests())
+				w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultNoHeader, Skip: i, Times: -1})
+				p := w.start(0)
+				require.True(t, p.until(func() bool { return len(w.Registry.Requests()) > before+i }), "%s", &p.stderr)
+				p.kill()
+				w.Registry.Heal()
+				aftermath(w)
+			})
+		}
+	}
 }
