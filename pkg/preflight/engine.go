@@ -74,7 +74,13 @@ func checkImage(ctx context.Context, f *facts) outcome {
 			found = append(found, note(ImageUntried, "this engine doesn't say whether it could unpack the image; "+
 				"`run` tries that with a container, and loads the image again where it couldn't"))
 		}
-		return ok("in the engine already", found...)
+		detail := "in the engine already"
+		if slices.ContainsFunc(f.containers, func(c admission.Container) bool {
+			return c.Image == id.String() && c.Name == compose.Staged
+		}) {
+			detail += ", staged"
+		}
+		return ok(detail, found...)
 	case err == nil:
 		found = append(found, note(ImagePrunable, "the engine has the image, but no container uses it, so it may be pruned before it is needed"))
 	case errors.Is(err, inspect.ErrNoImage):
