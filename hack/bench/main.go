@@ -1,10 +1,13 @@
 // Command bench compares the launcher with other tools on this machine, side by side in one run. `make bench` runs it.
 //
-//	hack/with-engine go run ./hack/bench [-what fetch|load|all] [-rounds N] [-quick]
+//	hack/with-engine go run ./hack/bench [-what fetch|load|upgrade|neighbours|all] [-rounds N] [-quick]
 //
 // fetch is one layer of 500 MB that can't be compressed, to nowhere: package image alone beside `crane pull`, `skopeo copy` to a
 // folder and `docker pull`. load is an image of eight layers made of this machine's system folders into the engine, and then one of
 // which the last layer is another: all of `launcher pull` beside `docker pull`, `skopeo copy` and `crane pull | docker load`.
+//
+// upgrade is a node on which version 1 runs and version 2 is due: the launcher with it staged and without, beside `docker pull` and compose. neighbours
+// is what other programs have left of the machine while a launcher stages.
 //
 // The registry is the double of package launchtest, in memory, on 127.0.0.1, on a slow link and on an open one. Each round runs
 // every tool once, each time with another one first, and each run begins with an engine without images, with nothing left to
@@ -24,6 +27,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -37,7 +41,7 @@ func main() {
 			exit(drain(context.Background(), os.Args[2]))
 		}
 	}
-	what := flag.String("what", "all", "what to compare: fetch, load or all")
+	what := flag.String("what", "all", "what to compare: fetch, load, upgrade, neighbours or all")
 	rounds := flag.Int("rounds", 3, "how often each tool runs")
 	quick := flag.Bool("quick", false, "a tenth of the bytes, once: shows that it works, not how fast anything is")
 	flag.Parse()
@@ -76,7 +80,8 @@ func run(ctx context.Context, what string, rounds int, quick bool, stdout, stder
 	if engine == "" {
 		return errors.New("no engine to run on: start this with hack/with-engine, as `make bench` does")
 	}
-	if (what != "fetch" && what != "load" && what != "all") || rounds < 1 {
+	parts := []string{"upgrade", "neighbours", "fetch", "load"}
+	if !slices.Contains(append(parts, "all"), what) || rounds < 1 {
 		return fmt.Errorf("-what %s -rounds %d: see -help", what, rounds)
 	}
 	b := &bench{
@@ -116,14 +121,12 @@ func run(ctx context.Context, what string, rounds int, quick bool, stdout, stder
 		b.skopeo = "skopeo"
 	}
 
-	if what != "load" {
-		if err := b.fetch(ctx); err != nil {
-			return fmt.Errorf("fetch: %w", err)
+	for i, do := range []func(context.Context) error{b.upgrade, b.neighbours, b.fetch, b.load} {
+		if what != "all" && what != parts[i] {
+			continue
 		}
-	}
-	if what != "fetch" {
-		if err := b.load(ctx); err != nil {
-			return fmt.Errorf("load: %w", err)
+		if err := do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", parts[i], err)
 		}
 	}
 	b.machine(ctx)

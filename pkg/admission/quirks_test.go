@@ -193,6 +193,16 @@ func quirks() []quirk {
 				map[string]any{"Image": id, "Cmd": []string{"x"}})
 		})
 	}
+	for _, name := range []string{"mpc-node-staged", "mpc-node-staged-pending"} {
+		add(name+" is there", func(m *machine) {
+			id, err := m.engine.AddImage(m.images[1], "")
+			check(err)
+			m.engineDoes(http.MethodPost, "/containers/create?name="+name, map[string]any{
+				"Image": id, "Cmd": []string{"x"},
+				"Labels": map[string]string{"tee-launcher.staged": m.digests[1].String(), "tee-launcher.staged-image": id},
+			})
+		})
+	}
 	add("the kept image is garbage", func(m *machine) {
 		m.own("image-"+m.digests[0].Hex()+".json", "{}")
 	})

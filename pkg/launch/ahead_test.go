@@ -177,7 +177,11 @@ func TestStagesAhead(t *testing.T) {
 					engine.APIVersion = "1.51"
 				}
 				w := stagingWorld(t, options{machine: launchtest.MachineOptions{
-					Engine: engine, Config: v1.Config{Volumes: map[string]struct{}{"/data": {}, "/more": {}}},
+					Engine: engine, Config: v1.Config{
+						Volumes: map[string]struct{}{"/data": {}, "/more": {}},
+						// It would like to pass for the workload.
+						Labels: map[string]string{compose.ProjectLabel: compose.Name, compose.ServiceLabel: compose.Name},
+					},
 				}})
 				l := w.watch()
 				l.minute()
@@ -680,5 +684,68 @@ func TestKilledWhileItStages(t *testing.T) {
 				aftermath(w)
 			})
 		}
+	}
+}
+
+// TestStagingClearsHalfAnImage: a load in several parts leaves nameless images where it is killed.
+func TestStagingClearsHalfAnImage(t *testing.T) {
+	t.Parallel()
+	w := stagingWorld(t, options{})
+	w.mustBoot()
+	for _, of := range []digest.Digest{w.Digests[1], digest.Of([]byte("somebody else's"))} {
+		layer, err := launchtest.RandomLayer(99, 100)
+		require.NoError(t, err)
+		img, err := launchtest.Image(launchtest.ImageOptions{
+			Layers: [][]byte{layer}, Config: v1.Config{Labels: map[string]string{"tee-launcher.prefix-of": of.String()}},
+		})
+		require.NoError(t, err)
+		_, err = w.Engine.AddImage(img, "")
+		require.NoError(t, err)
+	}
+	_, err := w.Engine.Call(http.MethodPost, "/containers/create?name="+compose.Staged+"-pending", map[string]any{
+		"Image": w.workload().Image, "Cmd": []string{"x"},
+		"Labels": map[string]string{"tee-launcher.staged": w.Digests[1].String(), "tee-launcher.staged-image": digest.Of(nil).String()},
+	})
+	require.NoError(t, err)
+	w.only(3, compose.Staged+"-pending")
+	l := w.watch()
+	l.idle()
+	w.only(2, compose.Staged+"-pending")
+	l.passes(12 * time.Minute)
+	l.idle()
+	w.only(2)
+}
+
+// TestStagingTouchesNothingOfOthers: a name alone makes no container ours, and one that runs isn't.
+func TestStagingTouchesNothingOfOthers(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		labels map[string]string
+		start  bool
+	}{
+		"no label":  {},
+		"it runs":   {map[string]string{"tee-launcher.staged": digest.Of(nil).String()}, true},
+		"no digest": {map[string]string{"tee-launcher.staged": "x"}, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			w := stagingWorld(t, options{})
+			l := w.watch()
+			_, err := w.Engine.Call(http.MethodPost, "/containers/create?name="+compose.Staged,
+				map[string]any{"Image": w.workload().Image, "Cmd": []string{"x"}, "Labels": c.labels})
+			require.NoError(t, err)
+			if c.start {
+				w.does(http.MethodPost, "/containers/"+compose.Staged+"/start")
+			}
+			before := w.container(compose.Staged)
+			l.approve(w.Digests[1], w.Digests[0])
+			l.minute()
+			w.stages(stage.Failed, w.Digests[1])
+			assert.Contains(t, *w.staged().Error, compose.Staged)
+			assert.Equal(t, before, w.container(compose.Staged))
+			l.passes(12 * time.Minute)
+			l.idle()
+			assert.Len(t, w.Engine.Images(), 1, "what it loaded in vain is gone")
+		})
 	}
 }
