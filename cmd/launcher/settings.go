@@ -78,7 +78,7 @@ func table() []setting {
 		{
 			flag: "platform", env: "PLATFORM", required: true, values: []string{"TEE", "NONTEE"},
 			commands: boots,
-			help:     "TEE: measure what runs; NONTEE: outside a CVM, the same without the measurement",
+			help:     "TEE measures what runs; NONTEE is for outside a CVM: the same without the measurement",
 			parse: func(s *settings, v string) (err error) {
 				s.launch.Platform, err = config.ParsePlatform(v)
 				return err
@@ -253,7 +253,7 @@ func either(values []string) string {
 // usage is a setting's help text as flags and README show it.
 func (row setting) usage() string {
 	help := row.help
-	if row.values != nil {
+	if len(row.values) > 1 {
 		help += " (" + strings.Join(row.values, ", ") + ")"
 	}
 	return help

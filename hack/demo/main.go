@@ -100,7 +100,7 @@ func run(ctx context.Context, launcher string, stdout, stderr io.Writer) (err er
 	}
 	config := filepath.Join(dir, "user_config")
 	text := fmt.Sprintf(`[launcher_config]
-image = "%s:demo"
+image_reference = "%s:demo"
 port_mappings = [{ host = %d, container = 8080 }]
 
 [mpc_node_config]

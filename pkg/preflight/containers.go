@@ -53,7 +53,10 @@ func checkImpostor(_ context.Context, f *facts) outcome {
 
 // checkSockets asks which containers reach the agent's socket.
 func checkSockets(ctx context.Context, f *facts) outcome {
-	if !f.options.TEE() {
+	switch {
+	case f.options.Platform == "":
+		return outcome{unknown: "the platform isn't known"}
+	case !f.options.TEE():
 		return outcome{skipped: "nothing is measured outside a CVM"}
 	}
 	reaching, err := state.Sockets(ctx, f.engine, f.options.Settings, f.self, f.containers)

@@ -88,6 +88,8 @@ func checkOwnDir(_ context.Context, f *facts) outcome {
 // checkRecord looks whether the record could be written without which nothing is measured.
 func checkRecord(_ context.Context, f *facts) outcome {
 	switch {
+	case f.options.Platform == "":
+		return outcome{unknown: "the platform isn't known"}
 	case !f.options.TEE():
 		return outcome{skipped: "nothing is measured outside a CVM"}
 	case f.measuring().AnImage():

@@ -73,3 +73,16 @@ func TestTheLockIsSeenAndNotTaken(t *testing.T) {
 	impatient := func(context.Context, time.Duration) error { return files.ErrLocked }
 	assert.NoError(t, dir.Lock(t.Context(), impatient), "nobody else took it")
 }
+
+// TestAnUnknownPlatform says of nothing that it doesn't matter outside a CVM.
+func TestAnUnknownPlatform(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, launchtest.MachineOptions{})
+	w.settings.Platform = ""
+	report := w.run()
+	for _, check := range []string{"event log", "sockets", "record", "node config"} {
+		r := result(t, report, check)
+		assert.Equal(t, "the platform isn't known", r.Detail, check)
+		assert.Equal(t, preflight.Unchecked, r.Status, check)
+	}
+}
