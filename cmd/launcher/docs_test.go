@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,6 +15,8 @@ import (
 
 	main "tee-launcher/cmd/launcher"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/preflight"
 )
 
 var update = flag.Bool("update", false, "write the generated parts of the documents anew")
@@ -224,4 +227,41 @@ func TestTheUnit(t *testing.T) {
 	assert.Equal(t, exit.Config, code)
 	assert.NotContains(t, report, `"SET00`)
 	assert.Contains(t, report, "/etc/launcher/user_config.toml")
+}
+
+// TestTheFormats looks that each member of what is printed or written as JSON is told of, in the
+// section on it.
+func TestTheFormats(t *testing.T) {
+	t.Parallel()
+	text := documents(t)["docs/formats.md"]
+	results := main.Results()
+	results["report.json"], results["What `verify`"] = launch.Report{}, preflight.Report{}
+	for name, result := range results {
+		section := ""
+		for _, beginning := range []string{"\n| `launcher " + name + "` |", "\n`" + name + "`, ", "\n## " + name} {
+			if _, after, found := strings.Cut(text, beginning); found {
+				section, _, _ = strings.Cut(after, map[bool]string{true: "\n", false: "\n## "}[beginning[1] == '|'])
+			}
+		}
+		require.NotEmpty(t, section, name)
+		for _, member := range members(reflect.TypeOf(result)) {
+			assert.Contains(t, section, "`"+member+"`", "docs/formats.md on %s", name)
+		}
+	}
+}
+
+// members are the names of those that a value has as JSON, and of what is in it.
+func members(of reflect.Type) (names []string) {
+	switch of.Kind() {
+	case reflect.Pointer, reflect.Slice:
+		return members(of.Elem())
+	case reflect.Struct:
+		for i := range of.NumField() {
+			field := of.Field(i)
+			if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
+				names = append(append(names, name), members(field.Type)...)
+			}
+		}
+	}
+	return names
 }
