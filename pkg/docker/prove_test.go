@@ -144,6 +144,11 @@ func TestALayerThatIsNotWhatTheConfigSays(t *testing.T) {
 						img = variant(t, img)
 					}
 					v := b.pushed(img)
+					if what == "junk behind the end" && store == "classic 28" {
+						_, err := b.load(t.Context(), v, docker.LoadOptions{})
+						require.NoError(t, err, "it doesn't mind, and what it unpacked is right")
+						return
+					}
 					for range 2 {
 						_, err := b.load(t.Context(), v, docker.LoadOptions{})
 						require.Error(t, err)

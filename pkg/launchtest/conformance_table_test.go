@@ -304,7 +304,13 @@ func loadScenarios() []scenario {
 					map[string]any{"Image": s.id(made)})
 			}
 		},
-		want: cannotBeUnpacked("another tar") + cannotBeUnpacked("something behind the end"),
+		want: cannotBeUnpacked("another tar") +
+			// 26 and 28 with the classic store don't mind what follows the tar's end.
+			strings.NewReplacer("[classic]", "[classic !26 !28]").Replace(
+				cannotBeUnpacked("something behind the end")) + `
+			[classic !20 !29] something behind the end: loaded
+			[classic !20 !29] inspected: CONFIG with 1 layers
+			[classic !20 !29] container: 201`,
 	}, {
 		name: "load what no engine unpacks",
 		do: func(s *subject) {

@@ -412,10 +412,15 @@ func (e *Engine) extract(plain io.Reader) (string, error) {
 			return "", err
 		}
 	}
-	if _, err := io.Copy(&content, plain); err != nil {
+	if _, err := io.Copy(&content, plain); err != nil && !e.pastTheEnd() {
 		return "", err
 	}
 	return digestOf(content.Bytes()), nil
+}
+
+// pastTheEnd says that what is wrong behind a tar's end doesn't matter.
+func (e *Engine) pastTheEnd() bool {
+	return !e.o.Containerd && e.api.atLeast(45) && !e.api.atLeast(52)
 }
 
 // extractable returns why an engine doesn't extract an entry of a layer, of which it has what held
