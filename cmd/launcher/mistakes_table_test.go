@@ -173,7 +173,7 @@ func inTheUserConfig() []mistake {
 		wrong("no image", user("[launcher_config]\n"+rest), "image_reference"),
 		wrong("a misspelt key", launchers("port_mapings = []"), "port_mappings"),
 		wrong("a key in another case", launchers("Port_Mappings = []"), "port_mappings"),
-		wrong("a setting in the user config", launchers("platform = \"TEE\""), "platform"),
+		wrong("a setting in the user config", launchers("platform = \"TEE\""), "platform", "a flag, a variable"),
 		wrong("an image under two names", launchers("image_reference = \"nearone/another\""), "image_reference"),
 		wrong("a digest in the image's name", named("nearone/mpc-node@"+some), "digest"),
 		wrong("a URL as the image's name", named("https://docker.io/nearone/mpc-node"), "https://"),

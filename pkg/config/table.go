@@ -78,6 +78,9 @@ func (t table) refuseUnknown(known ...string) {
 			t.problem(t.place(key), "unknown key %.60q in %s; the nearest known one is %q", key, t.name, nearest)
 		case !listed:
 			keys := strings.Join(known[:min(len(known), presentKeys)], ", ")
+			if t.name == "["+launcherTable+"]" {
+				keys += "; all else is a flag, a variable or the node's"
+			}
 			t.problem(t.place(key), "unknown key %.60q in %s; the keys are %s", key, t.name, keys)
 			listed = true
 		default:
