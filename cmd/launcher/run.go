@@ -20,7 +20,7 @@ func (o *runOpts) newCmd() *cobra.Command {
 		Long: `Does the whole boot sequence once: settings, probe, gate, config, pull, load, create, measure, start,
 supervise. A failure ends it; nothing later happens. Supervised, as it is in TEE mode, it waits and tries again where a
 pull, load or create fails with exit code 4 to 7, and it stays: it restarts a workload that fails, respects one that was
-stopped, and ends both on SIGTERM. Run again in the same boot, it ends in the same state:
+stopped, fetches the image that the next boot will run, and ends all of it on SIGTERM. Run again in the same boot, it ends in the same state:
 what is already there is not downloaded, loaded, emitted, recreated or restarted again.`,
 		Example: `  PLATFORM=TEE DOCKER_CONTENT_TRUST=1 DEFAULT_IMAGE_DIGEST=sha256:… \
       launcher run

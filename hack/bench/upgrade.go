@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,7 +44,13 @@ type node struct {
 	agent       *launchtest.Agent
 	registry    *launchtest.Registry
 	versions    []name.Digest
-	memory      *[]string // figures of launchers that staged
+	figures     *figures
+}
+
+// figures are of launchers that staged.
+type figures struct {
+	peak, after []float64 // MiB
+	emit        []float64 // seconds from the start of the process to the emit of the next boot
 }
 
 // upgrade compares how long a node is away: from the signal that ends version 1 to the start of version 2.
@@ -64,7 +71,7 @@ func (b *bench) upgrade(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var memory []string
+	var of figures
 	var rows []row
 	for _, l := range []link{
 		{"25 MB/s in all", launchtest.RegistryOptions{TotalRate: 25_000_000}},
@@ -77,7 +84,7 @@ func (b *bench) upgrade(ctx context.Context) error {
 		for round := range b.rounds {
 			for n := range ways {
 				way := ways[(n+round)%len(ways)]
-				took, err := b.away(ctx, l, way, &memory, first, second)
+				took, err := b.away(ctx, l, way, &of, first, second)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", l.name, way, err)
 				}
@@ -98,16 +105,18 @@ func (b *bench) upgrade(ctx context.Context) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(b.stdout, "\nMemory of launchers that staged, in MiB, peak and an image later: %s\n", strings.Join(memory, "; "))
+	fmt.Fprintf(b.stdout, "\nStaged, from the start of the process to the emit: %.2f s, %.2f at most. Memory while it stages: %.0f MiB at most; afterwards: %.0f.\n",
+		median(of.emit), slices.Max(of.emit), slices.Max(of.peak), slices.Max(of.after))
 	return nil
 }
 
 // away boots version 1 on a machine without images, goes one way to version 2 and returns how long it was away.
-func (b *bench) away(ctx context.Context, l link, way string, memory *[]string, first, second v1.Image) (_ time.Duration, err error) {
-	n, err := b.newNode(ctx, l, memory, first, second)
+func (b *bench) away(ctx context.Context, l link, way string, of *figures, first, second v1.Image) (_ time.Duration, err error) {
+	n, err := b.newNode(ctx, l, first, second)
 	if err != nil {
 		return 0, err
 	}
+	n.figures = of
 	defer func() { err = errors.Join(err, n.close()) }()
 	if err := b.rest(ctx); err != nil {
 		return 0, err
@@ -118,8 +127,8 @@ func (b *bench) away(ctx context.Context, l link, way string, memory *[]string, 
 	return n.byLauncher(ctx, way == stagedUpgrade)
 }
 
-func (b *bench) newNode(ctx context.Context, l link, memory *[]string, images ...v1.Image) (_ *node, err error) {
-	n := &node{bench: b, memory: memory}
+func (b *bench) newNode(ctx context.Context, l link, images ...v1.Image) (_ *node, err error) {
+	n := &node{bench: b}
 	if n.dir, err = os.MkdirTemp("", "bench"); err != nil { // short, for the socket
 		return nil, err
 	}
@@ -199,7 +208,11 @@ func (n *node) boot(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-type step struct{ Name, Status string }
+type step struct {
+	Name, Status string
+	StartedAt    *time.Time `json:"started_at"`
+	DurationMS   int64      `json:"duration_ms"`
+}
 
 // report is what the launch report says.
 type report struct {
@@ -255,7 +268,8 @@ func (n *node) byLauncher(ctx context.Context, staged bool) (time.Duration, erro
 		if err != nil {
 			return 0, err
 		}
-		*n.memory = append(*n.memory, fmt.Sprintf("%d, %d", mib(status, "VmHWM"), mib(status, "VmRSS")))
+		n.figures.peak = append(n.figures.peak, mib(status, "VmHWM"))
+		n.figures.after = append(n.figures.after, mib(status, "VmRSS"))
 	}
 	if err := n.rest(ctx); err != nil {
 		return 0, err
@@ -278,18 +292,28 @@ func (n *node) byLauncher(ctx context.Context, staged bool) (time.Duration, erro
 		return 0, err
 	}
 	defer func() { _ = next.Process.Kill(); _ = next.Wait() }()
+	if err := n.until(ctx, func(r report) bool {
+		i := slices.IndexFunc(r.Steps, func(s step) bool { return s.Name == "measure" && s.Status == "done" })
+		if staged && i >= 0 {
+			emitted := r.Steps[i].StartedAt.Add(time.Duration(r.Steps[i].DurationMS) * time.Millisecond)
+			n.figures.emit = append(n.figures.emit, emitted.Sub(booted).Seconds())
+		}
+		return i >= 0
+	}); err != nil {
+		return 0, err
+	}
 	at, err := n.startedAt(ctx)
 	return ended.Sub(began) + at.Sub(booted), err
 }
 
 // mib reads a figure of a process, in MiB.
-func mib(status []byte, key string) int {
+func mib(status []byte, key string) float64 {
 	match := regexp.MustCompile(key + `:\s+(\d+) kB`).FindSubmatch(status)
 	if match == nil {
 		return 0
 	}
 	kib, _ := strconv.Atoi(string(match[1]))
-	return (kib + 1023) / 1024
+	return math.Ceil(float64(kib) / 1024)
 }
 
 // byCompose does what upstream's launcher does: a pull by digest, and compose.
@@ -356,8 +380,7 @@ func (b *bench) neighbours(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	var memory []string
-	n, err := b.newNode(ctx, link{}, &memory, first, second)
+	n, err := b.newNode(ctx, link{}, first, second)
 	if err != nil {
 		return err
 	}

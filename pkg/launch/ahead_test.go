@@ -1,6 +1,7 @@
 package launch_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -208,6 +209,17 @@ func TestStagesAhead(t *testing.T) {
 				assert.Zero(t, c.Starts)
 				assert.Contains(t, []string{"", "no"}, c.RestartPolicy)
 				assert.Empty(t, c.Mounts)
+				data, err := w.Engine.Call(http.MethodGet, "/containers/"+compose.Staged+"/json", nil)
+				require.NoError(t, err)
+				var made struct {
+					HostConfig struct {
+						Tmpfs       map[string]string
+						NetworkMode string
+					}
+				}
+				require.NoError(t, json.Unmarshal(data, &made))
+				assert.Equal(t, map[string]string{"/data": "", "/more": ""}, made.HostConfig.Tmpfs)
+				assert.Equal(t, "none", made.HostConfig.NetworkMode)
 				assert.Equal(t, volumes, w.Engine.Volumes(), "a volume was made for it")
 				assert.Equal(t, workload, w.workload(), "the workload was touched")
 				assert.Equal(t, 1, w.Agent.Emits())
@@ -350,9 +362,9 @@ func TestStagingRemovesOnlyWhatItLoaded(t *testing.T) {
 func TestWhatCannotBeStagedIsKnownAhead(t *testing.T) {
 	t.Parallel()
 	for what, c := range map[string]struct {
-		break_ func(w *world)
-		error  string
-		of     bool // the digest is known
+		spoil func(w *world)
+		error string
+		of    bool // the digest is known
 	}{
 		"no such image": {func(w *world) {
 			w.images(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: 404, On: launchtest.RequestManifest})
@@ -381,7 +393,7 @@ func TestWhatCannotBeStagedIsKnownAhead(t *testing.T) {
 			w := stagingWorld(t, options{})
 			l := w.watch()
 			l.idle()
-			c.break_(w)
+			c.spoil(w)
 			l.minute()
 			w.eventually("it fails", func() bool { return w.staged().State == stage.Failed })
 			s := w.staged()
