@@ -399,6 +399,7 @@ func TestWhatCannotBeStagedIsKnownAhead(t *testing.T) {
 			s := w.staged()
 			require.NotNil(t, s.Error)
 			assert.Contains(t, *s.Error, c.error)
+			assert.Equal(t, c.of, s.Digest != nil, "%v", s.Digest)
 			for range 3 {
 				l.minute()
 			}

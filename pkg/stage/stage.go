@@ -79,8 +79,9 @@ type Stager struct {
 	Sleep  func(context.Context, time.Duration) error
 	Random func(most time.Duration) time.Duration // nil: evenly spread
 
-	memory Memory
-	told   told
+	memory  Memory
+	told    told
+	trouble string // at the last look
 }
 
 // told is what was reported last.
@@ -100,13 +101,23 @@ func (s *Stager) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil { // the supervision tells of an engine that is away
-			s.Log.Debug("staging: the engine can't be asked", "error", err)
-		}
+		s.complain(err)
 		if s.Sleep(ctx, interval) != nil || ctx.Err() != nil {
 			return
 		}
 	}
+}
+
+// complain logs, once, what keeps staging from looking.
+func (s *Stager) complain(err error) {
+	why := ""
+	if err != nil {
+		why = err.Error()
+	}
+	if why != "" && why != s.trouble {
+		s.Log.Warn("staging can't go on", "error", err)
+	}
+	s.trouble = why
 }
 
 // look finds out how things stand, and does what has to be done.
@@ -134,7 +145,11 @@ func (s *Stager) look(ctx context.Context) error {
 		f.Ready = ok && found.holder.Image == ready.String()
 	}
 	todo, state, why := Decide(f, &s.memory, s.Settings, func() time.Duration { return s.Random(s.Delay) })
-	s.tell(state, s.memory.Wanted, why)
+	of := f.Wanted
+	if todo == Clear && why != nil {
+		of = f.Held
+	}
+	s.tell(state, of, why)
 	switch todo {
 	case Clear:
 		return h.clear(ctx, found)
