@@ -282,8 +282,6 @@ func differences() map[string]difference {
 	classic := func(s store) bool { return !s.containerd }
 	oldest := func(s store) bool { return s.api <= 41 }
 	always := func(store) bool { return true }
-	// Containerd stores before 28 don't look at types either.
-	blind := func(s store) bool { return !s.containerd || s.api < 51 }
 	early := func(s store) bool { return s.containerd && s.api < 51 }
 	old := func(s store) bool { return s.api < 51 }
 	flat := func(s store) bool { return oldest(s) || early(s) }
@@ -291,8 +289,7 @@ func differences() map[string]difference {
 	const (
 		nameless = "nothing says for which machine it is"
 		bounded  = "what is read before anything is proved is bounded"
-		called   = "its type says that it can't be unpacked; some stores don't look at that"
-		chart    = "its type says that it is no image"
+		called   = "its type says that it can't be unpacked; these stores don't look at that"
 		entries  = "20.10 knows only entries with a platform; it and 26 don't look into an index's indexes"
 	)
 	all := map[string]difference{
@@ -303,14 +300,10 @@ func differences() map[string]difference {
 		"index: nested too deep":           {theirs: deep, why: bounded},
 		"a name twice":                     {theirs: always, why: "it can be read in two ways"},
 		"config for another architecture":  {theirs: always, why: "it can't run here"},
-		"encrypted layer":                  {theirs: blind, why: called},
-		"layer of an unknown kind":         {theirs: blind, why: called},
-		"nondistributable layer with urls": {theirs: blind, why: "it is content from elsewhere"},
-		"size of the config":               {theirs: blind, why: "the manifest says another one"},
-		"helm chart":                       {theirs: early, why: chart},
-		"artifact":                         {theirs: early, why: chart},
-		"config x-gtar":                    {theirs: early, why: chart},
-		"config octet-stream":              {theirs: early, why: "later containerd stores don't take it"},
+		"encrypted layer":                  {theirs: classic, why: called},
+		"layer of an unknown kind":         {theirs: classic, why: called},
+		"nondistributable layer with urls": {theirs: classic, why: "it is content from elsewhere"},
+		"size of the config":               {theirs: classic, why: "the manifest says another one"},
 		"index: no platform at all":        {ours: oldest, why: entries},
 		"index: nested":                    {ours: flat, why: entries},
 		"index: os.features first":         {another: old, why: "newer engines can't run it"},
