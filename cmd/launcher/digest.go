@@ -87,7 +87,10 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 	for _, arg := range args {
 		ref, err := parseReference(arg)
 		if err != nil {
-			return usageError(cmd, fmt.Errorf("%.100q: %w", arg, err))
+			if quoted := fmt.Sprintf("%.100q", arg); !strings.HasPrefix(err.Error(), quoted) {
+				err = fmt.Errorf("%s: %w", quoted, err)
+			}
+			return usageError(cmd, err)
 		}
 		refs = append(refs, ref)
 	}

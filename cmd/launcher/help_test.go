@@ -84,6 +84,8 @@ func TestDidYouMean(t *testing.T) {
 		"pull repo/name":   "hint: `launcher digest repo/name` says which digest it has now\n",
 		"digest --verbos":  "hint: did you mean --verbose?\n",
 		"verify --platfrm": "hint: did you mean --platform?\n",
+		"help verfy":       "hint: did you mean `launcher verify`?\n",
+		"completion bsh":   "hint: did you mean `launcher completion bash`?\n",
 	} {
 		_, stderr, code := run(t, nil, strings.Fields(typed)...)
 		assert.Equal(t, exit.Usage, code, typed)

@@ -136,9 +136,24 @@ Without a command it does what "launcher run" does.`,
 			addSettings(cmd)
 		}
 	}
+	// Cobra's own says nothing of a command that there isn't.
+	root.SetHelpCommand(&cobra.Command{
+		Use: "help [command]", Short: "Print the help of a command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			about, rest, err := root.Find(args)
+			if err == nil {
+				err = noArguments(about, rest)
+			}
+			if err != nil {
+				return err
+			}
+			return about.Help()
+		},
+	})
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
+			cmd.Args, cmd.RunE = noArguments, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			for _, shell := range cmd.Commands() {
 				shell.Args = noArguments // cobra's own mistake has no exit code
 			}

@@ -170,7 +170,12 @@ func (o *rtmr3Opts) read(cmd *cobra.Command, s settings) (rtmr.Log, error) {
 	if err != nil {
 		return rtmr.Log{}, unreadable(err)
 	}
-	return rtmr.Parse(data)
+	log, err := rtmr.Parse(data)
+	if exit.Of(err) == exit.Config {
+		err = &exit.Error{Code: exit.Config, Err: err, Hint: []string{"--event-log takes tcb_info, " +
+			"an answer of Info or GetQuote, a node's /public_data, or a bare array of events"}}
+	}
+	return log, err
 }
 
 func unreadable(err error) error {
