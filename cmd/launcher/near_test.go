@@ -114,3 +114,25 @@ func TestNearWaitsForABootThatTriesAgain(t *testing.T) {
 		})
 	}
 }
+
+// TestNearsOverrides is their check of an override, one that is approved and one that isn't, which
+// reads the last 30 lines.
+func TestNearsOverrides(t *testing.T) {
+	t.Parallel()
+	boot := func(t *testing.T, override func(m *launchtest.Machine) string) (string, exit.Code) {
+		m := newDoubles(t)
+		require.NoError(t, m.Approve(m.Digests[1], m.Digests[0]))
+		require.NoError(t, m.Configure(`mpc_hash_override = "`+override(m)+`"`, `home_dir = "/data"`))
+		_, stderr, code := runUntilSupervised(t, append(onMachine(m), "PLATFORM=TEE"))
+		lines := strings.SplitAfter(stderr, "\n")
+		return strings.Join(lines[max(0, len(lines)-30):], ""), code
+	}
+	approved := ""
+	log, code := boot(t, func(m *launchtest.Machine) string { approved = m.Digests[0].String(); return approved })
+	require.Equal(t, exit.OK, code, "%s", log)
+	assert.Contains(t, log, "override")
+	assert.Contains(t, log, strings.TrimPrefix(approved, "sha256:"))
+	log, code = boot(t, func(*launchtest.Machine) string { return zeros })
+	assert.Equal(t, exit.Config, code, "%s", log)
+	assert.Contains(t, log, "does not match any approved")
+}

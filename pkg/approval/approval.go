@@ -114,7 +114,7 @@ func Select(list *List, override *digest.Digest, def digest.Digest) (Decision, e
 		return decide(list.digests[0], Newest, list.digests[1:]...)
 	case !slices.Contains(list.digests, *override):
 		return Decision{}, &Error{
-			message: fmt.Sprintf("mpc_hash_override %s is not one of the %d approved digests", override, len(list.digests)),
+			message: fmt.Sprintf("mpc_hash_override %s does not match any approved digest; the list has %d", override, len(list.digests)),
 			hint:    "remove mpc_hash_override from the user config, or wait until that digest is approved",
 		}
 	}
