@@ -3,11 +3,16 @@
 package main_test
 
 import (
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -15,6 +20,7 @@ import (
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
+	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/stage"
 )
 
@@ -82,6 +88,19 @@ func (m *machine) has(image string) bool {
 		}
 	}
 	return false
+}
+
+// peakKiB is what a process has held in memory at most.
+func peakKiB(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	require.NoError(t, err)
+	match := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(status)
+	require.NotNil(t, match)
+	n, err := strconv.Atoi(string(match[1]))
+	require.NoError(t, err)
+	t.Logf("peak: %d KiB", n)
+	return n
 }
 
 // TestE2EStagesTheNextImage: a new version runs after a reboot without a request to the registry, which is
@@ -172,6 +191,28 @@ func TestE2EStagesTheNextImage(t *testing.T) {
 		assert.Equal(t, "running", m.workload().Status)
 		report, _ := p.report()
 		assert.Nil(t, report.Staged)
+	})
+	t.Run("a large image", func(t *testing.T) {
+		node, err := launchtest.NodeImage(t.Context(), "go")
+		require.NoError(t, err)
+		for seed := range uint64(4) {
+			layers, err := launchtest.RandomLayers(100+seed, 30<<20)
+			require.NoError(t, err)
+			part, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
+			require.NoError(t, err)
+			more, err := part.Layers()
+			require.NoError(t, err)
+			node, err = mutate.AppendLayers(node, more...)
+			require.NoError(t, err)
+		}
+		ref, err := m.registry.Push("nearone/mpc-node", node)
+		require.NoError(t, err)
+		large, err := v1.NewHash(ref.DigestStr())
+		require.NoError(t, err)
+		p = p.again(large, m.digests[0])
+		p.stages(stage.Staged)
+		assert.LessOrEqual(t, peakKiB(t, p.cmd.Process.Pid), 64<<10, "while it stages")
+		p.until("it gives its memory back", func() bool { return residentKiB(t, p.cmd.Process.Pid) <= 20<<10 })
 	})
 	t.Run("killed while it loads", func(t *testing.T) {
 		p.kill()
