@@ -732,30 +732,33 @@ func TestStagingClearsHalfAnImage(t *testing.T) {
 // TestStagingTouchesNothingOfOthers: a name alone makes no container ours, and one that runs isn't.
 func TestStagingTouchesNothingOfOthers(t *testing.T) {
 	t.Parallel()
+	const pending = compose.Staged + "-pending"
 	for what, c := range map[string]struct {
+		name   string
 		labels map[string]string
 		start  bool
 	}{
-		"no label":  {},
-		"it runs":   {map[string]string{"tee-launcher.staged": digest.Of(nil).String()}, true},
-		"no digest": {map[string]string{"tee-launcher.staged": "x"}, false},
+		"no label":          {name: compose.Staged},
+		"no label, pending": {name: pending},
+		"it runs":           {compose.Staged, map[string]string{"tee-launcher.staged": digest.Of(nil).String()}, true},
+		"no digest":         {compose.Staged, map[string]string{"tee-launcher.staged": "x"}, false},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			w := stagingWorld(t, options{})
 			l := w.watch()
-			_, err := w.Engine.Call(http.MethodPost, "/containers/create?name="+compose.Staged,
+			_, err := w.Engine.Call(http.MethodPost, "/containers/create?name="+c.name,
 				map[string]any{"Image": w.workload().Image, "Cmd": []string{"x"}, "Labels": c.labels})
 			require.NoError(t, err)
 			if c.start {
-				w.does(http.MethodPost, "/containers/"+compose.Staged+"/start")
+				w.does(http.MethodPost, "/containers/"+c.name+"/start")
 			}
-			before := w.container(compose.Staged)
+			before := w.container(c.name)
 			l.approve(w.Digests[1], w.Digests[0])
 			l.minute()
 			w.stages(stage.Failed, w.Digests[1])
-			assert.Contains(t, *w.staged().Error, compose.Staged)
-			assert.Equal(t, before, w.container(compose.Staged))
+			assert.Contains(t, *w.staged().Error, c.name)
+			assert.Equal(t, before, w.container(c.name))
 			l.passes(12 * time.Minute)
 			l.idle()
 			assert.Len(t, w.Engine.Images(), 1, "what it loaded in vain is gone")

@@ -66,8 +66,8 @@ func (d Disk) Room(free int64) error {
 	if free >= d.All/10 {
 		return nil
 	}
-	return fmt.Errorf("%w: less than a tenth of the engine's disk would be left, which has %d MB, %d MB of them free",
-		ErrRoom, d.All/1e6, d.Free/1e6)
+	return fmt.Errorf("%w: less than a tenth of the engine's disk would be left, which has %d MB, "+
+		"%d MB of them free", ErrRoom, d.All/1e6, d.Free/1e6)
 }
 
 // ErrRoom is an engine's disk with too little room for another image.
@@ -127,9 +127,11 @@ func Decide(f Facts, m *Memory, s Settings, draw func() time.Duration) (Step, St
 	}
 	switch {
 	case f.Disk == nil:
-		return Rest, Disabled, errors.New("the engine's disk can't be seen, so nobody knows whether there is room for another image")
+		return Rest, Disabled, errors.New("the engine's disk can't be seen, " +
+			"so nobody knows whether there is room for another image")
 	case f.Disk.Short() && !f.Held.IsZero():
-		m.Failed = fmt.Errorf("%w: less than a twentieth of the engine's disk is free, so what was staged was removed", ErrRoom)
+		m.Failed = fmt.Errorf("%w: less than a twentieth of the engine's disk is free, "+
+			"so what was staged is removed", ErrRoom)
 		return Clear, Failed, m.Failed
 	case f.Broken != nil:
 		return Rest, Failed, f.Broken

@@ -77,7 +77,9 @@ func labels(approved digest.Digest, id string) map[string]string {
 
 // hold makes the holder, unless it is there: then something else was missing. The ID is that of the
 // image, or nothing where it was there before.
-func (h holders) hold(ctx context.Context, approved digest.Digest, img Fetched, loaded string, f found) error {
+func (h holders) hold(
+	ctx context.Context, approved digest.Digest, img Fetched, loaded string, f found,
+) error {
 	if f.holder != nil && f.holder.Image != img.ID.String() {
 		if err := h.engine.Discard(ctx, f.holder.ID); err != nil {
 			return err
@@ -91,12 +93,21 @@ func (h holders) hold(ctx context.Context, approved digest.Digest, img Fetched, 
 			return err
 		}
 	}
-	return h.engine.Discard(ctx, pending)
+	return h.forget(ctx)
+}
+
+// forget removes what says that an image may come of a fetch.
+func (h holders) forget(ctx context.Context) error {
+	f, err := h.find(ctx)
+	if err != nil || f.pending == nil {
+		return err
+	}
+	return h.engine.Discard(ctx, f.pending.ID)
 }
 
 // announce says that an image of that ID is, or will be, there only because of staging.
 func (h holders) announce(ctx context.Context, approved digest.Digest, id string) error {
-	if err := h.engine.Discard(ctx, pending); err != nil {
+	if err := h.forget(ctx); err != nil {
 		return err
 	}
 	return h.engine.HoldImage(ctx, pending, h.running.ID, h.running.Volumes, labels(approved, id))
@@ -156,7 +167,8 @@ func (h holders) sweep(ctx context.Context, c *docker.Container, more bool) erro
 // for it has done its duty. Where nothing is staged any more, the rest goes too. Containers are those
 // of the engine before that.
 func Release(
-	ctx context.Context, e *docker.Engine, log *slog.Logger, containers []docker.Container, used Running, stages bool,
+	ctx context.Context, e *docker.Engine, log *slog.Logger, containers []docker.Container,
+	used Running, stages bool,
 ) error {
 	h, f := holders{e, log, used}, among(containers)
 	id := used.ID.String()
