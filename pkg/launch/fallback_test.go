@@ -152,7 +152,7 @@ func TestFallbackWhereNothingCanBeHad(t *testing.T) {
 				if w.report().Image.FallbackFrom != nil {
 					rounds++
 				}
-				if rounds == 3 {
+				if rounds == 2 {
 					w.Registry.Heal()
 				}
 			})

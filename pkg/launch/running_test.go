@@ -24,7 +24,7 @@ import (
 
 const (
 	// bound is how long anything may take on the busiest of machines.
-	bound = time.Minute
+	bound = 4 * time.Minute
 	// tick is how often a double is asked whether something has happened to it.
 	tick = 2 * time.Millisecond
 )
