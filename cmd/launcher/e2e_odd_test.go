@@ -4,7 +4,6 @@ package main_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"os"
 	"os/exec"
 	"runtime"
@@ -105,7 +104,7 @@ func TestE2EOddImages(t *testing.T) {
 		assert.Equal(t, exit.Mismatch, code, stderr)
 		assert.ElementsMatch(t, before, left(), "it left a name")
 	}
-	var containers []json.RawMessage
+	var containers []struct{ Names []string }
 	engine.call("GET", "/containers/json?all=1", nil, &containers)
 	assert.Empty(t, containers, "a trial is left")
 }

@@ -302,6 +302,7 @@ func loadScenarios() []scenario {
 				}
 				s.sees("container", http.MethodPost, "/containers/create?name="+s.name("box"),
 					map[string]any{"Image": s.id(made)})
+				s.containers = append(s.containers, s.name("box")) // if there is one
 			}
 		},
 		want: cannotBeUnpacked("another tar") +
