@@ -218,7 +218,7 @@ func (s *Source) statusHints(part string, f *failure) []string {
 		if part != image.PartManifest {
 			return []string{"the registry has the image's manifest, and not this part of it: push the image again"}
 		}
-		hints := []string{"check the repository's name and that the digest was pushed there; " +
+		hints := []string{"check the repository's name, and that this tag or digest was pushed there; " +
 			"for a private repository this may also mean " +
 			"missing credentials (" + s.login.explanation() + ")"}
 		if f.strange {
