@@ -292,6 +292,10 @@ type dropIn struct {
 	began  time.Time
 }
 
+// registryImage is a whole name: a containerd store adds nothing to the one in an archive, and finds none
+// that is shorter.
+const registryImage = "127.0.0.1:5000/registry:e2e"
+
 func newDropIn(t *testing.T, images string, registry v1.Image, launcher v1.Hash, digests []v1.Hash, platform string) *dropIn {
 	t.Helper()
 	e := newOwnEngine(t, true)
@@ -314,7 +318,7 @@ func newDropIn(t *testing.T, images string, registry v1.Image, launcher v1.Hash,
 	archive := filepath.Join(e.dir, "registry.tar")
 	f, err := os.Create(archive)
 	require.NoError(t, err)
-	require.NoError(t, launchtest.WriteLoadTar(f, registry, "registry:e2e"))
+	require.NoError(t, launchtest.WriteLoadTar(f, registry, registryImage))
 	require.NoError(t, f.Close())
 	d.docker("load", "-i", archive)
 	// The engine pulls the launcher by its digest, as it does in production.
@@ -357,7 +361,7 @@ func (d *dropIn) serve(network, images string) {
 	d.t.Helper()
 	_ = exec.Command("docker", "-H", d.host, "rm", "-f", "registry").Run()
 	d.docker("run", "-d", "--name", "registry", "--network", network, "-v", filepath.Join(d.engine.dir, "images")+":/images:ro",
-		"registry:e2e", "127.0.0.1:5000", images)
+		registryImage, "127.0.0.1:5000", images)
 }
 
 // up does at a boot what dstack does, with this file.
