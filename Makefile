@@ -96,7 +96,7 @@ docs: ## write the generated parts of the documents anew
 	go test ./pkg -run TestTheAuditorsList -count=1 -update
 
 .PHONY: test-engines
-test-engines: ## run the end-to-end tests, the long ones too, on Docker 20.10, 26, 28 and 29 with both image stores, or on ENGINES alone; two hours, root on Debian
+test-engines: ## run the end-to-end tests, the long ones too, on Docker 20.10, 26, 28 and 29 with both image stores, or on ENGINES alone; an hour, root on Debian
 	hack/test-engines $(ENGINES)
 
 .PHONY: test-external
