@@ -128,6 +128,13 @@ func TestARecordIsOfItsBootAlone(t *testing.T) {
 
 func TestTheLastFewImagesAreKept(t *testing.T) {
 	t.Parallel()
+	t.Run("and no other", func(t *testing.T) { t.Parallel(); keepsTheLastFew(t, -1) })
+	t.Run("and the one that runs", func(t *testing.T) { t.Parallel(); keepsTheLastFew(t, 1) })
+}
+
+// keepsTheLastFew keeps five images, and the last three and the one of that number are there then.
+func keepsTheLastFew(t *testing.T, spared int) {
+	t.Helper()
 	hub, err := launchtest.NewRegistry(launchtest.RegistryOptions{})
 	require.NoError(t, err)
 	defer hub.Close()
@@ -142,7 +149,13 @@ func TestTheLastFewImagesAreKept(t *testing.T) {
 		require.NoError(t, err)
 		v, err := new(registry.Client).Source(ref).Resolve(t.Context())
 		require.NoError(t, err)
-		require.NoError(t, d.Keep(v))
+		var but []digest.Digest
+		if spared >= 0 && spared < i {
+			running, err := digest.Parse(refs[spared].DigestStr())
+			require.NoError(t, err)
+			but = append(but, running)
+		}
+		require.NoError(t, d.Keep(v, but...))
 		old := time.Now().Add(time.Duration(i-10) * time.Minute)
 		require.NoError(t, os.Chtimes(filepath.Join(shared, state.Name, "image-"+strings.TrimPrefix(ref.DigestStr(), "sha256:")+".json"), old, old))
 		refs = append(refs, ref)
@@ -152,14 +165,18 @@ func TestTheLastFewImagesAreKept(t *testing.T) {
 
 	for i, ref := range refs {
 		v, err := d.Restore(ref)
-		if i < 2 {
+		if i < 2 && i != spared {
 			assert.ErrorIs(t, err, fs.ErrNotExist)
 			continue
 		}
 		require.NoError(t, err)
 		assert.Equal(t, ref.DigestStr(), v.Digest().String())
 	}
-	assert.Len(t, d.Known(refs[0].Context()), 3)
+	more := 0
+	if spared >= 0 {
+		more = 1
+	}
+	assert.Len(t, d.Known(refs[0].Context()), 3+more)
 
 	// One under another's name proves nothing.
 	path := func(ref name.Digest) string {
@@ -168,7 +185,7 @@ func TestTheLastFewImagesAreKept(t *testing.T) {
 	require.NoError(t, os.Rename(path(refs[3]), path(refs[4])))
 	_, err = d.Restore(refs[4])
 	assert.Error(t, err)
-	assert.Len(t, d.Known(refs[0].Context()), 1)
+	assert.Len(t, d.Known(refs[0].Context()), 1+more)
 }
 
 // TestGrowth restores what somebody else put in the place of a cached document.
