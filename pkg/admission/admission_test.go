@@ -139,8 +139,10 @@ func TestOurOwnProjectMayHoldTheSocket(t *testing.T) {
 // TestUnmeasured names all places whose files others than the measured compose file choose.
 func TestUnmeasured(t *testing.T) {
 	t.Parallel()
-	s := admission.Settings{ConfigFile: "/etc/launcher/user_config", SharedDir: "/shared"}
+	s := admission.Settings{Platform: config.TEE, ConfigFile: "/etc/launcher/user_config", SharedDir: "/shared"}
 	assert.ElementsMatch(t, []string{"/tapp", "/etc/launcher", "/shared"}, s.Unmeasured())
+	s.Platform = config.NONTEE
+	assert.ElementsMatch(t, []string{"/tapp", "/shared"}, s.Unmeasured(), "it may be a home directory")
 }
 
 func TestRoom(t *testing.T) {

@@ -27,9 +27,14 @@ type Settings struct {
 // TEE reports whether this is a CVM, in which what runs is measured.
 func (s Settings) TEE() bool { return s.Platform == config.TEE }
 
-// Unmeasured returns the directories whose content nobody measures, so that a program there could be anybody's.
+// Unmeasured returns the directories whose content nobody measures, so that a program there could be anybody's. Outside
+// a CVM that isn't said of where the user config stands: it may be somebody's home directory.
 func (s Settings) Unmeasured() []string {
-	return []string{"/tapp", path.Dir(s.ConfigFile), s.SharedDir}
+	places := []string{"/tapp", s.SharedDir}
+	if s.TEE() {
+		places = append(places, path.Dir(s.ConfigFile))
+	}
+	return places
 }
 
 // Supervised reports whether the launcher looks after the workload itself.
