@@ -26,6 +26,7 @@ func allowed() map[string][]string {
 		"pkg/digest":   {},
 		"pkg/sanitize": {},
 		"pkg/waiting":  {},
+		"pkg/status":   {},
 		// The leaves know each other only for the proof values that they consume.
 		"pkg/config":         {},
 		"pkg/approval":       {},
@@ -43,7 +44,7 @@ func allowed() map[string][]string {
 		// Beside the workload that runs, for the next boot. What it must know of files it is told.
 		"pkg/stage": {"pkg/config", "pkg/image", "pkg/docker/inspect", "pkg/docker", "pkg/compose"},
 		// Everything meets where effects are ordered.
-		"pkg/launch":   {"pkg/stage", "pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state"},
+		"pkg/launch":   {"pkg/stage", "pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state", "pkg/status"},
 		"cmd/launcher": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight", "pkg/stage"},
 		// The doubles model what is outside, so they know nothing of what is inside.
 		"pkg/launchtest": {},

@@ -50,6 +50,9 @@ func TestDocs(t *testing.T) {
 	deployment, err := os.ReadFile(filepath.Join("..", "..", "examples", "compose.yaml"))
 	require.NoError(t, err)
 	sections["compose"] = "```yaml\n" + string(deployment) + "```\n"
+	example, err := os.ReadFile(filepath.Join("..", "..", "testdata", "status", "status.json"))
+	require.NoError(t, err)
+	sections["status"] = "```json\n" + string(example) + "```\n"
 	texts := documents(t)
 	found := map[string]int{}
 	for path, old := range texts {

@@ -16,6 +16,7 @@ import (
 
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/preflight"
+	"tee-launcher/pkg/status"
 )
 
 // Run is the whole program for tests, without a process.
@@ -68,7 +69,15 @@ func Generated() map[string]string {
 	for _, c := range preflight.Codes() {
 		fmt.Fprintf(&findings, "| `%s` | %s |\n", c.Code, c.Meaning)
 	}
-	return map[string]string{"settings": settings.String(), "exit codes": codes.String(), "verify codes": findings.String()}
+	var metrics strings.Builder
+	metrics.WriteString("| metric | type | |\n|---|---|---|\n")
+	for _, m := range status.AllMetrics() {
+		fmt.Fprintf(&metrics, "| `%s` | %s | %s |\n", m.Name, m.Type, m.Help)
+	}
+	return map[string]string{
+		"settings": settings.String(), "exit codes": codes.String(), "verify codes": findings.String(),
+		"metrics": metrics.String(),
+	}
 }
 
 // ReportText is what verify prints for a report.

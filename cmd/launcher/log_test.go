@@ -17,14 +17,20 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/status"
 )
 
-// records reads a log in JSON. The one line that is none is the contract's.
+// records reads a log in JSON. The lines that aren't are the contract's.
 func records(t *testing.T, stderr string) (all []map[string]any, launched int) {
 	t.Helper()
 	for line := range strings.Lines(stderr) {
 		if line == launch.Launched+"\n" {
 			launched++
+			continue
+		}
+		if object, ok := strings.CutPrefix(line, status.Prefix); ok {
+			_, err := status.Parse([]byte(object))
+			require.NoError(t, err, "%s", line)
 			continue
 		}
 		var record map[string]any

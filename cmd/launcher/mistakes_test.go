@@ -21,6 +21,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/preflight"
+	"tee-launcher/pkg/status"
 )
 
 // mistake is one that operators make, or a fault that they find at 3 a.m.
@@ -300,7 +301,7 @@ func TestMistakes(t *testing.T) {
 // withoutLog is what isn't a record of the log.
 func withoutLog(stderr string) (text string) {
 	for line := range strings.Lines(stderr) {
-		if !strings.HasPrefix(line, "time=") {
+		if !strings.HasPrefix(line, "time=") && !strings.HasPrefix(line, status.Prefix) {
 			text += line
 		}
 	}
@@ -363,6 +364,9 @@ func (row mistake) say(m *mistaken) (verified, ran told) {
 	_, stderr, code = row.command(m, run)
 	ran.code = code
 	for line := range strings.Lines(stderr) {
+		if strings.HasPrefix(line, status.Prefix) {
+			continue // for programs
+		}
 		if !strings.HasPrefix(line, "time=") || strings.Contains(line, "level=WARN") {
 			ran.text += line
 		}

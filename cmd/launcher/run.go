@@ -1,6 +1,9 @@
 package main
 
 import (
+	"cmp"
+	"os"
+
 	"github.com/spf13/cobra"
 
 	"tee-launcher/pkg/admission"
@@ -63,10 +66,17 @@ func (o *runOpts) runRun(cmd *cobra.Command, _ []string) error {
 func (p *program) launcher(s settings, c *console) *launch.Launcher {
 	l := &launch.Launcher{
 		Settings: s.launch, Stage: s.stage, Log: c.log, Output: c, Progress: c, Now: p.now, Sleep: p.sleep,
+		Version: thisBuild().Version, StatusEvery: s.statusEvery, MetricsListen: s.metricsListen,
+		Temporary: p.temporary(),
 	}
 	if s.logFormat == "json" {
 		l.Foreign = c.foreign
 	}
 	c.log.Info("launcher started")
 	return l
+}
+
+// temporary is the directory for temporary files.
+func (p *program) temporary() string {
+	return cmp.Or(p.environment()["TMPDIR"], os.TempDir())
 }

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,6 +30,9 @@ type settings struct {
 	logFormat string
 	logLevel  slog.Level
 	progress  string
+
+	statusEvery   time.Duration
+	metricsListen string
 }
 
 // setting is one row of the table from which flags, environment, help, completion and the README come.
@@ -210,6 +215,30 @@ func table() []setting {
 			parse:    wait(func(s *settings) *time.Duration { return &s.stage.Delay }),
 		},
 		{
+			flag: "status-every", env: "LAUNCHER_STATUS_EVERY", fallback: "10m",
+			commands: []string{run, verify},
+			help:     "print a status line at least so often; 0: only when something changes",
+			parse: func(s *settings, v string) (err error) {
+				s.statusEvery, err = time.ParseDuration(v)
+				if err != nil || s.statusEvery < 0 || s.statusEvery > 0 && s.statusEvery < time.Second {
+					return fmt.Errorf("%.100q must be a time such as 10m, of a second at least, or 0", v)
+				}
+				return nil
+			},
+		},
+		{
+			flag: "metrics-listen", env: "LAUNCHER_METRICS_LISTEN",
+			commands: []string{run, verify},
+			help:     "address such as 127.0.0.1:9464 at which /metrics and /healthz are served, to whoever reaches it; none when unset",
+			parse: func(s *settings, v string) error {
+				if _, port, err := net.SplitHostPort(v); err != nil || !isPort(port) {
+					return fmt.Errorf("%.100q must be an address and a port, such as 127.0.0.1:9464", v)
+				}
+				s.metricsListen = v
+				return nil
+			},
+		},
+		{
 			flag: "report", env: "LAUNCHER_REPORT",
 			commands: []string{run, verify},
 			help:     "path of the launch report, or none; launcher/report.json in the shared directory when unset",
@@ -239,6 +268,11 @@ func table() []setting {
 			parse:    text(func(s *settings) *string { return &s.progress }),
 		},
 	}
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 // either names all that is allowed.

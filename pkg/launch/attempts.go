@@ -73,7 +73,7 @@ func (r *run) waited(ctx context.Context, m *machine) bool {
 		"with mpc_hash_override in it, the credentials and the engine are looked at anew in each attempt") {
 		hints = append(hints, sanitize.Line(hint, sanitize.MaxLine))
 	}
-	r.report.fail(r.err)
+	r.report.waits(r.err)
 	// The step comes behind the error: near/mpc's own check of a node in a CVM takes any line in which
 	// "error" follows "pull" for the end of the launcher.
 	r.Log.Error("the attempt failed, trying again", "attempt", r.report.Attempt, "exit_code", int(code),

@@ -47,7 +47,7 @@ type Launcher struct {
 	Stage    stage.Settings                                 // what the next boot will run is fetched ahead; zero: isn't
 	Log      *slog.Logger                                   // nil: none
 	Progress Progress                                       // nil: none
-	Output   io.Writer                                      // gets the line Launched, and what Foreign is for where that is nil; nil: nothing
+	Output   io.Writer                                      // gets the line Launched, those of the status, and what Foreign is for where that is nil; nil: nothing
 	Foreign  func(from, line string)                        // shows a line that somebody else wrote; nil: on Output, behind who did
 	BootID   string                                         // empty: the kernel's
 	Proc     string                                         // where the kernel shows processes; empty: /proc
@@ -55,6 +55,12 @@ type Launcher struct {
 	Sleep    func(context.Context, time.Duration) error     // nil: sleep, or end early with the context's cause
 	Random   func(most time.Duration) time.Duration         // nil: evenly spread from 0 on
 	Disk     func(path string) (free, all int64, err error) // nil: the file system is asked
+
+	// What the run says of itself; none of it decides anything.
+	Version       string        // the launcher's
+	StatusEvery   time.Duration // how often at least; 0: whenever something changes
+	MetricsListen string        // the address for /metrics and /healthz; empty: none
+	Temporary     string        // where the socket for health checks is made; empty: there is none
 }
 
 func (l *Launcher) newRun() *run {
@@ -68,6 +74,7 @@ func (l *Launcher) newRun() *run {
 	if filled.Output == nil {
 		filled.Output = io.Discard
 	}
+	filled.Output = &whole{w: filled.Output}
 	if filled.Foreign == nil {
 		filled.Foreign = func(from, line string) { fmt.Fprintf(filled.Output, "%s: %s\n", from, line) }
 	}
@@ -90,10 +97,12 @@ func (l *Launcher) newRun() *run {
 	}
 	r.report.Version, r.report.BootID, r.report.StartedAt = ReportVersion, filled.BootID, now()
 	r.report.Platform, r.report.Attempt = filled.Settings.Platform, 1
+	r.report.status = outside{teller: r.teller(), version: filled.Version, silence: func() {}}
 	return r
 }
 
 func (r *run) close() {
+	r.report.status.silence()
 	if r.opened != nil {
 		r.opened.Close()
 	}
@@ -137,6 +146,7 @@ func (e *StepError) Unwrap() error { return e.Err }
 func (l *Launcher) Pull(ctx context.Context, ref name.Digest, platform v1.Platform) (*ImageReport, *PullReport, error) {
 	r := l.newRun()
 	defer r.close()
+	r.report.status.teller = nil // it is no boot
 	m := &machine{run: r, platform: platform}
 	var err error
 	if m.engine, err = docker.New(r.Settings.DockerHost); err != nil {

@@ -42,6 +42,9 @@ type world struct {
 	once     bool                 // what is begun now doesn't try again
 	waits    int                  // between attempts that pass at once for a launcher in a process of its own
 
+	temporary string // where the socket for health checks is made; empty: there is none
+	listen    string // the address of the metrics; empty: none
+
 	workloadImage string
 }
 

@@ -84,6 +84,7 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 		m.Log.Warn("the launcher's own directory in the shared volume can't be made: going on without report and record", "error", err)
 	}
 	r.report.open(r.Settings.Report, m.own, shared)
+	m.speak()
 	return m, "platform " + string(r.Settings.Platform), nil
 }
 

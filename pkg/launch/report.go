@@ -22,6 +22,7 @@ import (
 	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/sanitize"
 	"tee-launcher/pkg/state"
+	"tee-launcher/pkg/status"
 )
 
 // reportInterval is how often the report is written while layers move.
@@ -110,6 +111,7 @@ type WorkloadReport struct {
 // report keeps the document and the place it is written to.
 type report struct {
 	Report
+	status   outside
 	log      *slog.Logger
 	progress Progress
 	to       func(data []byte) error // nil: not written
@@ -152,6 +154,7 @@ func (r *report) begin() {
 	now := now()
 	r.step = slices.IndexFunc(r.Steps, func(s StepReport) bool { return s.Status == pending })
 	r.Steps[r.step].Status, r.Steps[r.step].StartedAt = running, &now
+	r.status.waiting, r.status.failure = nil, nil
 	r.progress.Step(r.Steps[r.step].Name, r.step+1, len(r.Steps))
 	r.write()
 }
@@ -240,11 +243,20 @@ func (r *report) fail(err error) {
 	if err != nil {
 		text := sanitize.Line(withoutOutput(err), sanitize.MaxLine)
 		r.Error = &text
+		r.status.failure = &status.Error{Code: exit.Of(err), Message: text}
 	}
 	r.write()
 }
 
-// again begins the next attempt, which knows nothing of the one before.
+// waits says why the boot waits for its next attempt.
+func (r *report) waits(err error) {
+	now := now()
+	r.status.waiting = &now
+	r.fail(err)
+}
+
+// again begins the next attempt, which knows nothing of the one before. From outside it waits until
+// its first step begins.
 func (r *report) again() {
 	r.Attempt++
 	r.Image, r.Pull, r.Measurement, r.Workload, r.Staged, r.Error = nil, nil, nil, nil, nil, nil
@@ -253,7 +265,7 @@ func (r *report) again() {
 			r.Steps[i] = StepReport{Name: s.Name, Status: pending}
 		}
 	}
-	r.write()
+	r.save()
 }
 
 // withoutOutput is an error's text for the report: what Compose printed is for the console alone.
@@ -265,7 +277,14 @@ func withoutOutput(err error) string {
 	return err.Error()
 }
 
+// write tells everybody how it is.
 func (r *report) write() {
+	r.tell()
+	r.save()
+}
+
+// save writes the document.
+func (r *report) save() {
 	if r.to == nil {
 		return
 	}

@@ -107,6 +107,7 @@ func (w *world) begin(last string) *watched {
 	launcher := launch.Launcher{
 		Settings: w.settings, Stage: w.stage, Disk: w.disk, BootID: w.bootID, Proc: w.proc, Output: &l.output,
 		Log: slog.New(l.handler()), Now: w.clock.Now, Sleep: l.sleep,
+		Version: "v1.2.3", Temporary: w.temporary, MetricsListen: w.listen,
 	}
 	go func() {
 		defer close(l.ended)
