@@ -199,3 +199,9 @@ func ParseWait(text string) (time.Duration, error) { return parseWait(text) }
 func Results() map[string]any {
 	return map[string]any{digests: described{}, rtmr3: replay{}, "version": build{}}
 }
+
+// Watching is Run with a sleep of the test's.
+func Watching(ctx context.Context, args []string, stdout io.Writer, sleep func(context.Context, time.Duration) error) exit.Code {
+	p := program{args: args, stdin: strings.NewReader(""), stdout: stdout, stderr: io.Discard, sleep: sleep}
+	return p.run(ctx)
+}

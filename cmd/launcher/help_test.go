@@ -125,6 +125,10 @@ func TestExamples(t *testing.T) {
 				asked(t, m, "Info", `{}`, filepath.Join(dir, "before.json"))
 				asked(t, m, "EmitEvent", fmt.Sprintf(`{"event":"mpc-image-digest","payload":%q}`, voted[7:]), os.DevNull)
 			}
+			told := ""
+			if command == "status" {
+				told = watchedNode(t, m)
+			}
 			if command == "pull" || command == "digest" || command == "verify" {
 				voted = both(t, m)
 			}
@@ -142,16 +146,27 @@ func TestExamples(t *testing.T) {
 				"bin/launcher": tool("exec " + self + ` launcher "$@"`),
 				"bin/curl":     tool("exec cat tcb_info.json"),
 				"bin/jq":       tool("exec cat"),
+				"bin/docker":   tool("exec cat log.txt"),
+				"log.txt":      []byte(launcherSays(m).Line() + "\n"),
+				"nodes.txt":    []byte("# ours\n" + told + "\n\n"),
 			} {
 				require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o755))
 				require.NoError(t, os.WriteFile(filepath.Join(dir, file), data, 0o755))
 			}
 			here := m.Registry.Host() + "/" + launchtest.Repository
 			text := strings.NewReplacer("sha256:…", voted, "ghcr.io/nearone/mpc-node:3.9.0", here+":main",
-				"ghcr.io/nearone/mpc-node", here, " nearone/mpc-node", " "+here).Replace(example)
+				"ghcr.io/nearone/mpc-node", here, " nearone/mpc-node", " "+here,
+				"http://node-1:8090", told, "http://node-2:8090", told).Replace(example)
 			environ := []string{
 				"PATH=" + filepath.Join(dir, "bin") + ":" + os.Getenv("PATH"), "LAUNCHER_CONFIG=user_config", "LAUNCHER_SHARED_DIR=shared",
 				"LAUNCHER_DSTACK_SOCKET=dstack.sock", "DOCKER_HOST=" + m.Engine.Host(), "LAUNCHER_COMPOSE=" + self + " compose-double",
+			}
+			if command == "status" {
+				temporary, err := os.MkdirTemp("", "self")
+				require.NoError(t, err)
+				t.Cleanup(func() { assert.NoError(t, os.RemoveAll(temporary)) })
+				environ = append(environ, "TMPDIR="+temporary)
+				speaks(t, temporary, launcherSays(m))
 			}
 			if command == "" || command == "run" {
 				environ = append(environ, "LAUNCHER_SUPERVISE=off") // so that it ends
@@ -165,7 +180,7 @@ func TestExamples(t *testing.T) {
 			}
 		})
 	}
-	assert.Equal(t, 8, seen)
+	assert.Equal(t, 9, seen)
 }
 
 // both pushes an index with an image for each of two machines, and returns its digest.

@@ -129,7 +129,7 @@ Without a command it does what "launcher run" does.`,
 	root.SetErr(p.stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(p.printHelp)
-	root.AddCommand(o.newCmd(), p.newPullCmd(), p.newVerifyCmd(), p.newDigestCmd(), p.newRenderCmd(), p.newRTMR3Cmd(), p.newVersionCmd())
+	root.AddCommand(o.newCmd(), p.newPullCmd(), p.newVerifyCmd(), p.newDigestCmd(), p.newRenderCmd(), p.newRTMR3Cmd(), p.newStatusCmd(), p.newVersionCmd())
 	addSettings(root)
 	for _, cmd := range root.Commands() {
 		if slices.ContainsFunc(table(), func(row setting) bool { return row.usedBy(cmd) }) {
@@ -171,7 +171,7 @@ func (p *program) needsLinux(cmd *cobra.Command) error {
 	return &exit.Error{
 		Code: exit.Usage, Err: fmt.Errorf("`%s` needs Linux", cmd.CommandPath()),
 		Hint: []string{"on this machine `launcher verify --skip agent,engine,compose,host`, " +
-			"`launcher render`, `launcher digest` and `launcher rtmr3 --event-log` work"},
+			"`launcher render`, `launcher digest`, `launcher status` and `launcher rtmr3 --event-log` work"},
 	}
 }
 

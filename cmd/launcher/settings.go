@@ -56,13 +56,14 @@ const (
 	pull    = "pull"
 	digests = "digest"
 	rtmr3   = "rtmr3"
+	nodes   = "status"
 )
 
 const dockerSocket = "unix:///var/run/docker.sock"
 
 func table() []setting {
 	boots := []string{run, verify, render}
-	everywhere := []string{run, verify, render, pull, digests, rtmr3}
+	everywhere := []string{run, verify, render, pull, digests, rtmr3, nodes}
 	// A relative path is one in the working directory.
 	path := func(field func(*settings) *string) func(*settings, string) error {
 		return func(s *settings, v string) (err error) {

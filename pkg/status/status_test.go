@@ -212,3 +212,10 @@ func TestMetrics(t *testing.T) {
 	assert.Contains(t, string(s.Metrics()), `reference="a\"b\\c\nd"`)
 	assert.NotContains(t, string(running().Metrics()), "\nlauncher_staged_failed ")
 }
+
+func TestSeedsAreThere(t *testing.T) {
+	t.Parallel()
+	entries, err := os.ReadDir(filepath.Join("testdata", "fuzz", "FuzzParse"))
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, len(entries), 6)
+}
