@@ -32,8 +32,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	main "tee-launcher/cmd/launcher"
 	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/docker"
+	"tee-launcher/pkg/fleet"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/state"
@@ -183,6 +185,12 @@ func TestE2EDropIn(t *testing.T) {
 func dropInTEE(t *testing.T, d *dropIn, socket string) {
 	m := d.machine
 	text := strings.Replace(deployment(t, "compose.yaml", d.image, m.digests[0]), "- /var/run/dstack.sock:", "- "+socket+":", 1)
+	// Where anything is another than in the example, health is looked at more often, too.
+	often := socket != compose.AgentSocket
+	if often {
+		text = strings.Replace(text, "container_name: launcher\n", "container_name: launcher\n    healthcheck: {interval: 1s}\n", 1)
+		require.Contains(t, text, "healthcheck")
+	}
 	d.listen(socket)
 	d.up(text)
 	first := d.settle()
@@ -207,6 +215,24 @@ func dropInTEE(t *testing.T, d *dropIn, socket string) {
 	require.NoError(t, err)
 	assert.Equal(t, "running", self.Status, "it stays")
 	d.sparing()
+	t.Run("seen from outside", func(t *testing.T) {
+		assert.Contains(t, d.docker("inspect", "--format", "{{json .Config.Healthcheck.Test}}", "launcher"), `"status","--self"`)
+		assert.Regexp(t, `^0 +self +supervise .* said .* e2e$`, d.docker("exec", "launcher", "/usr/local/bin/launcher", "status", "--self"))
+		if often {
+			eventually(t, "the engine finds it healthy", func() bool {
+				return d.docker("inspect", "--format", "{{.State.Health.Status}}", "launcher") == "healthy"
+			})
+		}
+		var stdout, stderr bytes.Buffer
+		code := main.Run(t.Context(), []string{"status", "-", "-o", "json"}, nil, strings.NewReader(d.docker("logs", "launcher")), &stdout, &stderr)
+		require.Zero(t, code, "%s", &stderr)
+		var seen []fleet.Answer
+		require.NoError(t, json.Unmarshal(stdout.Bytes(), &seen))
+		assert.Equal(t, m.digests[0].String(), seen[0].Status.Digest.String())
+		metrics, err := os.ReadFile(filepath.Join(m.shared, "launcher", "metrics.prom"))
+		require.NoError(t, err)
+		promtool(t, string(metrics), "check", "metrics")
+	})
 
 	t.Run("a new boot", func(t *testing.T) {
 		d.engine.cut() // without a chance to end anything

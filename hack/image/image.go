@@ -75,6 +75,12 @@ func assemble(o options, b binaries) (v1.Image, error) {
 	config.OS, config.Architecture, config.Created = "linux", o.Arch, v1.Time{Time: epoch()}
 	config.Config = v1.Config{
 		Entrypoint: []string{"/usr/local/bin/launcher"}, Cmd: []string{"run"}, WorkingDir: "/", Env: []string{"PATH=/usr/local/bin"},
+		// Docker's, which OCI's config has no word for and Docker heeds there too. There is no shell. A boot may
+		// take its time, and a failure within that doesn't count.
+		Healthcheck: &v1.HealthConfig{
+			Test:     []string{"CMD", "/usr/local/bin/launcher", "status", "--self"},
+			Interval: time.Minute, Timeout: 10 * time.Second, StartPeriod: 30 * time.Minute, Retries: 3,
+		},
 		Labels: map[string]string{
 			"org.opencontainers.image.title":       "launcher",
 			"org.opencontainers.image.description": "Starts the approved workload of a confidential VM, measured exactly once",

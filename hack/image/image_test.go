@@ -27,7 +27,7 @@ func TestImageIsTheSameEverywhere(t *testing.T) {
 	require.NoError(t, err)
 	digest, err := img.Digest()
 	require.NoError(t, err)
-	assert.Equal(t, "sha256:da6b500e9657eea35eacccbe1c3427a2eb10ca34afa7d03e555ec87e9569e320", digest.String())
+	assert.Equal(t, "sha256:9668a3b2de0e7c3df40a93533d2af837466080822b95de53f9d93c0760934568", digest.String())
 
 	config, err := img.ConfigFile()
 	require.NoError(t, err)
@@ -36,6 +36,7 @@ func TestImageIsTheSameEverywhere(t *testing.T) {
 	assert.Equal(t, "v1.2.3", config.Config.Labels["org.opencontainers.image.version"])
 	assert.Equal(t, commit, config.Config.Labels["org.opencontainers.image.revision"])
 	assert.Equal(t, int64(0), config.Created.Unix())
+	assert.Equal(t, []string{"CMD", "/usr/local/bin/launcher", "status", "--self"}, config.Config.Healthcheck.Test, "there is no shell")
 	assert.Empty(t, config.Config.User, "root, or it can't speak to the engine")
 
 	modes := map[string]int64{}

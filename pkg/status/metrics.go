@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"tee-launcher/pkg/sanitize"
 )
 
 // MaxSeries bounds how many series Metrics holds.
@@ -12,8 +14,10 @@ const MaxSeries = 30
 // Metric describes one for documents.
 type Metric struct{ Name, Type, Help string }
 
-// Every name begins so.
-const namespace = "launcher_"
+const (
+	namespace = "launcher_" // with which every name begins
+	maxLabel  = 300         // bounds a label's value, in characters
+)
 
 // Metrics returns the status as Prometheus's text. No series has a time of its own: whoever scrapes
 // says when.
@@ -113,10 +117,10 @@ func seconds(t *time.Time) string {
 
 // labels returns pairs of names and values as Prometheus reads them.
 func labels(pairs ...string) string {
-	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 	var b strings.Builder
 	for i := 0; i < len(pairs); i += 2 {
-		fmt.Fprintf(&b, `,%s="%s"`, pairs[i], escape.Replace(pairs[i+1]))
+		fmt.Fprintf(&b, `,%s="%s"`, pairs[i], escape.Replace(sanitize.Line(pairs[i+1], maxLabel)))
 	}
 	return "{" + strings.TrimPrefix(b.String(), ",") + "}"
 }

@@ -209,7 +209,7 @@ func TestMetrics(t *testing.T) {
 	}
 	assert.Equal(t, len(status.AllMetrics()), values, "all have one")
 	assert.LessOrEqual(t, values, status.MaxSeries)
-	assert.Contains(t, string(s.Metrics()), `reference="a\"b\\c\nd"`)
+	assert.Contains(t, string(s.Metrics()), `reference="a\"b\\c d"`)
 	assert.NotContains(t, string(running().Metrics()), "\nlauncher_staged_failed ")
 }
 
