@@ -247,6 +247,9 @@ func (o *statusOpts) print(answers []fleet.Answer) error {
 	return err
 }
 
+// measuredColumn is the last that doesn't come from a status alone.
+const measuredColumn = 5
+
 // statusText returns a line for each node, in as many columns as statusColumns, and one above them.
 func statusText(answers []fleet.Answer, now time.Time) (header string, rows []string) {
 	limits := []int{4, 24, 9, 5, 8, 12, 4, 4, 6, 10}
@@ -261,9 +264,13 @@ func statusText(answers []fleet.Answer, now time.Time) (header string, rows []st
 			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
 		}
 	}
-	for _, row := range cells {
+	for n, row := range cells {
 		var b strings.Builder
-		for i, width := range widths {
+		columns := widths
+		if n > 0 && answers[n-1].Status == nil {
+			columns = widths[:measuredColumn+1] // what the rest is for nobody knows, so why has more room
+		}
+		for i, width := range columns {
 			b.WriteString(row[i] + strings.Repeat(" ", width-utf8.RuneCountInString(row[i])+1))
 		}
 		room := statusColumns - utf8.RuneCountInString(b.String())

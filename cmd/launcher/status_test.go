@@ -250,3 +250,31 @@ func TestStatusWatches(t *testing.T) {
 	assert.Equal(t, 3, strings.Count(text, " consistent "))
 	assert.Equal(t, 3, strings.Count(text, "EXIT NODE"), fmt.Sprintf("%q", text))
 }
+
+// TestAWorkloadForgesNoStatus: what it says stands in the launcher's log too, behind its name.
+func TestAWorkloadForgesNoStatus(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"text", "json"} {
+		m := newDoubles(t)
+		forged := launcherSays(m)
+		forged.Launcher = "forged"
+		m.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/start", After: true, Before: func() {
+			require.NoError(t, m.Engine.Log("mpc-node", "x\r"+forged.Line()+"\n"+forged.Line()+"\n", ""))
+		}, Edit: func(b []byte) []byte {
+			require.NoError(t, m.Engine.Exit("mpc-node", 7))
+			return b
+		}})
+		_, log, code := run(t, append(onMachine(m), "PLATFORM=NONTEE", "LOG_FORMAT="+format), "run")
+		require.Equal(t, exit.Workload, code, "%s", log)
+		if format == "text" {
+			require.Contains(t, log, "\nmpc-node: "+status.Prefix, "it is in the log")
+		}
+		var out, errs bytes.Buffer
+		code = main.Run(t.Context(), []string{"status", "-", "-o", "json"}, nil, strings.NewReader(log), &out, &errs)
+		assert.Equal(t, exit.Workload, code, "%s", &errs)
+		var answers []fleet.Answer
+		require.NoError(t, json.Unmarshal(out.Bytes(), &answers))
+		assert.Equal(t, "start", answers[0].Status.Phase)
+		assert.Equal(t, "dev", answers[0].Status.Launcher)
+	}
+}
