@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -62,8 +63,7 @@ that contradicts itself or runs something else than --expect has 8.`,
   docker logs launcher 2>&1 | launcher status -
   # of this machine, for a health check
   launcher status --self`,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              o.runStatus,
+		RunE: o.runStatus,
 	}
 	addOutput(cmd, &o.output)
 	flags := cmd.Flags()
@@ -88,7 +88,7 @@ func (o *statusOpts) runStatus(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	ctx, _, over := p.attend(cmd, s)
+	ctx, c, over := p.attend(cmd, s)
 	defer over()
 	ask := func() []fleet.Answer {
 		if !o.self {
@@ -105,7 +105,7 @@ func (o *statusOpts) runStatus(cmd *cobra.Command, args []string) error {
 		if ctx.Err() != nil && o.watch == 0 {
 			return context.Cause(ctx)
 		}
-		if err := o.print(answers); err != nil {
+		if err := o.print(answers, s, c.log); err != nil {
 			return err
 		}
 		if o.watch == 0 || p.waited(ctx, o.watch) != nil {
@@ -226,7 +226,7 @@ func worst(answers []fleet.Answer) error {
 	return &exit.Error{Code: code, Err: err}
 }
 
-func (o *statusOpts) print(answers []fleet.Answer) error {
+func (o *statusOpts) print(answers []fleet.Answer, s settings, log *slog.Logger) error {
 	p := o.program
 	if o.output == "json" {
 		return p.printJSON(answers)
@@ -240,7 +240,11 @@ func (o *statusOpts) print(answers []fleet.Answer) error {
 		return err
 	}
 	// What is on stdout is a line for each node, and nothing else.
-	if !o.self {
+	switch {
+	case o.self || s.logLevel > slog.LevelInfo:
+	case s.logFormat == "json":
+		log.Info(aboutNodes)
+	default:
 		fmt.Fprintf(p.stderr, "note: %s\n%s\n", aboutNodes, header)
 	}
 	_, err := io.WriteString(p.stdout, strings.Join(rows, "\n")+"\n")

@@ -102,6 +102,12 @@ func TestStatusOfNodes(t *testing.T) {
 	assert.Equal(t, fleet.Consistent, answers[1].Evidence)
 	assert.Contains(t, stdout, `"attested":false`)
 
+	_, stderr, code = run(t, nil, "status", waits, "--log-format", "json")
+	assert.Equal(t, exit.Refused, code)
+	all, _ := records(t, stderr)
+	assert.Len(t, all, 2, "the note and the error")
+	_, stderr, _ = run(t, nil, "status", good, "-q")
+	assert.Empty(t, stderr)
 	_, stderr, code = run(t, nil, "status", good)
 	assert.Equal(t, exit.OK, code)
 	assert.NotContains(t, stderr, "error: ")

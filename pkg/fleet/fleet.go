@@ -88,12 +88,12 @@ type Answer struct {
 	Code     exit.Code      `json:"code"`
 	Problem  string         `json:"problem"` // empty: none
 	Evidence Evidence       `json:"evidence"`
-	Attested bool           `json:"attested"` // never: no quote is verified here
-	Status   *status.Status `json:"status"`   // what its launcher says last; null: nothing that could be read
-	SaidAt   *time.Time     `json:"said_at"`  // as the engine's log has it; null: unknown
-	Measured *digest.Digest `json:"measured"` // the image event of the event log that replays
-	RTMR3    string         `json:"rtmr3"`    // the register beside it; empty: not shown
-	Notes    []string       `json:"notes"`    // what is worth knowing and doesn't count
+	Attested bool           `json:"attested"`        // never: no quote is verified here
+	Status   *status.Status `json:"status"`          // what its launcher says last; null: nothing that could be read
+	SaidAt   *time.Time     `json:"said_at"`         // as the engine's log has it; null: unknown
+	Measured *digest.Digest `json:"measured_digest"` // of the event log, which replays
+	RTMR3    string         `json:"rtmr3"`           // the register beside it; empty: not shown
+	Notes    []string       `json:"notes"`           // what is worth knowing and doesn't count
 }
 
 // Reader asks nodes. Its zero value is ready.
@@ -192,7 +192,14 @@ func (r *Reader) judge(a *Answer, log said, info shown) {
 		a.Code, a.Problem = log.code, log.problem
 	}
 	if log.at != nil && r.now().Sub(*log.at) > stale {
-		a.Notes = append(a.Notes, fmt.Sprintf("last said %s ago", r.now().Sub(*log.at).Round(time.Minute)))
+		a.Notes = append(a.Notes, fmt.Sprintf("last said %s ago", lasted(r.now().Sub(*log.at))))
+	}
+	if s := log.status; s != nil && s.Approved != nil && s.ApprovedSince != nil && *s.Approved != 0 {
+		what := fmt.Sprintf("%d newer approved", *s.Approved)
+		if *s.Approved == status.NotListed {
+			what = "not in the approved list"
+		}
+		a.Notes = append(a.Notes, fmt.Sprintf("%s, for %s", what, lasted(r.now().Sub(*s.ApprovedSince))))
 	}
 	contradicted := func(why string) {
 		a.Evidence, a.Code, a.Problem = Contradicted, exit.Measurement, why
@@ -238,6 +245,19 @@ func (r *Reader) judge(a *Answer, log said, info shown) {
 // stale is how old a launcher's last word is that is worth a note: it says something every ten
 // minutes, unless it is told otherwise.
 const stale = 31 * time.Minute
+
+// lasted is a time in words that are as short as they may be.
+func lasted(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "?" // two clocks
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	return fmt.Sprintf("%dd", d/(24*time.Hour))
+}
 
 // about says why the code of a status isn't 0.
 func about(s status.Status) string {

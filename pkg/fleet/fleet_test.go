@@ -164,6 +164,14 @@ func TestWhatNodesSay(t *testing.T) {
 		"of an earlier boot":       {func(n *node) { n.Agent.Reboot(); n.say() }, exit.Measurement, fleet.Contradicted, "earlier boot", ""},
 		"another register":         {func(n *node) { n.says.RTMR3 = strings.Repeat("ab", 48); n.say() }, exit.Measurement, fleet.Contradicted, "never had", ""},
 		"somebody emits later":     {func(n *node) { n.say(); n.Agent.Emit("later", []byte("x")) }, exit.OK, fleet.Consistent, "", "emitted after"},
+		"newer ones are approved": {func(n *node) {
+			n.says.Approved, n.says.ApprovedSince = ptr(2), ptr(time.Now().Add(-73*time.Hour))
+			n.say()
+		}, exit.OK, fleet.Consistent, "", "2 newer approved, for 3d"},
+		"it isn't approved any more": {func(n *node) {
+			n.says.Approved, n.says.ApprovedSince = ptr(-1), ptr(time.Now().Add(-90*time.Minute))
+			n.say()
+		}, exit.OK, fleet.Consistent, "", "not in the approved list, for 1h"},
 		"two image events": {func(n *node) {
 			n.say()
 			n.Agent.Emit(rtmr.EventName, other[:])
