@@ -34,7 +34,7 @@ func promtool(t *testing.T, stdin string, args ...string) {
 // TestE2EPromtool holds metrics and alerts to Prometheus's own rules.
 func TestE2EPromtool(t *testing.T) {
 	t.Parallel()
-	full, err := os.ReadFile(filepath.Join("..", "..", "pkg", "status", "testdata", "metrics.prom"))
+	full, err := os.ReadFile(filepath.Join("..", "..", "testdata", "status", "metrics.prom"))
 	require.NoError(t, err)
 	promtool(t, string(full), "check", "metrics")
 	promtool(t, string(status.Status{}.Metrics()), "check", "metrics")
