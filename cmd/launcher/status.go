@@ -150,12 +150,14 @@ func (o *statusOpts) list(cmd *cobra.Command, args []string) ([]fleet.Node, erro
 		args = append(args, more...)
 	}
 	if len(args) == 0 {
-		return nil, usageError(cmd, errors.New("at least one node is needed, or --self"), "a node is the URL of its agent's outside port, such as http://host:8090")
+		return nil, usageError(cmd, errors.New("at least one node is needed, or --self"),
+			"a node is the URL of its agent's outside port, such as http://host:8090")
 	}
 	if len(args) > maxNodes {
 		return nil, usageError(cmd, fmt.Errorf("%d nodes, at most %d are asked", len(args), maxNodes))
 	}
-	if n := slices.Index(args, fleet.Stdin); n >= 0 && (o.nodes == fleet.Stdin || slices.Contains(args[n+1:], fleet.Stdin) || o.watch != 0) {
+	n := slices.Index(args, fleet.Stdin)
+	if n >= 0 && (o.nodes == fleet.Stdin || o.watch != 0 || slices.Contains(args[n+1:], fleet.Stdin)) {
 		return nil, usageError(cmd, errors.New("standard input can be read once"))
 	}
 	var nodes []fleet.Node
@@ -181,7 +183,10 @@ func withoutPassword(arg string) string {
 // read reads the list of nodes.
 func (o *statusOpts) read() ([]string, error) {
 	unreadable := func(err error) error {
-		return &exit.Error{Code: exit.Config, Err: fmt.Errorf("--nodes: %w", err), Hint: []string{"a file with a node on each line, such as http://host:8090"}}
+		return &exit.Error{
+			Code: exit.Config, Err: fmt.Errorf("--nodes: %w", err),
+			Hint: []string{"a file with a node on each line, such as http://host:8090"},
+		}
 	}
 	from := o.program.stdin
 	if o.nodes != fleet.Stdin {

@@ -276,6 +276,8 @@ func about(s status.Status) string {
 	return ""
 }
 
+const earlier = "was that in an earlier boot?"
+
 // disagree says in what a launcher and an event log that replays contradict each other, and what is
 // worth a note.
 func disagree(s *status.Status, info shown) (why, note string) {
@@ -284,11 +286,11 @@ func disagree(s *status.Status, info shown) (why, note string) {
 	case s.Measured == nil:
 		why = "the launcher says that this is no CVM, and there is an event log"
 	case *s.Measured && info.image == nil:
-		why = "the launcher says that its image is measured, and the event log has no image event: was that in an earlier boot?"
+		why = "the launcher says that its image is measured, and the event log has no image event: " + earlier
 	case info.image != nil && s.Digest != nil && *s.Digest != *info.image:
 		why = fmt.Sprintf("the launcher says %s, and the event log says %s", s.Digest, info.image)
 	case *s.Measured && !slices.Contains(info.since, s.RTMR3):
-		why = "the launcher says an RTMR3 that the event log never had: was that in an earlier boot?"
+		why = "the launcher says an RTMR3 that the event log never had: " + earlier
 	case *s.Measured && s.RTMR3 != info.rtmr3:
 		note = "something was emitted after the launcher had measured"
 	}

@@ -58,7 +58,8 @@ type remembered struct {
 func client() *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: patience}).DialContext, DisableKeepAlives: true, DisableCompression: true,
+			Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: patience}).DialContext,
+			DisableKeepAlives: true, DisableCompression: true,
 			MaxResponseHeaderBytes: 64 << 10, TLSHandshakeTimeout: patience,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -111,7 +112,8 @@ func (r *Reader) file(name string) said {
 	if name != Stdin || from == nil {
 		f, err := os.Open(name)
 		if err != nil {
-			return said{code: exit.Config, problem: sanitize.Line(err.Error(), maxText) + ": a node is http://host:8090, or a file with its log"}
+			why := sanitize.Line(err.Error(), maxText) + ": a node is http://host:8090, or a file with its log"
+			return said{code: exit.Config, problem: why}
 		}
 		defer f.Close()
 		from = f

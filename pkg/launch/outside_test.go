@@ -200,3 +200,29 @@ func TestAnEndIsSeenFromOutside(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatCannotBeSaidEndsNoBoot: no node should be down for it.
+func TestWhatCannotBeSaidEndsNoBoot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, options{})
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	w.listen, w.temporary = taken.Addr().String(), w.Shared("nowhere")
+	require.NoError(t, os.MkdirAll(w.Shared("launcher/metrics.prom/x"), 0o755))
+	require.NoError(t, os.MkdirAll(w.Shared("launcher/metrics.prom.aside"), 0o755))
+	l := w.watch()
+	w.accepted(w.Digests[0])
+	for _, what := range []string{"metrics can't be served", "health checks can't be served", "the metrics can't be written"} {
+		assert.Equal(t, 1, l.said(what), what)
+	}
+	// The list is looked at whenever something is told.
+	require.NoError(t, os.WriteFile(w.Shared("image-digest.bin"), []byte("{}"), 0o600))
+	require.NoError(t, w.Engine.Exit("mpc-node", 3))
+	l.nap(time.Second)
+	w.eventually("it runs again", func() bool { return w.workload().Starts == 2 })
+	require.NoError(t, l.terminate())
+	assert.Equal(t, 1, l.said("the approved list can't be read"))
+	all := l.told()
+	assert.Equal(t, status.NotListed, *all[len(all)-1].Approved)
+}

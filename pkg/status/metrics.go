@@ -56,11 +56,9 @@ func (s Status) series() []series {
 		}
 		return fmt.Sprint(*n)
 	}
-	digest := func(text fmt.Stringer, there bool) string {
-		if !there {
-			return ""
-		}
-		return text.String()
+	image := ""
+	if s.Digest != nil {
+		image = s.Digest.String()
 	}
 	staged, stagedFailed := "", ""
 	var stagedLabels string
@@ -81,23 +79,82 @@ func (s Status) series() []series {
 		pulled = fmt.Sprintf("%d.%02d", *s.Percent/100, *s.Percent%100)
 	}
 	return []series{
-		{Metric{"info", gauge, "The launcher and the image it runs; always 1."}, labels(
-			"version", s.Launcher, "boot_id", s.BootID, "reference", s.Reference,
-			"digest", digest(s.Digest, s.Digest != nil), "reason", s.Reason), "1"},
-		{Metric{"phase", gauge, "The step that the boot is at, or waiting; always 1."}, labels("phase", s.Phase), "1"},
-		{Metric{"phase_start_timestamp_seconds", gauge, "When that phase began."}, "", seconds(&s.Since)},
-		{Metric{"healthy", gauge, "1 if the workload runs and, in a CVM, is measured."}, "", number(s.Healthy())},
-		{Metric{"measured", gauge, "1 if this boot's image is measured in RTMR3; absent outside a CVM."}, "", measured},
-		{Metric{"workload_running", gauge, "1 if the workload runs."}, "", number(s.Runs())},
-		{Metric{"workload_restarts_total", counter, "How often this launcher has started the workload again."}, "", fmt.Sprint(s.Restarts)},
-		{Metric{"workload_last_exit_code", gauge, "The code that the workload last ended with; absent if it never did."}, "", optional(s.LastExitCode)},
-		{Metric{"approved_place", gauge, "Place of the running digest in the approved list: 0 newest, -1 not in it; absent without a list."}, "", optional(s.Approved)},
-		{Metric{"approved_place_start_timestamp_seconds", gauge, "Since when this launcher has seen it in that place."}, "", seconds(s.ApprovedSince)},
-		{Metric{"fallback", gauge, "1 if an older approved digest runs because the newest could not be had."}, "", number(s.FallbackFrom != nil)},
-		{Metric{"staged", gauge, "The image that is fetched before it is needed, and how far that is; always 1, absent without one."}, stagedLabels, staged},
-		{Metric{"staged_failed", gauge, "1 if that image can't be had; absent without one."}, "", stagedFailed},
-		{Metric{"pulled_ratio", gauge, "How much of the image's bytes are here; absent but while it is pulled and loaded."}, "", pulled},
-		{Metric{"error_code", gauge, "The exit code of what is wrong; 0 if nothing is."}, "", fmt.Sprint(code)},
+		{
+			Metric{"info", gauge,
+				"The launcher and the image it runs; always 1."},
+			labels("version", s.Launcher, "boot_id", s.BootID, "reference", s.Reference, "digest", image,
+				"reason", s.Reason), "1",
+		},
+		{
+			Metric{"phase", gauge,
+				"The step that the boot is at, or waiting; always 1."},
+			labels("phase", s.Phase), "1",
+		},
+		{
+			Metric{"phase_start_timestamp_seconds", gauge,
+				"When that phase began."},
+			"", seconds(&s.Since),
+		},
+		{
+			Metric{"healthy", gauge,
+				"1 if the workload runs and, in a CVM, is measured."},
+			"", number(s.Healthy()),
+		},
+		{
+			Metric{"measured", gauge,
+				"1 if this boot's image is measured in RTMR3; absent outside a CVM."},
+			"", measured,
+		},
+		{
+			Metric{"workload_running", gauge,
+				"1 if the workload runs."},
+			"", number(s.Runs()),
+		},
+		{
+			Metric{"workload_restarts_total", counter,
+				"How often this launcher has started the workload again."},
+			"", fmt.Sprint(s.Restarts),
+		},
+		{
+			Metric{"workload_last_exit_code", gauge,
+				"The code that the workload last ended with; absent if it never did."},
+			"", optional(s.LastExitCode),
+		},
+		{
+			Metric{"approved_place", gauge,
+				"Place of the running digest in the approved list: 0 newest, -1 not in it; absent without a list."},
+			"", optional(s.Approved),
+		},
+		{
+			Metric{"approved_place_start_timestamp_seconds", gauge,
+				"Since when this launcher has seen it in that place."},
+			"", seconds(s.ApprovedSince),
+		},
+		{
+			Metric{"fallback", gauge,
+				"1 if an older approved digest runs because the newest could not be had."},
+			"", number(s.FallbackFrom != nil),
+		},
+		{
+			Metric{"staged", gauge,
+				"The image that is fetched before it is needed, and how far that is; always 1, absent without one."},
+			stagedLabels, staged,
+		},
+		{
+			Metric{"staged_failed", gauge,
+				"1 if that image can't be had; absent without one."},
+			"", stagedFailed,
+		},
+		{
+			Metric{"pulled_ratio", gauge,
+				"How much of the image's bytes are here; absent but while it is pulled and loaded."},
+			"", pulled,
+		},
+		{
+			Metric{"error_code", gauge,
+				"The exit code of what is wrong; 0 if nothing is."},
+			"", fmt.Sprint(code),
+		},
 	}
 }
 
