@@ -191,16 +191,7 @@ func (r *Reader) judge(a *Answer, log said, info shown) {
 	} else {
 		a.Code, a.Problem = log.code, log.problem
 	}
-	if log.at != nil && r.now().Sub(*log.at) > stale {
-		a.Notes = append(a.Notes, fmt.Sprintf("last said %s ago", lasted(r.now().Sub(*log.at))))
-	}
-	if s := log.status; s != nil && s.Approved != nil && s.ApprovedSince != nil && *s.Approved != 0 {
-		what := fmt.Sprintf("%d newer approved", *s.Approved)
-		if *s.Approved == status.NotListed {
-			what = "not in the approved list"
-		}
-		a.Notes = append(a.Notes, fmt.Sprintf("%s, for %s", what, lasted(r.now().Sub(*s.ApprovedSince))))
-	}
+	a.Notes = append(a.Notes, r.notes(log)...)
 	contradicted := func(why string) {
 		a.Evidence, a.Code, a.Problem = Contradicted, exit.Measurement, why
 	}
@@ -245,6 +236,31 @@ func (r *Reader) judge(a *Answer, log said, info shown) {
 // stale is how old a launcher's last word is that is worth a note: it says something every ten
 // minutes, unless it is told otherwise.
 const stale = 31 * time.Minute
+
+// notes are what is worth knowing of what a launcher says, and doesn't make its node a bad one.
+func (r *Reader) notes(log said) (notes []string) {
+	if log.at != nil && r.now().Sub(*log.at) > stale {
+		notes = append(notes, fmt.Sprintf("last said %s ago", lasted(r.now().Sub(*log.at))))
+	}
+	s := log.status
+	if s == nil {
+		return notes
+	}
+	if s.FallbackFrom != nil {
+		notes = append(notes, fmt.Sprintf("fallback: %s could not be had", s.FallbackFrom))
+	}
+	if s.Approved != nil && s.ApprovedSince != nil && *s.Approved != 0 {
+		what := fmt.Sprintf("%d newer approved", *s.Approved)
+		if *s.Approved == status.NotListed {
+			what = "not in the approved list"
+		}
+		notes = append(notes, fmt.Sprintf("%s, for %s", what, lasted(r.now().Sub(*s.ApprovedSince))))
+	}
+	if s.Staged != nil && s.Staged.Error != nil {
+		notes = append(notes, fmt.Sprintf("staging %s fails: %s", s.Staged.Digest, *s.Staged.Error))
+	}
+	return notes
+}
 
 // lasted is a time in words that are as short as they may be.
 func lasted(d time.Duration) string {
