@@ -480,3 +480,29 @@ func (l *pipes) Close() error {
 }
 
 func (l *pipes) Addr() net.Addr { return &net.UnixAddr{} }
+
+// FuzzLog: whatever a log holds, its node gets a code that is one of a node's, and what is told of it
+// can be shown.
+func FuzzLog(f *testing.F) {
+	f.Fuzz(func(t *testing.T, log []byte) {
+		node, err := fleet.ParseNode(fleet.Stdin)
+		require.NoError(t, err)
+		a := (&fleet.Reader{Stdin: strings.NewReader(string(log))}).Ask(t.Context(), []fleet.Node{node})[0]
+		require.Contains(t, []exit.Code{0, 3, 4, 5, 6, 7, 8, 9}, a.Code)
+		require.Equal(t, a.Status == nil, a.Evidence == fleet.Nothing)
+		if a.Status != nil {
+			require.Contains(t, string(log), status.Prefix)
+		}
+		for _, r := range a.Problem + strings.Join(a.Notes, "") {
+			require.True(t, unicode.IsPrint(r), "%q", r)
+		}
+	})
+}
+
+func TestSeedsAreThere(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"status", "stamped", "prefixed", "two", "long", "agent", "crlf"} {
+		_, err := os.Stat(filepath.Join("testdata", "fuzz", "FuzzLog", name))
+		assert.NoError(t, err)
+	}
+}

@@ -174,7 +174,20 @@ func Parse(object []byte) (s Status, err error) {
 			}
 		}
 	}
-	if err := json.Unmarshal(object, &s); err != nil {
+	for _, name := range []string{"digest", "fallback_from", "approved_since"} {
+		if text, err := members[name].Text(); err == nil && text == "" {
+			delete(members, name) // nothing, as null is
+		}
+	}
+	known := map[string]json.RawMessage{}
+	for name, v := range members {
+		known[name] = v.Raw()
+	}
+	data, err := json.Marshal(known)
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
 		return s, err
 	}
 	switch {

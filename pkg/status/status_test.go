@@ -169,6 +169,9 @@ func TestParseRefuses(t *testing.T) {
 	// What a later launcher says beside is none of our business.
 	_, err := status.Parse([]byte(replace(`"version":1`, `"version":1,"more":{"a":1}`)))
 	assert.NoError(t, err)
+	empty, err := status.Parse([]byte(`{"version":1,"phase":"x","since":"2026-01-02T03:04:05Z","digest":"","fallback_from":"","approved_since":""}`))
+	require.NoError(t, err)
+	assert.Nil(t, empty.Digest)
 	clean, err := status.Parse([]byte(replace(`"launcher":"v1.2.3"`, `"launcher":"v1\u001b[2J\u202e"`)))
 	require.NoError(t, err)
 	assert.Equal(t, "v1 [2J", clean.Launcher)
