@@ -261,7 +261,7 @@ const measuredColumn = 5
 
 // statusText returns a line for each node, in as many columns as statusColumns, and one above them.
 func statusText(answers []fleet.Answer, now time.Time) (header string, rows []string) {
-	limits := []int{4, 24, 9, 5, 8, 12, 4, 4, 6, 10}
+	limits := []int{4, 22, 9, 5, 8, 12, 4, 4, 8, 10}
 	cells := [][]string{{"EXIT", "NODE", "PHASE", "SINCE", "DIGEST", "MEASURED", "LIST", "RST", "STAGED", "LAUNCHER", "PROBLEM"}}
 	for _, a := range answers {
 		cells = append(cells, statusCells(a, now))
@@ -308,7 +308,7 @@ func statusCells(a fleet.Answer, now time.Time) []string {
 		}
 		if g := s.Staged; g != nil {
 			row[8] = g.State
-			if g.Error != nil {
+			if g.Error != nil && g.Digest != nil {
 				row[8] = "failed"
 			}
 		}

@@ -257,7 +257,7 @@ func (r *Reader) notes(log said) (notes []string) {
 		notes = append(notes, fmt.Sprintf("%s, for %s", what, lasted(r.now().Sub(*s.ApprovedSince))))
 	}
 	if s.Staged != nil && s.Staged.Error != nil {
-		notes = append(notes, fmt.Sprintf("staging %s fails: %s", s.Staged.Digest, *s.Staged.Error))
+		notes = append(notes, "staging: "+*s.Staged.Error)
 	}
 	return notes
 }

@@ -170,9 +170,9 @@ func TestWhatNodesSay(t *testing.T) {
 		}, exit.OK, fleet.Consistent, "", "2 newer approved, for 3d"},
 		"a fallback": {func(n *node) { n.says.FallbackFrom = &other; n.say() }, exit.OK, fleet.Consistent, "", "fallback: " + other.String()},
 		"staging fails": {func(n *node) {
-			n.says.Staged = &status.Staged{Digest: other, State: "failed", Error: ptr("404\x1b[2J")}
+			n.says.Staged = &status.Staged{Digest: &other, State: "failed", Error: ptr("404\x1b[2J")}
 			n.say()
-		}, exit.OK, fleet.Consistent, "", "fails: 404 [2J"},
+		}, exit.OK, fleet.Consistent, "", "staging: 404 [2J"},
 		"it isn't approved any more": {func(n *node) {
 			n.says.Approved, n.says.ApprovedSince = ptr(-1), ptr(time.Now().Add(-90*time.Minute))
 			n.say()

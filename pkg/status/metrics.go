@@ -62,9 +62,9 @@ func (s Status) series() []series {
 	}
 	staged, stagedFailed := "", ""
 	var stagedLabels string
-	if s.Staged != nil && s.Staged.Digest != nil {
-		staged, stagedFailed = "1", number(s.Staged.Error != nil)
-		stagedLabels = labels("digest", s.Staged.Digest.String(), "state", s.Staged.State)
+	if g := s.Staged; g != nil && g.Digest != nil {
+		staged, stagedFailed = "1", number(g.Error != nil)
+		stagedLabels = labels("digest", g.Digest.String(), "state", g.State)
 	}
 	var measured string
 	if s.Measured != nil {
