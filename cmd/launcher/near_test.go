@@ -12,6 +12,7 @@ import (
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/status"
 )
 
 // near/mpc's scripts start a node and read the launcher's log: outside a CVM the last 10 lines, in
@@ -91,6 +92,7 @@ func TestNearWaitsForABootThatTriesAgain(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]launchtest.RegistryFault{
 		"the registry is down":  {Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Times: -1},
+		"the registry errs":     {Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Status: 500, Times: -1},
 		"the registry refuses":  {Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Status: 401, Times: -1},
 		"the image isn't there": {Kind: launchtest.FaultStatus, On: launchtest.RequestManifest, Status: 404, Times: -1},
 		"the registry lies":     {Kind: launchtest.FaultFlip, On: launchtest.RequestManifest, After: 40, Times: -1},
@@ -102,11 +104,12 @@ func TestNearWaitsForABootThatTriesAgain(t *testing.T) {
 			m.Registry.Fail(fault)
 			_, stderr, code := runUntilSupervised(t, append(onMachine(m), "PLATFORM=TEE"))
 			require.NotEqual(t, exit.OK, code, "%s", stderr)
+			// It was ended here, instead of trying again, and its last status says so before that.
+			before, _, _ := strings.Cut(stderr, "\nerror: ")
+			lines := strings.Split(before, "\n")
+			require.True(t, strings.HasPrefix(lines[len(lines)-1], status.Prefix), "%s", stderr)
 			again := false
-			for line := range strings.Lines(stderr) {
-				if strings.HasPrefix(line, "error: ") {
-					break // it was ended here, instead of trying again
-				}
+			for _, line := range lines[:len(lines)-1] {
 				assert.False(t, nearGivesUp.MatchString(line), "%s", line)
 				again = again || strings.Contains(line, "the attempt failed, trying again")
 			}

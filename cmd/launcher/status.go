@@ -308,9 +308,6 @@ func statusCells(a fleet.Answer, now time.Time) []string {
 		}
 		if g := s.Staged; g != nil {
 			row[8] = g.State
-			if g.Error != nil && g.Digest != nil {
-				row[8] = "failed"
-			}
 		}
 	}
 	if runs != nil {

@@ -24,6 +24,7 @@ import (
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/stage"
+	"tee-launcher/pkg/status"
 )
 
 func halfFull(string) (free, all int64, err error) { return 50e9, 100e9, nil }
@@ -400,6 +401,9 @@ func TestWhatCannotBeStagedIsKnownAhead(t *testing.T) {
 			require.NotNil(t, s.Error)
 			assert.Contains(t, *s.Error, c.error)
 			assert.Equal(t, c.of, s.Digest != nil, "%v", s.Digest)
+			told := l.lastTold().Staged
+			require.NotNil(t, told, "the status line says so")
+			assert.Equal(t, status.Staged{Digest: s.Digest, State: string(s.State), Error: s.Error, At: s.At}, *told)
 			for range 3 {
 				l.minute()
 			}
@@ -545,6 +549,8 @@ func TestStagingOff(t *testing.T) {
 	l = w.watch()
 	w.stages(stage.Disabled, digest.Digest{})
 	assert.Nil(t, w.staged().Error)
+	require.NotNil(t, l.lastTold().Staged)
+	assert.Equal(t, status.StagingOff, l.lastTold().Staged.State)
 	w.only(1)
 	assert.Empty(t, l.sleeps(), "nobody looks")
 }

@@ -54,6 +54,11 @@ func TestFallback(t *testing.T) {
 	assert.Equal(t, "fallback: "+w.Digests[1].String()+" is newer and can't be had: refused", report.Image.Reason)
 	require.NotNil(t, report.Image.FallbackFrom)
 	assert.Equal(t, w.Digests[1], *report.Image.FallbackFrom)
+	told := l.lastTold()
+	assert.Equal(t, report.Image.FallbackFrom, told.FallbackFrom, "the status line says so")
+	assert.Equal(t, report.Image.Reason, told.Reason)
+	require.NotNil(t, told.Approved)
+	assert.Equal(t, 1, *told.Approved)
 
 	const reminder = "this is not the newest approved image"
 	said := struct {

@@ -38,6 +38,14 @@ func (l *watched) told() (all []status.Status) {
 	return all
 }
 
+// lastTold is the last of them.
+func (l *watched) lastTold() status.Status {
+	l.w.t.Helper()
+	all := l.told()
+	require.NotEmpty(l.w.t, all)
+	return all[len(all)-1]
+}
+
 // phases are those of the statuses, each as often as it began.
 func phases(all []status.Status) (names []string) {
 	for i, s := range all {
@@ -151,7 +159,7 @@ func TestAWaitIsSeenFromOutside(t *testing.T) {
 	for _, s := range all {
 		if s.Phase == status.Waiting {
 			assert.Equal(t, exit.Unavailable, s.Code())
-			assert.Contains(t, s.Error.Message, "pull: ")
+			assert.Contains(t, s.Error.Message, ", in pull")
 			assert.Equal(t, w.Digests[0], *s.Digest)
 		} else if s.Phase != status.Supervise {
 			assert.Nil(t, s.Error, s.Phase)

@@ -3,6 +3,7 @@ package launch
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -244,6 +245,11 @@ func (r *report) fail(err error) {
 		text := sanitize.Line(withoutOutput(err), sanitize.MaxLine)
 		r.Error = &text
 		r.status.failure = &status.Error{Code: exit.Of(err), Message: text}
+		// Until it ends, the step comes behind the error: near/mpc's own check of a node in a CVM takes any
+		// line in which "error" follows "pull" for the end of the launcher.
+		if failed := (*StepError)(nil); r.status.waiting != nil && errors.As(err, &failed) {
+			r.status.failure.Message = fmt.Sprintf("%s, in %s", sanitize.Line(withoutOutput(failed.Err), 500), failed.Step)
+		}
 	}
 	r.write()
 }

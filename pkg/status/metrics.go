@@ -62,9 +62,13 @@ func (s Status) series() []series {
 	}
 	staged, stagedFailed := "", ""
 	var stagedLabels string
-	if g := s.Staged; g != nil && g.Digest != nil {
+	if g := s.Staged; g != nil && g.State != StagingOff {
+		var of string // nothing where the next boot couldn't choose an image
+		if g.Digest != nil {
+			of = g.Digest.String()
+		}
 		staged, stagedFailed = "1", number(g.Error != nil)
-		stagedLabels = labels("digest", g.Digest.String(), "state", g.State)
+		stagedLabels = labels("digest", of, "state", g.State)
 	}
 	var measured string
 	if s.Measured != nil {

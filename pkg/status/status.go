@@ -36,6 +36,9 @@ const (
 	Supervise = "supervise"
 )
 
+// StagingOff is the state of what is staged where nothing is to be.
+const StagingOff = "off"
+
 // NotListed is the place of a digest that isn't in the approved list.
 const NotListed = -1
 
@@ -65,7 +68,7 @@ type Status struct {
 
 // Staged is the image that is fetched before it is needed.
 type Staged struct {
-	Digest *digest.Digest `json:"digest"` // null where staging is off
+	Digest *digest.Digest `json:"digest"` // null where staging is off, or nothing can be chosen
 	State  string         `json:"state"`
 	Error  *string        `json:"error"` // why it can't be had
 	At     time.Time      `json:"at"`    // when that became so
@@ -127,7 +130,7 @@ func (s Status) JSON() []byte {
 			}
 			short.Staged = &staged
 		}
-		if object := short.json(); len(object) <= MaxSize || limit == 0 {
+		if object := short.json(); len(object) <= MaxSize || limit == 1 {
 			return object
 		}
 	}

@@ -214,6 +214,12 @@ func TestMetrics(t *testing.T) {
 	assert.LessOrEqual(t, values, status.MaxSeries)
 	assert.Contains(t, string(s.Metrics()), `reference="a\"b\\c d"`)
 	assert.NotContains(t, string(running().Metrics()), "\nlauncher_staged_failed ")
+	broken := running()
+	broken.Staged = &status.Staged{State: "failed", Error: ptr("the list is broken")}
+	assert.Contains(t, string(broken.Metrics()), `launcher_staged{digest="",state="failed"} 1`)
+	assert.Contains(t, string(broken.Metrics()), "\nlauncher_staged_failed 1\n", "though nothing can be chosen")
+	broken.Staged.State = status.StagingOff
+	assert.NotContains(t, string(broken.Metrics()), "\nlauncher_staged")
 }
 
 func TestSeedsAreThere(t *testing.T) {
