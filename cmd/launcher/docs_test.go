@@ -15,6 +15,7 @@ import (
 
 	main "tee-launcher/cmd/launcher"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/fleet"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/preflight"
 )
@@ -250,6 +251,9 @@ func TestTheFormats(t *testing.T) {
 		for _, member := range members(reflect.TypeOf(result)) {
 			assert.Contains(t, section, "`"+member+"`", "docs/formats.md on %s", name)
 		}
+	}
+	for _, member := range members(reflect.TypeFor[fleet.Answer]()) {
+		assert.Contains(t, documents(t)["docs/status.md"], "`"+member+"`")
 	}
 }
 
