@@ -24,8 +24,8 @@ const (
 	connectionTime = 5 * time.Second
 )
 
-// Handler answers at /metrics, /healthz and /status.
-func (t *Teller) Handler() http.Handler {
+// handler answers at /metrics and /healthz, and where it's this machine alone that asks, at /status.
+func (t *Teller) handler(self bool) http.Handler {
 	mux := http.NewServeMux()
 	answer := func(path, kind string, say func(Status) (int, []byte)) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
@@ -44,7 +44,9 @@ func (t *Teller) Handler() http.Handler {
 		}
 		return http.StatusServiceUnavailable, fmt.Appendf(nil, "%d %s\n", s.Code(), s.Code().Name())
 	})
-	answer("/status", "application/json", func(s Status) (int, []byte) { return http.StatusOK, s.JSON() })
+	if self {
+		answer("/status", "application/json", func(s Status) (int, []byte) { return http.StatusOK, s.JSON() })
+	}
 	return mux
 }
 
@@ -52,7 +54,7 @@ func (t *Teller) Handler() http.Handler {
 // the same time, each for a short while.
 func (t *Teller) Serve(l net.Listener) error {
 	server := &http.Server{
-		Handler: t.Handler(), MaxHeaderBytes: 4 << 10, ReadTimeout: connectionTime, WriteTimeout: connectionTime,
+		Handler: t.handler(l.Addr().Network() == "unix"), MaxHeaderBytes: 4 << 10, ReadTimeout: connectionTime, WriteTimeout: connectionTime,
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
 	server.SetKeepAlivesEnabled(false)

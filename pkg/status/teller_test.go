@@ -150,8 +150,10 @@ func TestServe(t *testing.T) {
 	code, body := get(t, client, base, "/metrics")
 	assert.Equal(t, 200, code)
 	assert.Equal(t, string(teller.Current().Metrics()), body)
-	code, _ = get(t, client, base, "/")
-	assert.Equal(t, 404, code)
+	for _, path := range []string{"/", "/status"} {
+		code, _ = get(t, client, base, path)
+		assert.Equal(t, 404, code, path)
+	}
 	response, err := client.Post(base+"/metrics", "text/plain", strings.NewReader("x"))
 	require.NoError(t, err)
 	response.Body.Close()
