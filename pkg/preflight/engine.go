@@ -62,15 +62,12 @@ func checkImage(ctx context.Context, f *facts) outcome {
 		return fail(ImageTooDeep, err)
 	}
 	id, err := f.engine.Prove(ctx, f.info, v)
-	held := func(id string) bool {
-		return slices.ContainsFunc(f.containers, func(c admission.Container) bool { return c.Image == id })
-	}
 	var found []Finding
 	var unproved *inspect.UnprovedError
 	switch {
-	case err == nil && (!f.next || held(id.String())):
+	case err == nil && (!f.next || f.held(id.String())):
 		f.id, f.left = id, new(int64)
-		if !f.info.TellsUnpacked() && !held(id.String()) { // a container needs it unpacked
+		if !f.info.TellsUnpacked() && !f.held(id.String()) { // a container needs it unpacked
 			found = append(found, note(ImageUntried, "this engine doesn't say whether it could unpack the image; "+
 				"`run` tries that with a container, and loads the image again where it couldn't"))
 		}
@@ -95,7 +92,7 @@ func checkImage(ctx context.Context, f *facts) outcome {
 	}
 	var stays func(id string) bool
 	if f.next {
-		stays = held
+		stays = f.held
 	}
 	has, err := f.engine.Present(ctx, f.info, v, f.own.Known(v.Reference().Context()), stays)
 	if err != nil {
@@ -109,6 +106,11 @@ func checkImage(ctx context.Context, f *facts) outcome {
 		}
 	}
 	return ok(fmt.Sprintf("not in the engine, %s to download at most", Size(*f.left)), found...)
+}
+
+// held reports whether a container has the image of that ID.
+func (f *facts) held(id string) bool {
+	return slices.ContainsFunc(f.containers, func(c admission.Container) bool { return c.Image == id })
 }
 
 // checkSpace compares the room on the engine's disk with what the download and the unpacked layers

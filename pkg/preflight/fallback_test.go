@@ -64,6 +64,33 @@ func TestFallback(t *testing.T) {
 			}, exit.Mismatch,
 			func(w *world) string { return waits(w.Digests[0], w.Digests[1], "30 minutes") }, 1,
 		},
+		"the registry knows nobody any more, and the older one is here from an earlier boot": {
+			func(w *world) {
+				list(w, unknown, w.Digests[0])
+				w.load()
+				w.keep()
+				w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: 403, Times: -1, On: launchtest.RequestManifest})
+			}, exit.Refused,
+			func(w *world) string { return waits(unknown, w.Digests[0], "30 minutes") }, 0,
+		},
+		"nor is its manifest": {
+			func(w *world) {
+				list(w, unknown, w.Digests[0])
+				w.load()
+				w.Registry.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: 403, Times: -1, On: launchtest.RequestManifest})
+			}, exit.Refused,
+			func(*world) string { return again }, -1,
+		},
+		"the engine has the older one, of which the registry has only the manifest": {
+			func(w *world) {
+				list(w, unknown, w.Digests[0])
+				w.load()
+				w.Registry.Fail(launchtest.RegistryFault{
+					Kind: launchtest.FaultStatus, Status: 404, Times: -1, On: launchtest.RequestBlob, Digest: image.Hash(w.resolve(w.Digests[0]).Layers()[0].Digest),
+				})
+			}, exit.Refused,
+			func(w *world) string { return waits(unknown, w.Digests[0], "30 minutes") }, 0,
+		},
 		"it is off": {
 			func(w *world) { list(w, unknown, w.Digests[0]); w.settings.FallbackAfter = 0 }, exit.Refused,
 			func(*world) string { return again }, -1,

@@ -14,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/registry"
 )
@@ -145,13 +146,34 @@ func checkFallback(ctx context.Context, f *facts) outcome {
 		return outcome{unknown: "what doesn't answer says nothing of the selected one, so none would be tried"}
 	}
 	for _, h := range older {
-		source := f.sourceOf(h)
-		if v, err := source.Resolve(ctx); err == nil && source.CheckLayers(ctx, v, everyLayer(v)) == nil {
+		if f.obtainable(ctx, h) {
 			f.instead = h
 			return ok(fmt.Sprintf("%s would be tried after %s", h, waits(f.options.FallbackAfter)))
 		}
 	}
 	return ok("none that would be tried can be had either")
+}
+
+// obtainable reports whether a boot would come by an approved image: the engine may have it, as the one that ran before, and where its
+// manifest was kept, too, no registry is asked for anything.
+func (f *facts) obtainable(ctx context.Context, h digest.Digest) bool {
+	source := f.sourceOf(h)
+	v, err := f.own.Restore(f.config.Image.At(h))
+	if err != nil || f.arch() != runtime.GOARCH {
+		v, err = source.Resolve(ctx)
+	}
+	if err != nil {
+		return false
+	}
+	if f.engine != nil {
+		if id, err := f.engine.Prove(ctx, f.info, v); err == nil && (!f.next || f.held(id.String())) {
+			return true
+		}
+		if inspect.Takes(f.info, v) != nil || inspect.TakesForm(f.info, v) != nil {
+			return false
+		}
+	}
+	return source.CheckLayers(ctx, v, everyLayer(v)) == nil
 }
 
 // waits prints a wait for people.
