@@ -468,6 +468,26 @@ func TestStagingLeavesRoom(t *testing.T) {
 		l.minute()
 		w.only(1)
 	})
+	t.Run("faster than it is looked", func(t *testing.T) {
+		t.Parallel()
+		w := stagingWorld(t, options{})
+		free := disk(w)
+		w.disk = func(string) (int64, int64, error) {
+			if len(w.Engine.Images()) > 1 { // it has unpacked to more than it came as
+				return 10e9 - 1, 100e9, nil
+			}
+			return free.Load(), 100e9, nil
+		}
+		l := w.watch()
+		l.approve(w.Digests[1], w.Digests[0])
+		l.minute()
+		w.stages(stage.Failed, w.Digests[1])
+		assert.Contains(t, *w.staged().Error, "too little room")
+		l.passes(12 * time.Minute)
+		l.minute()
+		w.only(1)
+		assert.Equal(t, "running", w.status())
+	})
 	t.Run("after", func(t *testing.T) {
 		t.Parallel()
 		w := stagingWorld(t, options{})

@@ -207,6 +207,9 @@ func (s *Stager) fetch(ctx context.Context, c Candidate, found found) (err error
 		return h.announce(ctx, c.Digest, id)
 	}
 	img, err := s.watched(ctx, func(ctx context.Context) (Fetched, error) { return s.Fetch(ctx, c, may) })
+	if err == nil && loaded != "" {
+		err = s.roomy(ctx) // what was unpacked last may have come between two looks
+	}
 	if err != nil {
 		return err
 	}
@@ -214,6 +217,15 @@ func (s *Stager) fetch(ctx context.Context, c Candidate, found found) (err error
 }
 
 func (s *Stager) holders() holders { return holders{s.Engine, s.Log, s.Running} }
+
+// roomy returns why what was loaded can't stay.
+func (s *Stager) roomy(ctx context.Context) error {
+	disk, err := s.Disk(ctx)
+	if err != nil || disk == nil {
+		return err
+	}
+	return disk.Room(disk.Free)
+}
 
 // watched does something that a disk which fills up ends.
 func (s *Stager) watched(ctx context.Context, do func(context.Context) (Fetched, error)) (Fetched, error) {
