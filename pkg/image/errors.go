@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -40,16 +41,17 @@ func (k Kind) String() string {
 // Error is the end of a pull that failed. An interrupted one ends in the context's cause instead.
 type Error struct {
 	Kind     Kind
-	Ref      string // the reference that was pulled
-	Part     string // which document or layer; empty for all of it
-	Host     string // the one that answered so, or didn't; empty where none was asked
-	Status   int    // of the answer; 0 if there was none
-	Answer   string // the status in words, such as "404 Not Found"
-	Attempts int    // of the request that failed
-	Answered bool   // the source has answered before or now, rightly or wrongly
-	Code     string // the registry's own code, such as MANIFEST_UNKNOWN
-	Message  string // the registry's own words, trimmed
-	Err      error  // what went wrong, where it isn't just the status
+	Ref      string        // the reference that was pulled
+	Part     string        // which document or layer; empty for all of it
+	Host     string        // the one that answered so, or didn't; empty where none was asked
+	Status   int           // of the answer; 0 if there was none
+	Answer   string        // the status in words, such as "404 Not Found"
+	Attempts int           // of the request that failed
+	Answered bool          // the source has answered before or now, rightly or wrongly
+	Silent   time.Duration // for how long it was asked and didn't answer
+	Code     string        // the registry's own code, such as MANIFEST_UNKNOWN
+	Message  string        // the registry's own words, trimmed
+	Err      error         // what went wrong, where it isn't just the status
 
 	// Restart is set for a layer that turned out damaged only after its first bytes had been handed
 	// out, while a new Stream from the same source may end well: damage on the way is repaired so,

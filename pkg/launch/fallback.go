@@ -20,7 +20,12 @@ func (m *machine) failed(code exit.Code, err error) {
 	if m.chosen != nil {
 		of = m.chosen.Decision
 	}
-	m.failing = m.failing.Failed(m.Settings, of, code, answered(err), m.Now())
+	var e *image.Error
+	if errors.As(err, &e) {
+		m.silent += e.Silent
+	}
+	// What counts passes by a clock that stands still while no source answers.
+	m.failing = m.failing.Failed(m.Settings, of, code, answered(err), m.Now().Add(-m.silent))
 	if of.Reason == approval.Newest {
 		m.newest = err
 	}

@@ -1,7 +1,9 @@
 package launch_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"os"
 	"testing"
 	"time"
 
@@ -129,6 +131,31 @@ func TestNoFallback(t *testing.T) {
 			w.sound(j)
 		})
 	}
+}
+
+// TestNoFallbackInSilence: an attempt that begins with an answer and then waits for hours for another one tells of the digest no more than one that
+// never had any.
+func TestNoFallbackInSilence(t *testing.T) {
+	t.Parallel()
+	w, j := fallback(t)
+	w.configure("pull_retry_interval_secs = 60\npull_max_delay_secs = 60")
+	text, err := os.ReadFile(w.ConfigFile)
+	require.NoError(t, err)
+	text = bytes.Replace(text, []byte("pull_max_retries = 0"), []byte("pull_max_retries = 40"), 1)
+	require.NoError(t, os.WriteFile(w.ConfigFile, text, 0o600))
+	w.Registry.Heal()
+	w.images(launchtest.RegistryFault{Kind: launchtest.FaultGarbage, On: launchtest.RequestBlob, Digest: w.layerOf(w.Digests[1])})
+	begun := w.clock.Now()
+	l := w.attempts(func(failed int) {
+		if failed == 4 {
+			w.Registry.Heal()
+		}
+	})
+	assert.Greater(t, w.clock.Now().Sub(begun), 2*time.Hour)
+	assert.Len(t, l.failures(), 4)
+	assert.Zero(t, l.said("an older approved image"))
+	w.accepted(w.Digests[1])
+	w.sound(j)
 }
 
 // TestFallbackWhereNothingCanBeHad tries the newest first in each round, and waits between them.

@@ -36,7 +36,7 @@ func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
 			ForbiddenHelperDirs: m.Settings.Unmeasured(),
 			Log:                 m.Log,
 			Progress:            m.Progress.Fetched,
-			Tuning:              registry.Tuning{Sleep: m.Sleep},
+			Tuning:              registry.Tuning{Now: m.Now, Sleep: m.Sleep},
 		}
 		m.ahead.slow(client)
 		m.report.Pull = &PullReport{}

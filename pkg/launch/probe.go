@@ -38,6 +38,7 @@ type machine struct {
 	// Of the newest approved digest: for how long it couldn't be had, and why the latest time.
 	failing admission.Failing
 	newest  error
+	silent  time.Duration   // in which no source answered, of all attempts
 	chosen  *choice         // in this attempt; nil: not yet
 	costly  bool            // an attempt since the latest wait was
 	saved   map[string]bool // whose log was kept, by the container's ID

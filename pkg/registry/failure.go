@@ -164,8 +164,8 @@ func wrongProxy() string {
 func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 	e := &image.Error{
 		Ref: s.ref.String(), Part: part, Host: s.guard.shown(f.host), Status: f.status, Attempts: t.total,
-		Answered: s.answered.Load(),
-		Code:     f.code, Message: f.message, Err: s.guard.redactError(f.err), Help: f.hints,
+		Answered: s.answered.Load(), Silent: s.silence.lasted(s.Tuning.Now()),
+		Code: f.code, Message: f.message, Err: s.guard.redactError(f.err), Help: f.hints,
 	}
 	if f.status != 0 {
 		e.Answer = strings.TrimSpace(fmt.Sprintf("%d %s", f.status, http.StatusText(f.status)))

@@ -82,16 +82,21 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 	sent.Header.Set("Accept-Encoding", "identity")
 	sent.Header.Set("User-Agent", "tee-launcher")
 	s.requests.Add(1)
+	begun := s.Tuning.Now()
 	response, err := s.do(sent)
 	if err != nil {
 		over()
 		err = &netError{host: host, err: w.cause(err)}
 		w.stop()
+		if request.Context().Err() == nil { // we ourselves didn't give it up
+			s.silence.unheard(begun)
+		}
 		return nil, err
 	}
 	s.answered.Store(true)
+	s.silence.heard(s.Tuning.Now)
 	w.body()
-	response.Body = &watchedBody{ReadCloser: response.Body, watch: w, over: over, pace: s.pace}
+	response.Body = &watchedBody{ReadCloser: response.Body, watch: w, over: over, source: s}
 	return response, nil
 }
 
@@ -218,16 +223,19 @@ func (g *guard) redactError(err error) error {
 // watchedBody is a body that can't stall.
 type watchedBody struct {
 	io.ReadCloser
-	watch *watch
-	over  func() // the wait for it
-	pace  *pace
+	watch  *watch
+	over   func() // the wait for it
+	source *Source
 }
 
 // Read fails when the body stalls or is slower than the minimum.
 func (b *watchedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p[:b.pace.chunk(len(p))])
+	n, err := b.ReadCloser.Read(p[:b.source.pace.chunk(len(p))])
 	b.watch.arrived(n)
-	if late := b.pace.wait(n, b.watch); err == nil {
+	if n > 0 {
+		b.source.silence.heard(b.source.Tuning.Now)
+	}
+	if late := b.source.pace.wait(n, b.watch); err == nil {
 		err = late
 	}
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -28,6 +28,7 @@ type Source struct {
 	onlyHTTP2   map[string]int  // by host: answers over HTTP/2 that HTTP/1.1 did not get
 
 	answered atomic.Bool // somebody has answered over HTTP, whatever
+	silence  silence
 	restarts atomic.Int64
 	fetched  atomic.Int64
 	requests atomic.Int64
