@@ -787,7 +787,8 @@ func TestStagingTouchesNothingOfOthers(t *testing.T) {
 			assert.Equal(t, before, w.container(c.name))
 			l.passes(12 * time.Minute)
 			l.idle()
-			assert.Len(t, w.Engine.Images(), 1, "what it loaded in vain is gone")
+			assert.Len(t, w.Engine.Images(), 1)
+			assert.Equal(t, 1, w.Engine.Loads(), "nothing is loaded in vain")
 		})
 	}
 }

@@ -34,6 +34,7 @@ type holders struct {
 // found is what there is of them.
 type found struct {
 	holder, pending *docker.Container // nil: there is none
+	taken           bool              // the holder's name, by a container that isn't ours
 }
 
 // find looks for them. One that runs or ran, or that lacks our labels, is somebody else's.
@@ -49,6 +50,7 @@ func among(all []docker.Container) (f found) {
 	for _, c := range all {
 		switch {
 		case !c.NeverStarted() || approvedIn(&c).IsZero():
+			f.taken = f.taken || c.Name == compose.Staged
 		case c.Name == compose.Staged:
 			f.holder = &c
 		case c.Name == pending:

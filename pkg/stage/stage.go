@@ -13,6 +13,7 @@ package stage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"tee-launcher/pkg/compose"
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker"
@@ -179,6 +181,9 @@ func (s *Stager) begin(ctx context.Context, c Candidate, found found) {
 // gone. Where that fails, what came of it goes.
 func (s *Stager) fetch(ctx context.Context, c Candidate, found found) (err error) {
 	h, loaded := s.holders(), ""
+	if found.taken { // nothing could hold the image then, and it would be fetched in vain every hour
+		return fmt.Errorf("there is a container %s that staging didn't make: remove it, or give it another name", compose.Staged)
+	}
 	if found.approved() != c.Digest {
 		if err := h.clear(ctx, found); err != nil {
 			return err
