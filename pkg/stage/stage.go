@@ -82,6 +82,7 @@ type Stager struct {
 	Random func(most time.Duration) time.Duration // nil: evenly spread
 
 	memory  Memory
+	broken  time.Time // when a load was last broken off; before us one may have been until we began
 	told    told
 	trouble string // at the last look
 }
@@ -98,6 +99,7 @@ func (s *Stager) Run(ctx context.Context) {
 	if s.Random == nil {
 		s.Random = func(most time.Duration) time.Duration { return rand.N(most + 1) }
 	}
+	s.broken = s.Now()
 	for {
 		err := s.look(ctx)
 		if ctx.Err() != nil {
@@ -130,7 +132,11 @@ func (s *Stager) look(ctx context.Context) error {
 		return err
 	}
 	if p := found.pending; p != nil {
-		if err := h.sweep(ctx, p, s.Now().Sub(p.Created) < lateLoad); err != nil {
+		since := p.Created
+		if s.broken.After(since) { // which a slow load began long before
+			since = s.broken
+		}
+		if err := h.sweep(ctx, p, s.Now().Sub(since) < lateLoad); err != nil {
 			return err
 		}
 	}
@@ -171,6 +177,7 @@ func (s *Stager) begin(ctx context.Context, c Candidate, found found) {
 	}
 	s.memory.Failed = err
 	if err != nil {
+		s.broken = s.Now()
 		s.tell(Failed, c.Digest, err)
 		return
 	}
