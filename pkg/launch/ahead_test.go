@@ -194,7 +194,7 @@ func TestStagesAhead(t *testing.T) {
 				l.approve(w.Digests[1], w.Digests[0])
 				l.minute()
 				w.stages(stage.Staged, w.Digests[1])
-				assert.Equal(t, 1, l.said("the image for the next boot is staged"))
+				w.eventually("it is said", func() bool { return l.said("the image for the next boot is staged") == 1 })
 				var effects []string
 				for _, e := range w.seen()[len(before):] {
 					if !strings.HasPrefix(e, "delete-image") {
