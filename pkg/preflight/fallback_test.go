@@ -54,6 +54,16 @@ func TestFallback(t *testing.T) {
 			}, exit.Refused,
 			func(w *world) string { return waits(w.Digests[0], w.Digests[1], "1 minute") }, 1,
 		},
+		"a layer of the newest is missing, and the disk is full": { // which says nothing of the newest
+			func(w *world) {
+				list(w, w.Digests[0], w.Digests[1])
+				w.Registry.Fail(launchtest.RegistryFault{
+					Kind: launchtest.FaultStatus, Status: 404, Times: -1, On: launchtest.RequestBlob, Digest: image.Hash(w.resolve(w.Digests[0]).Layers()[0].Digest),
+				})
+				w.settings.Free = func(string) (int64, error) { return 100_000, nil }
+			}, exit.Engine,
+			func(*world) string { return again }, 1,
+		},
 		"a layer of the newest is damaged": {
 			func(w *world) {
 				list(w, w.Digests[0], w.Digests[1])

@@ -242,7 +242,7 @@ func (f *facts) summary(r *Report, code Code, count int, at admission.Step) stri
 		would := "end"
 		if f.options.Passes(at, r.ExitCode, false) {
 			would = "fail"
-			if !f.instead.IsZero() && (at == admission.AtPull || at == admission.AtLoad) {
+			if !f.instead.IsZero() && r.ExitCode != exit.Engine && (at == admission.AtPull || at == admission.AtLoad) {
 				end = fmt.Sprintf("; it would wait for %s, and fall back to %s after %s%s",
 					f.decision.Digest, f.instead, waits(f.options.FallbackAfter), end)
 			} else {
