@@ -493,6 +493,17 @@ func TestStagingLeavesRoom(t *testing.T) {
 		l.minute()
 		w.only(1)
 		assert.Equal(t, "running", w.status())
+		loads := w.loads()
+		for range 3 {
+			l.passes(2 * time.Hour)
+		}
+		l.idle()
+		assert.Equal(t, loads, w.loads(), "it is fetched again, and would not fit again")
+		w.stages(stage.Failed, w.Digests[1])
+		free.Store(60e9)
+		l.passes(2 * time.Hour)
+		l.idle()
+		assert.Equal(t, loads+1, w.loads(), "there may be room now")
 	})
 	t.Run("after", func(t *testing.T) {
 		t.Parallel()

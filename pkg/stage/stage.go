@@ -83,8 +83,15 @@ type Stager struct {
 
 	memory  Memory
 	broken  time.Time // when a load was last broken off; before us one may have been until we began
+	short   short
 	told    told
 	trouble string // at the last look
+}
+
+// short is the room in which an image turned out not to fit, once it was there.
+type short struct {
+	of   digest.Digest
+	room int64 // in which it may
 }
 
 // told is what was reported last.
@@ -207,10 +214,15 @@ func (s *Stager) fetch(ctx context.Context, c Candidate, found found) (err error
 			}
 		}
 	}()
+	var room int64
 	may := func(ctx context.Context, info inspect.Info, id string, missing int64) error {
 		disk, err := s.Disk(ctx)
 		if err == nil && disk != nil {
 			err = disk.Fits(info.Store, missing)
+			if err == nil && s.short.of == c.Digest && disk.Free < s.short.room {
+				err = disk.Room(0) // fetched again, it wouldn't fit again
+			}
+			room = disk.Free + missing/10
 		}
 		if err != nil {
 			return err
@@ -221,6 +233,9 @@ func (s *Stager) fetch(ctx context.Context, c Candidate, found found) (err error
 	img, err := s.watched(ctx, func(ctx context.Context) (Fetched, error) { return s.Fetch(ctx, c, may) })
 	if err == nil && loaded != "" {
 		err = s.roomy(ctx) // what was unpacked last may have come between two looks
+	}
+	if loaded != "" && errors.Is(err, ErrRoom) {
+		s.short = short{c.Digest, room}
 	}
 	if err != nil {
 		return err
