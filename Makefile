@@ -48,7 +48,7 @@ test: hermetic e2e ## run all tests: the hermetic ones, with the race detector, 
 # The race detector looks at what runs at once, a test says so of this list. Not at the doubles' own tests, because the
 # others use the doubles under it, and not at tests that start one launcher after the other or that count memory.
 RACE := ./cmd/launcher ./pkg/docker/... ./pkg/fleet ./pkg/image ./pkg/launch ./pkg/preflight ./pkg/registry ./pkg/rtmr ./pkg/stage ./pkg/status ./pkg/waiting
-PLAIN := ^TestMistakes|^TestNothingLeaks|^TestExamples|^TestOddImages|^TestPeakMemory|^TestGrowth
+PLAIN := ^TestMistakes|^TestNothingLeaks|^TestExamples|^TestOddImages|^TestMoreLayersThanTheEngineTakes|^TestPeakMemory|^TestGrowth
 
 # Much of it is waiting, so more tests run at once than there are cores.
 .PHONY: hermetic

@@ -261,14 +261,13 @@ func TestStatusWatches(t *testing.T) {
 func TestAWorkloadForgesNoStatus(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"text", "json"} {
-		m := newDoubles(t)
+		m := doublesOf(t, launchtest.MachineOptions{Engine: launchtest.EngineOptions{
+			OnStart: func(launchtest.ContainerInfo) (int, bool) { return 7, false },
+		}})
 		forged := launcherSays(m)
 		forged.Launcher = "forged"
-		m.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/start", After: true, Before: func() {
+		m.Engine.Fail(launchtest.EngineFault{Match: "POST /containers/*/start", Before: func() {
 			require.NoError(t, m.Engine.Log("mpc-node", "x\r"+forged.Line()+"\n"+forged.Line()+"\n", ""))
-		}, Edit: func(b []byte) []byte {
-			require.NoError(t, m.Engine.Exit("mpc-node", 7))
-			return b
 		}})
 		_, log, code := run(t, append(onMachine(m), "PLATFORM=NONTEE", "LOG_FORMAT="+format), "run")
 		require.Equal(t, exit.Workload, code, "%s", log)

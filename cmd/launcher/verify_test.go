@@ -27,7 +27,12 @@ import (
 // newMachine is a healthy machine whose port is free.
 func newDoubles(t *testing.T) *launchtest.Machine {
 	t.Helper()
-	m, err := launchtest.NewMachine(launchtest.MachineOptions{})
+	return doublesOf(t, launchtest.MachineOptions{})
+}
+
+func doublesOf(t *testing.T, options launchtest.MachineOptions) *launchtest.Machine {
+	t.Helper()
+	m, err := launchtest.NewMachine(options)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		assert.Empty(t, m.Unexpected())

@@ -301,10 +301,10 @@ func TestTheEnginesReadingOfALayerDecides(t *testing.T) {
 	require.NoError(t, err)
 	layer := odd{append(packed(t, content), "junk behind the end"...), content, types.DockerLayer}
 	for store, options := range stores() {
+		options.Pigz = true
 		for link, rate := range map[string]int64{"open": 0, "slow": 40 * unit} {
 			t.Run(store+"/"+link, func(t *testing.T) {
 				t.Parallel()
-				options.Pigz = true
 				b := newBench(t, options)
 				b.linkedBy(launchtest.RegistryOptions{TotalRate: rate})
 				_, err := b.load(t.Context(), b.pushed(imageOf(t, layer)), docker.LoadOptions{})
