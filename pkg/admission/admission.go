@@ -93,12 +93,6 @@ func (v *Verdict) refuse(code Code, hint []string, format string, args ...any) {
 // AnImage reports whether an image event is in the log, whichever.
 func (f Facts) AnImage() bool { return f.Log != nil && len(f.Log.Images()) > 0 }
 
-// Awaited reports whether an emit of an earlier run may still be under way, so that the log has to
-// be read until it shows.
-func (f Facts) Awaited() bool {
-	return f.Record.Unfinished() && f.Log != nil && (!f.AnImage() || f.Log.Replays() != nil)
-}
-
 // Decide judges whether the boot may measure the wanted image, or has.
 func Decide(f Facts) (v Verdict) {
 	if !f.Settings.TEE() {

@@ -40,7 +40,7 @@ func (m *machine) measure(found alone, chosen choice, made proved) step[measured
 		}
 		// From here on a signal waits, and explains no failure any more.
 		m.committed = true
-		proof, err := m.agent.Measure(ctx, chosen.Digest, m.record())
+		proof, err := rtmr.Measure(ctx, m.backend, chosen.Digest, m.record())
 		if err != nil {
 			var failed *rtmr.MeasureError
 			if errors.As(err, &failed) && failed.Outcome == rtmr.NotEmitted {

@@ -23,10 +23,10 @@ import (
 // machine is what a run acts on once it has the lock.
 type machine struct {
 	*run
-	shared *files.Dir // locked
-	own    state.Dir  // our own directory in it
-	engine *docker.Engine
-	agent  *rtmr.Agent // nil outside a CVM
+	shared  *files.Dir // locked
+	own     state.Dir  // our own directory in it
+	engine  *docker.Engine
+	backend rtmr.Backend // nil outside a CVM
 
 	platform v1.Platform // whose image is wanted; zero: this machine's
 	ahead    *ahead      // what it fetches is for the next boot; nil: for this one
@@ -55,7 +55,7 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 	}
 	m.engine.Sleep = r.Sleep
 	if r.Settings.TEE() {
-		m.agent = &rtmr.Agent{Socket: r.Settings.AgentSocket, Logger: r.Log, Now: r.Now, Sleep: r.Sleep}
+		m.backend = &rtmr.Agent{Socket: r.Settings.AgentSocket, Logger: r.Log, Now: r.Now, Sleep: r.Sleep}
 	}
 	// First of all, and even where there is nothing to go on with.
 	ended := m.endImpostors(ctx)
@@ -131,17 +131,16 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 	if !m.Settings.TEE() {
 		return found, "no measurement outside a CVM", errSkipped
 	}
-	log, err := m.agent.Log(ctx)
+	facts := m.facts()
+	left := rtmr.Earlier{Begun: facts.Record.Unfinished(), Images: state.Candidates(m.Settings, m.shared)}
+	log, over, err := m.backend.Settle(ctx, left)
 	if err != nil {
 		return found, "", err
 	}
-	facts := m.facts()
 	facts.Log = &log
-	if facts.Awaited() {
-		m.Log.Warn("an earlier run of this boot may still be measuring, reading the event log until that shows", "digest", facts.Record.Digest)
-		if log, err = m.agent.Await(ctx); err != nil {
-			return found, "", err
-		}
+	if over && left.Begun && !facts.AnImage() { // what was begun will never be
+		m.forget()
+		facts.Record = m.own.Record(m.BootID)
 	}
 	for _, objection := range log.Objections() {
 		m.Log.Warn("verifiers would refuse this node", "reason", objection)
@@ -157,7 +156,7 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 	}
 	if !facts.AnImage() {
 		m.unmeasured = true
-		return found, "the agent can measure, no image is measured yet", m.agent.CanEmit(ctx)
+		return found, "the agent can measure, no image is measured yet", m.backend.CanEmit(ctx)
 	}
 	if facts, err = m.around(ctx, facts); err != nil {
 		return found, "", err

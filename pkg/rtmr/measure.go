@@ -13,6 +13,23 @@ import (
 // maxEmits bounds how often an emit is asked for that certainly did not happen before.
 const maxEmits = 3
 
+// Backend is what measures: it can tell what is measured and whether it could emit, and it emits once.
+type Backend interface {
+	// Settle returns what is measured, once what an earlier run of this boot may have left half done
+	// has come to its end, as far as it can. It reports whether none of that can still follow.
+	Settle(ctx context.Context, left Earlier) (log Log, over bool, err error)
+	// CanEmit says without effect why no event could be emitted.
+	CanEmit(ctx context.Context) error
+	// emitOnce expects a log without an image event, and ends with what the log says afterwards.
+	emitOnce(ctx context.Context, image digest.Digest) (Measurement, error)
+}
+
+// Earlier is what is known of earlier runs of this boot.
+type Earlier struct {
+	Begun  bool            // one may have begun to emit
+	Images []digest.Digest // those that one may have begun with
+}
+
 // Recorder is told what Measure does, for people who look at it later.
 type Recorder interface {
 	// Intent must have written durably, when it returns nil, that image is about to be emitted. On an error nothing is.
@@ -38,61 +55,18 @@ func (m Measurement) RTMR3() Register { return m.rtmr3 }
 // AlreadyPresent reports whether the event stood in the log before, so that nothing was emitted.
 func (m Measurement) AlreadyPresent() bool { return m.already }
 
-// Outcome says where a measurement ended that was begun and isn't proved.
-type Outcome string
-
-const (
-	// NotEmitted: the event isn't in the log, and no emit that could still put it there is under way.
-	NotEmitted Outcome = "not emitted"
-	// Unclear: an emit may still happen, or nobody can say whether it did.
-	Unclear Outcome = "unclear"
-	// Poisoned: something was logged that is not in the register, so that no quote of this boot can be verified.
-	Poisoned Outcome = "poisoned"
-	// Conflict: the log replays, and a verifier will refuse it: another image, or more than one.
-	Conflict Outcome = "conflict"
-)
-
-// MeasureError is a measurement that ended after the intent was recorded.
-type MeasureError struct {
-	Image   digest.Digest
-	Outcome Outcome
-	Emits   int   // how many were asked for
-	Err     error // what the log says, why it can't be read, or what the agent said; nil if it said yes and logs nothing
-}
-
-func (e *MeasureError) Error() string {
-	s := fmt.Sprintf("measuring %s: %s (attempts: %d)", e.Image, e.Outcome, e.Emits)
-	if e.Err == nil {
-		return s + ": the agent reports success and logs nothing (as dstack's simulator does, which never measures)"
-	}
-	return s + ": " + e.Err.Error()
-}
-
-func (e *MeasureError) Unwrap() error { return e.Err }
-
-// ExitCode is Measurement.
-func (e *MeasureError) ExitCode() exit.Code { return exit.Measurement }
-
-// Hints says what helps.
-func (e *MeasureError) Hints() []string {
-	if e.Outcome == NotEmitted {
-		return exit.Hints(e.Err)
-	}
-	return []string{"reboot the CVM: nothing else clears RTMR3, and another emit in this boot could make two"}
-}
-
 // Measure has image measured exactly once in this boot and returns the proof.
 //
-// The agent has no way to emit an event once: it neither compares nor undoes, and an answer can get lost. So nothing but the
-// log decides, before the emit and after it. From the recorded intent until the log was read back ctx does not interrupt,
-// because whoever is interrupted there can't tell what he did.
-func (a *Agent) Measure(
-	ctx context.Context, image digest.Digest, record Recorder,
+// No backend can emit an event once by itself: an answer can get lost, and a run can be killed. So
+// nothing but the log decides, before the emit and after it. From the recorded intent until the log
+// was read back ctx does not interrupt, because whoever is interrupted there can't tell what he did.
+func Measure(
+	ctx context.Context, b Backend, image digest.Digest, record Recorder,
 ) (Measurement, error) {
 	if image.IsZero() {
 		return Measurement{}, digest.ErrNone
 	}
-	log, err := a.Log(ctx)
+	log, _, err := b.Settle(ctx, Earlier{})
 	if err != nil {
 		return Measurement{}, err
 	}
@@ -109,9 +83,9 @@ func (a *Agent) Measure(
 	if err := record.Intent(image); err != nil {
 		return Measurement{}, &exit.Error{Code: exit.Config, Err: fmt.Errorf("recording the intent to measure %s: %w", image, err)}
 	}
-	m, err := a.emitOnce(context.WithoutCancel(ctx), image)
-	if err != nil {
-		return Measurement{}, err
+	m, err := b.emitOnce(context.WithoutCancel(ctx), image)
+	if err != nil || m.already {
+		return m, err
 	}
 	if err := record.Done(m); err != nil {
 		return Measurement{}, &exit.Error{Code: exit.Config, Err: fmt.Errorf("recording that %s is measured: %w", image, err)}

@@ -329,7 +329,7 @@ func TestExactlyOnce(t *testing.T) {
 				c.prepare(t, b)
 			}
 			asked, wished := b.asked(), image(t, measuredHex)
-			m, err := b.agent.Measure(t.Context(), wished, b.journal)
+			m, err := rtmr.Measure(t.Context(), b.agent, wished, b.journal)
 			assert.Equal(t, c.waited, b.clock.elapsed, "time slept")
 			b.double.Release()
 
@@ -429,7 +429,7 @@ func TestFaultsAndOtherRuns(t *testing.T) {
 				}
 				b.fail(last, 1)
 				run := func() {
-					m, err := b.agent.Measure(t.Context(), image(t, measuredHex), b.journal)
+					m, err := rtmr.Measure(t.Context(), b.agent, image(t, measuredHex), b.journal)
 					if err == nil {
 						assert.Equal(t, image(t, measuredHex), m.Digest())
 						b.accepted(t)
@@ -463,7 +463,7 @@ func TestIntentThatCannotBeRecorded(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, "")
 	b.journal.intent = errors.New("disk full")
-	m, err := b.agent.Measure(t.Context(), image(t, measuredHex), b.journal)
+	m, err := rtmr.Measure(t.Context(), b.agent, image(t, measuredHex), b.journal)
 	assert.ErrorIs(t, err, b.journal.intent)
 	assert.Equal(t, exit.Config, exit.Of(err))
 	assert.Zero(t, m)
@@ -475,14 +475,14 @@ func TestDoneThatCannotBeRecorded(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, "")
 	b.journal.done = errors.New("disk full")
-	m, err := b.agent.Measure(t.Context(), image(t, measuredHex), b.journal)
+	m, err := rtmr.Measure(t.Context(), b.agent, image(t, measuredHex), b.journal)
 	assert.ErrorIs(t, err, b.journal.done)
 	assert.Equal(t, exit.Config, exit.Of(err))
 	assert.Zero(t, m)
 	assert.Equal(t, 1, b.images())
 
 	b.journal.done = nil
-	m, err = b.agent.Measure(t.Context(), image(t, measuredHex), b.journal)
+	m, err = rtmr.Measure(t.Context(), b.agent, image(t, measuredHex), b.journal)
 	assert.NoError(t, err)
 	assert.True(t, m.AlreadyPresent(), "the next run finds it")
 	assert.Equal(t, 1, b.images())
@@ -496,7 +496,7 @@ func TestCancellation(t *testing.T) {
 	b := newBench(t, "")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(why)
-	_, err := b.agent.Measure(ctx, image(t, measuredHex), b.journal)
+	_, err := rtmr.Measure(ctx, b.agent, image(t, measuredHex), b.journal)
 	assert.ErrorIs(t, err, why, "before")
 	assert.Empty(t, b.double.Requests())
 
@@ -507,7 +507,7 @@ func TestCancellation(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		b.journal.onIntent = func() { cancel(why) }
-		m, err := b.agent.Measure(ctx, image(t, measuredHex), b.journal)
+		m, err := rtmr.Measure(ctx, b.agent, image(t, measuredHex), b.journal)
 		assert.NoError(t, err, "after the intent, %q", kind)
 		assert.Equal(t, image(t, measuredHex), m.Digest())
 		assert.Equal(t, []string{"intent", "emit mpc-image-digest", "done sha256:564a"}, b.journal.Effects())
@@ -517,7 +517,7 @@ func TestCancellation(t *testing.T) {
 func TestMeasureWantsADigest(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, "")
-	_, err := b.agent.Measure(t.Context(), digest.Digest{}, b.journal)
+	_, err := rtmr.Measure(t.Context(), b.agent, digest.Digest{}, b.journal)
 	assert.ErrorIs(t, err, digest.ErrNone)
 	assert.Empty(t, b.double.Requests())
 	assert.Empty(t, b.journal.Effects())
@@ -530,7 +530,7 @@ func TestPayloadIsTheDigest(t *testing.T) {
 	require.NoError(t, err)
 	predicted, err := log.Predict(image(t, measuredHex))
 	require.NoError(t, err)
-	m, err := b.agent.Measure(t.Context(), image(t, measuredHex), b.journal)
+	m, err := rtmr.Measure(t.Context(), b.agent, image(t, measuredHex), b.journal)
 	require.NoError(t, err)
 	assert.Equal(t, predicted, m.RTMR3(), "what was predicted")
 	events := b.double.Events()

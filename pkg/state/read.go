@@ -132,6 +132,16 @@ func Approved(shared *files.Dir) (*approval.List, error) {
 	return &list, nil
 }
 
+// Candidates returns the digests that a run of this boot may have chosen, as far as the files say so:
+// the default one and all that are listed.
+func Candidates(s admission.Settings, shared *files.Dir) []digest.Digest {
+	candidates := []digest.Digest{s.DefaultDigest}
+	if list, err := Approved(shared); err == nil && list != nil {
+		candidates = append(candidates, list.Digests()...)
+	}
+	return candidates
+}
+
 // Fingerprint is of the files that say which image is wanted and where it is. It changes where one of
 // them does, and where it comes or goes.
 func Fingerprint(s admission.Settings, shared *files.Dir) digest.Digest {
