@@ -45,9 +45,9 @@ func audit() []audited {
 			"pkg/approval", "pkg/compose", "pkg/config", "pkg/digest", "pkg/docker/inspect",
 			"pkg/exit", "pkg/rtmr",
 		}},
-		{"pkg/rtmr", []string{"event.go", "verify.go", "measure.go"}, nil, []string{
-			"context", "crypto/sha512", "encoding/binary", "encoding/hex", "errors", "fmt",
-			"strings", "time", "pkg/digest", "pkg/exit",
+		{"pkg/rtmr", []string{"event.go", "verify.go", "measure.go", "native.go"}, nil, []string{
+			"bytes", "context", "crypto/sha512", "encoding/binary",
+			"encoding/hex", "errors", "fmt", "slices", "strings", "time", "pkg/digest", "pkg/exit",
 		}},
 		{"pkg/launch", []string{"sequence.go"}, nil, []string{
 			"context", "errors", "pkg/admission", "pkg/internal/files",

@@ -233,7 +233,7 @@ func TestEverySettingHasAFlagHelpAndARow(t *testing.T) {
 		assert.Contains(t, help, "--"+row.Flag+" ", "%s", row.Flag)
 		assert.Contains(t, help, "[$"+row.Env, "%s", row.Flag)
 	}
-	assert.Len(t, main.Settings(), 22, "the contract has so many")
+	assert.Len(t, main.Settings(), 25, "the contract has so many")
 }
 
 func TestAnEndedContext(t *testing.T) {

@@ -18,11 +18,14 @@ import (
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/stage"
 )
 
 // settings is what flags and environment say, parsed.
 type settings struct {
+	measure   string // what measures
+	native    rtmr.Mounts
 	fallback  bool     // an older approved digest may be tried
 	warnings  []string // about the environment
 	launch    admission.Settings
@@ -58,6 +61,9 @@ const (
 	rtmr3   = "rtmr3"
 	nodes   = "status"
 )
+
+// native is the value of --measure that goes without EmitEvent.
+const native = "native"
 
 const dockerSocket = "unix:///var/run/docker.sock"
 
@@ -163,6 +169,24 @@ func table() []setting {
 				s.launch.Supervise = admission.Supervise(v)
 				return nil
 			},
+		},
+		{
+			flag: "measure", env: "LAUNCHER_MEASURE", fallback: "agent", values: []string{"agent", native},
+			commands: []string{run, verify},
+			help:     "what measures: dstack's guest agent by EmitEvent, or the launcher itself through the kernel, as dstack 0.6 needs it; never one in place of the other",
+			parse:    text(func(s *settings) *string { return &s.measure }),
+		},
+		{
+			flag: "rtmr-dir", env: "LAUNCHER_RTMR_DIR", fallback: "/run/tsm",
+			commands: []string{run, verify},
+			help:     "where the kernel's directory tdx_guest/measurements is mounted; native only",
+			parse:    path(func(s *settings) *string { return &s.native.Registers }),
+		},
+		{
+			flag: "runtime-log-dir", env: "LAUNCHER_RUNTIME_LOG_DIR", fallback: "/run/log/dstack",
+			commands: []string{run, verify},
+			help:     "dstack's directory of its event log, its lock and its version; native only",
+			parse:    path(func(s *settings) *string { return &s.native.Runtime }),
 		},
 		{
 			flag: "fallback", env: "LAUNCHER_FALLBACK", fallback: "off", values: []string{"off", "unpullable"},
@@ -389,6 +413,9 @@ func (p *program) read(cmd *cobra.Command) (settings, error) {
 	}
 	if err := s.loudness(cmd); err != nil {
 		mistake(err)
+	}
+	if s.measure == native {
+		s.launch.Native = s.native
 	}
 	if !s.fallback {
 		s.launch.FallbackAfter = 0

@@ -6,6 +6,7 @@ import (
 
 	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/rtmr"
 )
 
 // Settings is what flags and environment say. In a CVM they are measured with the compose file that
@@ -14,11 +15,12 @@ type Settings struct {
 	Platform      config.Platform // empty only where somebody asks who doesn't know it
 	DefaultDigest digest.Digest   // runs where there is no approved list
 	ConfigFile    string
-	SharedDir     string   // where the launcher sees the shared volume
-	AgentSocket   string   // of the guest agent; TEE only
-	DockerHost    string   // "unix://" and an absolute path
-	Compose       string   // the command; empty: found
-	Insecure      []string // registries that may be spoken to over plain http; empty: loopback only
+	SharedDir     string      // where the launcher sees the shared volume
+	AgentSocket   string      // of the guest agent; TEE only
+	Native        rtmr.Mounts // where the kernel measures; zero: the agent does
+	DockerHost    string      // "unix://" and an absolute path
+	Compose       string      // the command; empty: found
+	Insecure      []string    // registries that may be spoken to over plain http; empty: loopback only
 	Supervise     Supervise
 	FallbackAfter time.Duration // how long the newest approved digest has to have failed before an older one is tried; zero: none ever is
 	Report        string        // path of the launch report; empty: in our own directory; NoReport: none

@@ -55,7 +55,8 @@ func (r *run) settings(ctx context.Context) (*machine, string, error) {
 	}
 	m.engine.Sleep = r.Sleep
 	if r.Settings.TEE() {
-		m.backend = &rtmr.Agent{Socket: r.Settings.AgentSocket, Logger: r.Log, Now: r.Now, Sleep: r.Sleep}
+		agent := &rtmr.Agent{Socket: r.Settings.AgentSocket, Logger: r.Log, Now: r.Now, Sleep: r.Sleep}
+		m.backend = r.Settings.Native.Backend(agent)
 	}
 	// First of all, and even where there is nothing to go on with.
 	ended := m.endImpostors(ctx)

@@ -3,7 +3,6 @@ package launchtest
 import (
 	"crypto/sha256"
 	"crypto/sha512"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -25,6 +24,11 @@ type AgentOptions struct {
 	Release string
 	// AppCompose is the measured app-compose. Empty: one that the NEAR verifier accepts.
 	AppCompose string
+	// Register and RuntimeDir are where 0.6 keeps what it measures, and reads it anew for each answer:
+	// the register, and the directory of the event log. Nil: the agent keeps both itself.
+	Register   Register
+	RuntimeDir string
+	LogVersion string // of the digests there; empty: "1"
 	// Recorder receives "emit <event>" when an event that was asked for over the socket is logged. Nil: nothing is
 	// recorded.
 	Recorder *Recorder
@@ -167,6 +171,9 @@ func (a *Agent) Reboot() {
 			a.extend(imr, digest)
 		}
 	}
+	if a.native() {
+		a.begin()
+	}
 	compose := sha256.Sum256([]byte(a.o.AppCompose))
 	events := []AgentEvent{
 		{"system-preparing", nil}, {"app-id", compose[:20]}, {"compose-hash", compose[:]}, {"instance-id", nil}, {"boot-mr-done", nil},
@@ -176,16 +183,18 @@ func (a *Agent) Reboot() {
 		events = append(events, AgentEvent{"storage-fs", []byte("zfs")})
 	}
 	for _, e := range append(events, AgentEvent{"system-ready", nil}) {
-		a.extend(3, a.log(e))
+		a.measure(e)
 	}
 }
 
 // Emit is another container's emit: it takes the agent's way but not the socket, so that it is neither counted nor recorded
 // nor disturbed by a fault.
 func (a *Agent) Emit(name string, payload []byte) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.extend(3, a.log(AgentEvent{name, payload}))
+	a.locked(func() { // before the agent's own: whoever has the one may ask for the other
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.measure(AgentEvent{name, payload})
+	})
 }
 
 // Release does now, in order, what late faults have put off.
@@ -204,7 +213,8 @@ func (a *Agent) Events() []AgentEvent {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var events []AgentEvent
-	for _, e := range a.runtime {
+	all, _ := a.events()
+	for _, e := range all {
 		payload, _ := hex.DecodeString(e.Payload) // the agent encoded it itself
 		events = append(events, AgentEvent{e.Name, payload})
 	}
@@ -215,14 +225,24 @@ func (a *Agent) Events() []AgentEvent {
 func (a *Agent) RTMR3() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return hex.EncodeToString(a.registers[3][:])
+	register := a.register(3)
+	return hex.EncodeToString(register[:])
+}
+
+// register returns the value of a register. The lock is held.
+func (a *Agent) register(imr int) [48]byte {
+	if imr == 3 && a.native() {
+		return a.o.Register.Value()
+	}
+	return a.registers[imr]
 }
 
 // TCBInfo returns the document that Info would hold.
 func (a *Agent) TCBInfo() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.tcbInfo()
+	document, _ := a.tcbInfo()
+	return document
 }
 
 // Emits returns how many events were logged over the socket, in all boots.
@@ -248,9 +268,7 @@ func (a *Agent) Unexpected() []string {
 
 // log appends to the log and returns the digest that is to be extended.
 func (a *Agent) log(e AgentEvent) [48]byte {
-	preimage := binary.LittleEndian.AppendUint32(nil, agentEventType)
-	preimage = fmt.Appendf(preimage, ":%s:%s", e.Name, e.Payload)
-	digest := sha512.Sum384(preimage)
+	digest := eventDigest(e, 1)
 	a.runtime = append(a.runtime, agentEvent{3, agentEventType, hex.EncodeToString(digest[:]), e.Name, hex.EncodeToString(e.Payload)})
 	return digest
 }
@@ -358,7 +376,10 @@ func (a *Agent) call(r *http.Request, method string, body []byte) (any, error) {
 }
 
 // info is Info's answer to a quote that was made.
-func (a *Agent) info() any { return a.infoWith(a.tcbInfo()) }
+func (a *Agent) info() (any, error) {
+	document, err := a.tcbInfo()
+	return a.infoWith(document), err
+}
 
 func (a *Agent) infoWith(tcbInfo string) any {
 	compose := sha256.Sum256([]byte(a.o.AppCompose))
@@ -369,14 +390,21 @@ func (a *Agent) infoWith(tcbInfo string) any {
 	}
 }
 
-func (a *Agent) tcbInfo() string {
+func (a *Agent) tcbInfo() (string, error) {
+	runtime, err := a.events()
+	if err != nil {
+		return "", err
+	}
 	compose := sha256.Sum256([]byte(a.o.AppCompose))
-	register := func(i int) string { return hex.EncodeToString(a.registers[i][:]) }
+	register := func(i int) string {
+		value := a.register(i)
+		return hex.EncodeToString(value[:])
+	}
 	return string(must(json.MarshalIndent(map[string]any{
 		"mrtd": strings.Repeat("0d", 48), "rtmr0": register(0), "rtmr1": register(1), "rtmr2": register(2), "rtmr3": register(3),
 		"os_image_hash": agentImageHash(), "compose_hash": hex.EncodeToString(compose[:]), "device_id": agentDeviceID(),
-		"app_compose": a.o.AppCompose, "event_log": slices.Concat(a.boot, a.runtime),
-	}, "", "  ")))
+		"app_compose": a.o.AppCompose, "event_log": slices.Concat(a.boot, runtime),
+	}, "", "  "))), nil
 }
 
 func agentDeviceID() string  { return strings.Repeat("de", 32) }

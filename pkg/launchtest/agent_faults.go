@@ -75,8 +75,8 @@ func (a *Agent) Hits(kind AgentFaultKind) int {
 
 // agentMethod is a call with its arguments decoded.
 type agentMethod struct {
-	emits  *AgentEvent // EmitEvent's
-	answer func() any  // Info's, which has a quote made; called with the lock held
+	emits  *AgentEvent         // EmitEvent's
+	answer func() (any, error) // Info's, which has a quote made; called with the lock held
 }
 
 func (m agentMethod) concerned(kind AgentFaultKind) bool {
@@ -108,12 +108,12 @@ func (a *Agent) take(request string, m agentMethod) AgentFault {
 }
 
 // handle does what a method does when nothing goes wrong. The lock is held.
-func (a *Agent) handle(m agentMethod) any {
+func (a *Agent) handle(m agentMethod) (any, error) {
 	if m.emits == nil {
 		return m.answer()
 	}
 	a.extend(3, a.logEmit(*m.emits))
-	return nil
+	return nil, nil
 }
 
 func (a *Agent) logEmit(e AgentEvent) [48]byte {
@@ -152,16 +152,16 @@ func (a *Agent) act(request string, m agentMethod) (answer any, silent, hang boo
 	case AgentHangs:
 		return nil, true, true, nil
 	case AgentLoses:
-		a.handle(m)
+		_, _ = a.handle(m)
 		return nil, true, false, nil
 	case AgentHangsDone:
-		a.handle(m)
+		_, _ = a.handle(m)
 		return nil, true, true, nil
 	case AgentGarbles:
-		a.handle(m)
+		_, _ = a.handle(m)
 		return strings.NewReader("\x00garbage"), false, false, nil
 	case AgentFloods:
-		a.handle(m)
+		_, _ = a.handle(m)
 		return io.LimitReader(endless{}, 64<<20), false, false, nil
 	case EmitPoisons:
 		a.logEmit(*m.emits)
@@ -173,7 +173,7 @@ func (a *Agent) act(request string, m agentMethod) (answer any, silent, hang boo
 		a.putOff(f.Delay, func() { a.extend(3, digest) })
 		return nil, false, false, nil
 	case EmitLate:
-		a.putOff(f.Delay, func() { a.handle(m) })
+		a.putOff(f.Delay, func() { _, _ = a.handle(m) })
 		return nil, true, true, nil
 	case QuoteFails:
 		if a.minor < 6 {
@@ -181,7 +181,8 @@ func (a *Agent) act(request string, m agentMethod) (answer any, silent, hang boo
 		}
 		return nil, false, false, agentRefusal("Failed to get quote: Device or resource busy")
 	}
-	return a.handle(m), false, false, nil
+	answer, err = a.handle(m)
+	return answer, false, false, err
 }
 
 // errAgentBreaks is a handler that panics, which no code of the agent's answers.

@@ -74,7 +74,7 @@ func (o *Outside) serveInfo(w http.ResponseWriter) {
 	o.Agent.mu.Lock()
 	tcbInfo := ""
 	if o.PublicTCBInfo {
-		tcbInfo = o.Agent.tcbInfo()
+		tcbInfo, _ = o.Agent.tcbInfo() // empty where it can't be read
 	}
 	info := must(json.Marshal(o.Agent.infoWith(tcbInfo)))
 	o.Agent.mu.Unlock()

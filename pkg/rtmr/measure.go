@@ -98,7 +98,10 @@ func (a *Agent) emitOnce(ctx context.Context, image digest.Digest) (Measurement,
 	for emits := 1; ; emits++ {
 		a.logger().Info("emitting", "event", EventName, "digest", image.String(), "emit", emits)
 		emitErr := a.emit(ctx, EventName, image[:])
-		fault := faultOf(emitErr)
+		fault := Lost // as long as nothing shows, a yes is worth no more
+		if failed := (*AgentError)(nil); errors.As(emitErr, &failed) {
+			fault = failed.Fault
+		}
 		if emitErr != nil {
 			a.logger().Warn("the emit failed, the event log says whether it was measured", "error", emitErr)
 			if err := a.sleep(ctx, time.Second); err != nil {
@@ -136,24 +139,4 @@ func (a *Agent) emitOnce(ctx context.Context, image digest.Digest) (Measurement,
 			return Measurement{}, &MeasureError{image, NotEmitted, emits, emitErr}
 		}
 	}
-}
-
-// faultOf returns how an emit failed: empty for one that was answered as it should be.
-func faultOf(err error) Fault {
-	var failed *AgentError
-	switch {
-	case err == nil:
-		return ""
-	case errors.As(err, &failed):
-		return failed.Fault
-	}
-	return Lost
-}
-
-// follows joins what an emit ended with, if it failed, and what came then, in one line.
-func follows(emit, then error) error {
-	if emit == nil {
-		return then
-	}
-	return fmt.Errorf("%w; then %w", emit, then)
 }

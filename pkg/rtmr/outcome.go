@@ -49,3 +49,11 @@ func (e *MeasureError) Hints() []string {
 	}
 	return []string{"reboot the CVM: nothing else clears RTMR3, and another emit in this boot could make two"}
 }
+
+// follows joins what an emit ended with, if it failed, and what came then, in one line.
+func follows(emit, then error) error {
+	if emit == nil {
+		return then
+	}
+	return fmt.Errorf("%w; then %w", emit, then)
+}

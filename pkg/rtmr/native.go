@@ -1,0 +1,131 @@
+package rtmr
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+
+	"tee-launcher/pkg/digest"
+)
+
+// Native measures where the agent can't: it extends the kernel's register and appends the line that
+// dstack's agent reads for every quote, under dstack's own lock. That is what the agent's emit comes
+// to, so a verifier sees no difference.
+//
+// An extension without its line, or a line without its extension, spoils every quote of the boot. So
+// nothing is extended unless register, log and agent agree, and whoever dies between the two leaves
+// a register that is ahead of the log by an event which only its hash can prove.
+type Native struct {
+	*Agent // asked what verifiers will see
+	Mounts
+}
+
+// Settle completes the line of an event that is in the register already. Whoever had the lock is
+// dead or done, so that whatever isn't in the register then was never extended.
+func (n *Native) Settle(ctx context.Context, left Earlier) (log Log, over bool, err error) {
+	held, seen, err := n.hold(ctx)
+	if err != nil {
+		return Log{}, false, err
+	}
+	_, rest, err := seen.judge(left.Images)
+	if err == nil && len(rest) > 0 {
+		n.logger().Warn("completing the line of an event that an earlier run put into the register")
+		err = held.complete(rest)
+	}
+	held.close()
+	if err == nil {
+		log, err = n.Log(ctx)
+	}
+	return log, err == nil, err
+}
+
+// emitOnce extends once, and again only where the register says that nothing happened.
+func (n *Native) emitOnce(ctx context.Context, image digest.Digest) (Measurement, error) {
+	emits, event, line := 0, DigestV1(EventName, image[:]), logLine(image)
+	failed := func(outcome Outcome, err error) (Measurement, error) {
+		return Measurement{}, &MeasureError{image, outcome, emits, err}
+	}
+	held, seen, err := n.hold(ctx)
+	if err != nil {
+		return failed(NotEmitted, err)
+	}
+	defer held.close()
+	present, err := n.agrees(ctx, seen, image)
+	if err == nil && !present {
+		err = held.reserve(len(line))
+	}
+	switch {
+	case err != nil:
+		return failed(NotEmitted, err)
+	case present: // by somebody who had the lock before
+		return Measurement{image: image, rtmr3: seen.register, already: true}, nil
+	}
+	for now, want := seen.register, Extend(seen.register, event); now != want; {
+		emits++
+		n.logger().Info("emitting", "event", EventName, "digest", image.String(), "emit", emits)
+		extended := n.extend(event)
+		n.at("reading back")
+		if now, err = n.register(); err != nil {
+			return failed(Unclear, follows(extended, err))
+		}
+		switch {
+		case now != want && now != seen.register:
+			return failed(Poisoned, &Rejection{WrongRegister, "", now.String(), want.String()})
+		case now != want && (extended == nil || emits == maxEmits):
+			return failed(NotEmitted, follows(extended, errIgnored))
+		}
+	}
+	if err := held.complete(line); err != nil {
+		return failed(Unclear, err)
+	}
+	n.at("asking")
+	log, err := n.Log(ctx)
+	if err != nil {
+		return failed(Unclear, err)
+	}
+	if present, err := log.Measured(image); !present {
+		return failed(Conflict, follows(err, errUnseen))
+	}
+	return Measurement{image: image, rtmr3: log.Replay()}, nil
+}
+
+// agrees compares register, log and what the agent says, which is what verifiers will see.
+func (n *Native) agrees(ctx context.Context, s sight, image digest.Digest) (present bool, err error) {
+	n.at("comparing")
+	if _, _, err := s.judge(nil); err != nil {
+		return false, err
+	}
+	log, err := n.Log(ctx)
+	if err != nil {
+		return false, err
+	}
+	if quoted, _ := log.Reported(); quoted != s.register {
+		entry := "the agent quotes another register than the kernel's"
+		return false, &Rejection{WrongRegister, entry, quoted.String(), s.register.String()}
+	}
+	return log.Measured(image)
+}
+
+// judge returns the log, if it replays to the register. If the register is ahead by exactly one
+// event of one of these images, the log has that, and rest is what its line still lacks: the hash
+// proves which image it is.
+func (s sight) judge(images []digest.Digest) (log Log, rest []byte, err error) {
+	log = Log{events: s.events, reported: &s.register}
+	wrong := log.Replays()
+	if wrong == nil && len(s.tail) == 0 {
+		return log, nil, nil
+	}
+	for _, image := range images {
+		line, event := logLine(image), DigestV1(EventName, image[:])
+		if len(log.Images()) == 0 && bytes.HasPrefix(line, s.tail) &&
+			Extend(log.Replay(), event) == s.register {
+			log.events = append(slices.Clip(s.events), Event{EventType, EventName, image[:], nil, 1})
+			return log, line[len(s.tail):], log.Replays()
+		}
+	}
+	if len(s.tail) > 0 {
+		wrong = &NativeError{Unreadable, fmt.Errorf("half a line: %.100q", s.tail)}
+	}
+	return Log{}, nil, wrong
+}
