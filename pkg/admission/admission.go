@@ -47,9 +47,8 @@ func (r Record) Explains(digest digest.Digest) bool {
 // Container is a container with what only the engine's host knows about it.
 type Container struct {
 	inspect.Container
-	// Socket is the source of the mount through which it reaches the guest agent's socket; empty:
-	// it doesn't.
-	Socket string
+	// Holds says by what it could measure in the launcher's name, and through what; empty: by nothing.
+	Holds string
 }
 
 // Facts is what is known at one moment. A boot finds it out little by little; what isn't known yet
@@ -171,21 +170,20 @@ func (f Facts) runs(c Container) bool {
 	return c.Name == compose.Name && c.Status == "running" && f.ofThisBoot(c)
 }
 
-// Holders refuses where something other than the workload and our own project has the agent's socket:
-// what has it can emit in our name. No record helps it: whoever emitted may have written that, too.
+// Holders refuses where something other than the workload and our own project could measure: that
+// would be in our name. No record helps it: whoever measured may have written that, too.
 // Decide takes it in unless the workload runs; who starts something then all the same, because what
 // runs can't stay, has to ask.
 func (f Facts) Holders() (v Verdict) {
 	for _, c := range f.Containers {
 		ours := compose.OfWorkload(c.Container) || compose.SameProject(c.Container, f.Self)
-		if ours || !c.Live() || c.Socket == "" {
+		if ours || !c.Live() || c.Holds == "" {
 			continue
 		}
 		v.refuse(SocketHeld, []string{
 			"stop it if it is yours: docker stop " + c.ShortID(),
-			"otherwise reboot the CVM: what holds the socket can measure in the launcher's name",
-		}, "container %s (%s) holds the guest agent's socket through its mount of %s",
-			c.Name, c.ShortID(), c.Socket)
+			"otherwise reboot the CVM: what holds it can measure in the launcher's name",
+		}, "container %s (%s) holds %s", c.Name, c.ShortID(), c.Holds)
 	}
 	return v
 }

@@ -46,10 +46,10 @@ func TestDecide(t *testing.T) {
 	done := admission.Record{ID: "boot", Digest: want, Intent: now, Done: true}
 	doneOther := admission.Record{ID: "boot", Digest: other, Intent: now, Done: true}
 
-	container := func(name, boot, status, policy, socket string) admission.Container {
+	container := func(name, boot, status, policy, holds string) admission.Container {
 		c := inspect.Container{Name: name, Status: status, RestartPolicy: policy}
 		c.Labels = map[string]string{compose.BootLabel: boot}
-		return admission.Container{Container: c, Socket: socket}
+		return admission.Container{Container: c, Holds: holds}
 	}
 	ours := container("mpc-node", "boot", "running", "no", "/run/dstack.sock")
 	over := container("mpc-node", "boot", "exited", "no", "/run/dstack.sock")
@@ -129,7 +129,7 @@ func TestDecide(t *testing.T) {
 func TestOurOwnProjectMayHoldTheSocket(t *testing.T) {
 	t.Parallel()
 	project := map[string]string{compose.ProjectLabel: "launcher"}
-	sibling := admission.Container{Container: inspect.Container{Status: "running", Labels: project}, Socket: "/"}
+	sibling := admission.Container{Container: inspect.Container{Status: "running", Labels: project}, Holds: "/"}
 	f := admission.Facts{Settings: admission.Settings{Platform: config.TEE}, Containers: []admission.Container{sibling}}
 	require.Error(t, admission.Decide(f).Err())
 	f.Self = inspect.Container{Labels: project}

@@ -204,7 +204,7 @@ func (m *machine) around(ctx context.Context, f admission.Facts) (_ admission.Fa
 		f.Containers, err = state.Containers(ctx, m.engine.Engine, f.Self.ID)
 	}
 	if err == nil && m.Settings.TEE() {
-		f.Containers, err = state.Sockets(ctx, m.engine.Engine, m.Settings, f.Self, f.Containers)
+		f.Containers, err = state.Holders(ctx, m.engine.Engine, m.Settings, f.Self, f.Containers)
 	}
 	return f, err
 }

@@ -27,6 +27,17 @@ func checkEventLog(ctx context.Context, f *facts) outcome {
 	case f.options.AgentSocket == "":
 		return outcome{unknown: "the agent's socket isn't known"}
 	}
+	var found []Finding
+	if f.native() != nil {
+		var ends bool
+		if found, ends = f.lookNatively(); ends {
+			return outcome{findings: found}
+		}
+		if f.finished != nil { // the agent can't read it until then
+			f.events = &rtmr.Info{Log: *f.finished}
+			return ok("as it is once it is completed", found...)
+		}
+	}
 	info, err := f.agent().Info(ctx)
 	var failed *rtmr.AgentError
 	if errors.As(err, &failed) && failed.Fault == rtmr.Unreachable {
@@ -35,22 +46,28 @@ func checkEventLog(ctx context.Context, f *facts) outcome {
 	if err != nil {
 		return fail(LogUnreadable, err)
 	}
+	if err := f.differs(info.Log); err != nil {
+		return fail(RegisterDiffers, err)
+	}
 	f.events = &info
 	if err := admission.Decide(admission.Facts{Settings: f.options.Settings, Log: &info.Log}).Err(); err != nil {
 		var rejected *rtmr.Rejection
-		if found := refused("", err); !f.next || errors.As(err, &rejected) && rejected.Reason == rtmr.WrongVersion {
-			return outcome{findings: []Finding{found}}
+		if finding := refused("", err); !f.next || errors.As(err, &rejected) && rejected.Reason == rtmr.WrongVersion {
+			return outcome{findings: append(found, finding)}
 		} else {
-			return ok("", warning(found.Code, found.Found+"; the next boot begins a new one"))
+			return ok("", append(found, warning(finding.Code, finding.Found+"; the next boot begins a new one"))...)
 		}
 	}
-	return ok(fmt.Sprintf("%d events, which replay to the register", len(info.Log.Events())))
+	return ok(fmt.Sprintf("%d events, which replay to the register", len(info.Log.Events())), found...)
 }
 
 // checkEmit asks, without effect, whether the agent can measure an event.
 func checkEmit(ctx context.Context, f *facts) outcome {
 	if log := f.logged(); log != nil && len(log.Images()) > 0 {
 		return outcome{skipped: "an image is already measured"}
+	}
+	if f.native() != nil {
+		return outcome{skipped: "the launcher measures by itself"}
 	}
 	if err := f.agent().CanEmit(ctx); err != nil {
 		return fail(AgentCannotEmit, err)

@@ -50,6 +50,8 @@ type facts struct {
 	boot       string                // boot: the kernel's name of this one; empty where it isn't known
 	next       bool                  // lock: the next boot is asked about
 	waits      bool                  // lock: the launcher that holds it waits for its next attempt
+	seen       *rtmr.Log             // event log: what kernel and dstack's files say, where they measure; nil: not known
+	finished   *rtmr.Log             // event log: the same, where an earlier run's line is missing in the files
 	events     *rtmr.Info            // event log: nil outside a CVM, and where it can't be read
 	config     *config.Config        // user config
 	list       *approval.List        // approved list: nil, absent
@@ -108,6 +110,9 @@ func (f *facts) measuring() admission.Facts {
 	}
 	known.Boot, known.Record, known.Wanted = f.boot, f.own.Record(f.boot), f.decision
 	known.Log = f.logged()
+	if f.native() != nil && known.Log != nil && known.Record.Unfinished() && !known.AnImage() {
+		known.Record = admission.Record{ID: f.boot} // the register says that nothing came of it
+	}
 	return known
 }
 

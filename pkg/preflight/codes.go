@@ -42,6 +42,16 @@ const (
 	LogUnreadable     Code = "AGT003"
 	AlreadyMeasured   Code = "AGT006"
 	LogRefused        Code = "AGT008"
+	RegisterMissing   Code = "NAT001"
+	RegisterReadOnly  Code = "NAT002"
+	RuntimeMissing    Code = "NAT003"
+	RuntimeReadOnly   Code = "NAT004"
+	RuntimeVersion    Code = "NAT005"
+	RuntimeFull       Code = "NAT006"
+	RuntimeLocked     Code = "NAT007"
+	RuntimeBroken     Code = "NAT008"
+	LineMissing       Code = "NAT009"
+	RegisterDiffers   Code = "NAT010"
 	AppComposeBroken  Code = "APP001"
 	AppComposeRefused Code = "APP002"
 	AppComposeUnknown Code = "APP003"
@@ -102,7 +112,7 @@ func Codes() []Class {
 		{admission.SpaceShort, "too little space for the image on the engine's disk"},
 		{WorkloadReplaced, "a container would be replaced"},
 		{admission.WorkloadStopped, "a container would be stopped"},
-		{admission.SocketHeld, "another container holds the guest agent's socket"},
+		{admission.SocketHeld, "another container could measure: it holds the guest agent's socket or, where the launcher measures natively, the register or its log"},
 		{admission.WorkloadRestarts, "an image is already measured, and a container that restarts by itself may have measured it"},
 		{DataVolumeMissing, "there is no data volume: the node would start without keys"},
 		{EngineContradicts, "the engine answers, but not every request that a boot makes"},
@@ -123,6 +133,16 @@ func Codes() []Class {
 		{AlreadyMeasured, "this image is already measured"},
 		{admission.MeasuredByOthers, "an image was measured by something other than a launcher, or an earlier measurement may still be under way"},
 		{LogRefused, "verifiers refuse the event log, for a reason other than the image"},
+		{RegisterMissing, "measuring natively: the kernel's register can't be read"},
+		{RegisterReadOnly, "measuring natively: the kernel's register can't be extended, because its mount is read-only"},
+		{RuntimeMissing, "measuring natively: dstack's event log can't be read"},
+		{RuntimeReadOnly, "measuring natively: dstack's event log can't be written, because its mount is read-only"},
+		{RuntimeVersion, "measuring natively: dstack's event log isn't of version 1, which is the only one that verifiers know"},
+		{RuntimeFull, "measuring natively: there is no room for a line of dstack's event log"},
+		{RuntimeLocked, "measuring natively: somebody holds the lock of dstack's event log"},
+		{RuntimeBroken, "measuring natively: dstack's event log has a line that can't be read"},
+		{LineMissing, "measuring natively: an earlier run put an event into the register and didn't finish its line, which would be completed"},
+		{RegisterDiffers, "measuring natively: the kernel's register isn't the one that the agent quotes"},
 		{AppComposeBroken, "the app-compose document can't be read"},
 		{AppComposeRefused, "the app-compose has a value that verifiers refuse"},
 		{AppComposeUnknown, "the app-compose has a field that verifiers don't know and therefore refuse"},

@@ -59,7 +59,7 @@ func checkSockets(ctx context.Context, f *facts) outcome {
 	case !f.options.TEE():
 		return outcome{skipped: "nothing is measured outside a CVM"}
 	}
-	reaching, err := state.Sockets(ctx, f.engine, f.options.Settings, f.self, f.containers)
+	reaching, err := state.Holders(ctx, f.engine, f.options.Settings, f.self, f.containers)
 	if err != nil {
 		return fail(EngineContradicts, err)
 	}

@@ -89,7 +89,7 @@ func checks() []check {
 		{name: "report", group: GroupConfig, step: settings, needs: []string{"shared directory"}, do: checkReport},
 		{name: "lock", group: GroupHost, step: settings, needs: []string{"shared directory"}, after: []string{"boot", "engine"}, do: checkLock},
 		{name: "own directory", group: GroupConfig, step: settings, needs: []string{"shared directory"}, do: checkOwnDir},
-		{name: "event log", group: GroupAgent, step: probe, after: []string{"lock"}, do: checkEventLog},
+		{name: "event log", group: GroupAgent, step: probe, after: []string{"lock", "shared directory"}, do: checkEventLog},
 		{name: "emit", group: GroupAgent, step: probe, needs: []string{"event log"}, do: checkEmit},
 		{name: "sockets", group: GroupEngine, step: judged, needs: []string{"containers"}, do: checkSockets},
 		{name: "impostor", group: GroupEngine, step: probe, needs: []string{"event log", "containers"}, do: checkImpostor},

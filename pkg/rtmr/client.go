@@ -70,7 +70,11 @@ func (e *AgentError) Hints() []string {
 		}
 		return []string{"TEE mode needs dstack's guest agent: does it run, and is its socket mounted at " + e.Socket + "?"}
 	case Missing:
-		return []string{"this agent can't measure an event: dstack 0.5.0 to 0.5.11 have EmitEvent, 0.6 removed it"}
+		return []string{
+			"this agent can't measure an event: dstack 0.5.0 to 0.5.11 have EmitEvent, 0.6 removed it",
+			"on dstack 0.6 the launcher can measure itself: LAUNCHER_MEASURE=native and two more mounts, as in examples/compose-native.yaml",
+			"that is another compose file, whose hash operators have to vote on, and the verifier has to know the OS measurements of dstack 0.6; docs/measurements.md says what else",
+		}
 	case Malformed:
 		return []string{"is it dstack's guest agent that listens at " + e.Socket + "? If it is, reboot the CVM"}
 	}

@@ -34,6 +34,9 @@ func (m Mounts) Backend(agent *Agent) Backend {
 	return &Native{agent, m}
 }
 
+// Lock returns the path of dstack's lock.
+func (m Mounts) Lock() string { return filepath.Join(m.Runtime, lockName) }
+
 const (
 	registerName = "rtmr3:sha384"
 	eventsName   = "runtime_events.log"

@@ -200,22 +200,6 @@ func Containers(
 	return others, err
 }
 
-// Sockets returns the containers with what they reach the agent's socket through.
-func Sockets(
-	ctx context.Context, e *inspect.Engine, s admission.Settings, self inspect.Container,
-	containers []admission.Container,
-) ([]admission.Container, error) {
-	reaching := slices.Clone(containers)
-	socket := self.HostPath(s.AgentSocket)
-	for i, c := range reaching {
-		var err error
-		if reaching[i].Socket, err = e.Reaches(ctx, c.Container, socket); err != nil {
-			return nil, err
-		}
-	}
-	return reaching, nil
-}
-
 // Free returns how many bytes are free on the engine's disk, and whether that can be seen: a plain
 // binary sees the data root itself, in a container the shared volume mostly lies under it. Look
 // looks at a path; nil: the file system is asked.
@@ -285,37 +269,52 @@ func (l Lock) Launcher() bool {
 func LockHolder(
 	ctx context.Context, e *inspect.Engine, shared *files.Dir, proc string,
 ) (Lock, error) {
+	pid, err := lockedBy(shared.Path(), proc)
+	if err != nil || pid == "" || e == nil {
+		return Lock{PID: pid}, err
+	}
+	lock := Lock{PID: pid}
+	mounts, err := files.ReadFile(filepath.Join(proc, pid, "mountinfo"), inspect.MaxMountinfo)
+	if err == nil {
+		if c, err := e.Self(ctx, mounts); err == nil && c.ID != "" {
+			lock.Container = &admission.Container{Container: c}
+		}
+	}
+	return lock, nil
+}
+
+// LogLockHolder returns the process that has dstack's lock of its event log; empty: none.
+func LogLockHolder(s admission.Settings, proc string) (string, error) {
+	path := s.Native.Lock()
+	pid, err := lockedBy(path, proc)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return pid, err
+}
+
+// lockedBy returns the process that has the lock of a file; empty: none.
+func lockedBy(path, proc string) (string, error) {
 	data, err := files.ReadFile(filepath.Join(proc, "locks"), maxLocks)
 	if err != nil {
-		return Lock{}, err
+		return "", err
 	}
-	info, err := os.Stat(shared.Path())
+	info, err := os.Stat(path)
 	if err != nil {
-		return Lock{}, err
+		return "", err
 	}
 	stat, isStat := info.Sys().(*syscall.Stat_t)
 	if !isStat {
-		return Lock{}, errors.New("the shared directory has no inode")
+		return "", fmt.Errorf("%s has no inode", path)
 	}
 	device := uint64(stat.Dev)
 	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(device), unix.Minor(device), stat.Ino)
 	for line := range strings.Lines(string(data)) {
 		// "1: FLOCK  ADVISORY  WRITE 1234 08:02:5678 0 EOF"
 		fields := strings.Fields(line)
-		if len(fields) < 6 || fields[1] != "FLOCK" || fields[5] != file {
-			continue
+		if len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == file {
+			return fields[4], nil
 		}
-		lock := Lock{PID: fields[4]}
-		if e == nil {
-			return lock, nil
-		}
-		mounts, err := files.ReadFile(filepath.Join(proc, lock.PID, "mountinfo"), inspect.MaxMountinfo)
-		if err == nil {
-			if c, err := e.Self(ctx, mounts); err == nil && c.ID != "" {
-				lock.Container = &admission.Container{Container: c}
-			}
-		}
-		return lock, nil
 	}
-	return Lock{}, nil
+	return "", nil
 }

@@ -9,6 +9,17 @@ import (
 
 // Reaches returns the source of the mount through which a container reaches a path of the host, or a directory above it; empty if it doesn't.
 func (e *Engine) Reaches(ctx context.Context, c Container, path string) (source string, err error) {
+	return e.reaches(ctx, c, func(source string) bool { return reaches(source, path) })
+}
+
+// ReachesInto is the same for a directory, of which it may be only a part that the container reaches.
+func (e *Engine) ReachesInto(ctx context.Context, c Container, dir string) (source string, err error) {
+	return e.reaches(ctx, c, func(source string) bool {
+		return reaches(source, dir) || reaches(dir, source)
+	})
+}
+
+func (e *Engine) reaches(ctx context.Context, c Container, there func(source string) bool) (string, error) {
 	for _, m := range c.Mounts {
 		sources := []string{m.Source}
 		if m.Type == "volume" {
@@ -20,12 +31,54 @@ func (e *Engine) Reaches(ctx context.Context, c Container, path string) (source 
 			sources = append(sources, v.Device)
 		}
 		for _, source := range sources {
-			if reaches(source, path) {
+			if there(source) {
 				return source, nil
 			}
 		}
 	}
 	return "", nil
+}
+
+// Escapes says by what a container reaches devices or file systems of the host that none of its
+// mounts show; empty: by nothing. It isn't about what a fault of the kernel would allow.
+func (c Container) Escapes() string {
+	if c.Settings["HostConfig.Privileged"] == true {
+		return "its privileges"
+	}
+	for _, added := range texts(c.Settings["HostConfig.CapAdd"]) {
+		switch name := strings.TrimPrefix(strings.ToUpper(added), "CAP_"); name {
+		case "ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO": // they mount, load and map
+			return "its capability " + name
+		}
+	}
+	if rules := texts(c.Settings["HostConfig.DeviceCgroupRules"]); len(rules) > 0 {
+		return "its rules for devices" // and MKNOD is among docker's own capabilities
+	}
+	// Another process's files are at /proc/<pid>/root.
+	if mode, _ := c.Settings["HostConfig.PidMode"].(string); mode != "" && mode != "private" {
+		return "the processes that it sees: " + mode
+	}
+	return ""
+}
+
+// Devices returns the paths of the host's devices that a container is given.
+func (c Container) Devices() (paths []string) {
+	devices, _ := c.Settings["HostConfig.Devices"].([]any)
+	for _, d := range devices {
+		device, _ := d.(map[string]any)
+		path, _ := device["PathOnHost"].(string)
+		paths = append(paths, path)
+	}
+	return paths
+}
+
+func texts(list any) (all []string) {
+	entries, _ := list.([]any)
+	for _, e := range entries {
+		text, _ := e.(string)
+		all = append(all, text)
+	}
+	return all
 }
 
 // reaches reports whether source is path or a directory above it, by any of their names.
