@@ -38,6 +38,7 @@ import (
 	"tee-launcher/pkg/fleet"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/launchtest/kernel"
 	"tee-launcher/pkg/state"
 )
 
@@ -176,6 +177,13 @@ func TestE2EDropIn(t *testing.T) {
 		t.Parallel()
 		dropInTEE(t, newDropIn(t, images, registry, launcher, digests, "TEE"), "/var/run/elsewhere/agent.sock")
 	})
+	t.Run("TEE, on dstack 0.6", func(t *testing.T) {
+		t.Parallel()
+		k, err := kernel.New() // before the engine, so that it is there in the engine's namespace, too
+		require.NoError(t, err)
+		t.Cleanup(func() { assert.NoError(t, k.Close()) })
+		dropInNative(t, newDropIn(t, images, registry, launcher, digests, "TEE"), k)
+	})
 	t.Run("NONTEE", func(t *testing.T) {
 		t.Parallel()
 		dropInOutside(t, newDropIn(t, images, registry, launcher, digests, "NONTEE"))
@@ -272,6 +280,61 @@ func dropInTEE(t *testing.T, d *dropIn, socket string) {
 	})
 }
 
+// dropInNative runs the launcher with exactly the two further mounts of its example, read-only and
+// without new privileges.
+func dropInNative(t *testing.T, d *dropIn, k *kernel.Kernel) {
+	m := d.machine
+	const registers = "/sys/devices/virtual/misc/tdx_guest/measurements:"
+	text := deployment(t, "compose-native.yaml", d.image, m.digests[0])
+	require.Contains(t, text, "- "+registers)
+	text = strings.Replace(text, registers, k.Dir()+":", 1) // the host's side alone: no kernel lets a test have that
+	runtime := filepath.Join(d.engine.dir, "run/log/dstack")
+	require.NoError(t, os.MkdirAll(runtime, 0o700))
+	d.listenAs("/var/run/dstack.sock", launchtest.AgentOptions{Release: "0.6.0", Register: k, RuntimeDir: runtime})
+	extended := func(want int) {
+		t.Helper()
+		got, refused := k.Writes()
+		assert.Equal(t, [2]int{want, 0}, [2]int{got, refused})
+	}
+	ends := func(text, hint string) {
+		t.Helper()
+		d.up(text)
+		eventually(t, "it refuses", func() bool {
+			self, err := m.engine.Container(t.Context(), "launcher")
+			return err == nil && !self.Live() && self.ExitCode == 8
+		})
+		d.usage.stop()
+		assert.Contains(t, d.docker("logs", "launcher"), hint)
+		m.unmeasured()
+		extended(0)
+		d.docker("rm", "-f", "registry", "launcher")
+	}
+	ends(strings.Replace(text, ":/run/tsm", ":/run/tsm:ro", 1), "hint: have this line under volumes in the launcher's compose file, without :ro: - "+registers+"/run/tsm")
+	ends(strings.Replace(text, ":/run/log/dstack", ":/run/log/dstack:ro", 1), "without :ro: - /run/log/dstack:/run/log/dstack")
+	ends(strings.Replace(text, "LAUNCHER_MEASURE=native, ", "", 1), "LAUNCHER_MEASURE=native")
+
+	d.up(text)
+	first := d.settle()
+	m.measured(m.digests[0])
+	extended(1)
+	assert.Zero(t, m.agent.Emits())
+	require.NotNil(t, first.Measurement)
+	assert.Equal(t, m.agent.RTMR3(), first.Measurement.RTMR3)
+	assert.Equal(t, "running", m.workload().Status)
+	d.sparing()
+	for _, mount := range m.workload().Mounts {
+		assert.NotContains(t, mount.Source, "log/dstack", "the workload can't extend")
+		assert.NotContains(t, mount.Source, k.Dir())
+	}
+
+	d.engine.cut()
+	d.reboot()
+	d.up(text)
+	d.settle()
+	m.measured(m.digests[0])
+	extended(1) // of this boot
+}
+
 func dropInOutside(t *testing.T, d *dropIn) {
 	m := d.machine
 	text := deployment(t, "compose-nontee.yaml", d.image, m.digests[0])
@@ -364,10 +427,15 @@ func newDropIn(t *testing.T, images string, registry v1.Image, launcher v1.Hash,
 // listen starts the agent, on a socket below the machine's /var/run.
 func (d *dropIn) listen(socket string) {
 	d.t.Helper()
+	d.listenAs(socket, launchtest.AgentOptions{})
+}
+
+func (d *dropIn) listenAs(socket string, o launchtest.AgentOptions) {
+	d.t.Helper()
 	path := filepath.Join(d.engine.dir, "run", strings.TrimPrefix(socket, "/var/run/"))
 	require.NoError(d.t, os.MkdirAll(filepath.Dir(path), 0o755))
 	var err error
-	d.agent, err = launchtest.NewAgent(path, launchtest.AgentOptions{})
+	d.agent, err = launchtest.NewAgent(path, o)
 	require.NoError(d.t, err)
 	d.t.Cleanup(func() {
 		assert.Empty(d.t, d.agent.Unexpected(), "requests that the agent doesn't know")

@@ -58,6 +58,7 @@ func (a *Agent) locked(do func()) {
 		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
 	}
 	check(err)
+	defer func() { _ = unix.Flock(int(lock.Fd()), unix.LOCK_UN) }() // of which a child may have a copy
 	do()
 }
 

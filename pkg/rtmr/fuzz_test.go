@@ -73,6 +73,40 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// What is left of dstack's log after a crash is completed to a log that replays to the register, or
+// refused; a log that is whole stays as it is.
+func FuzzRuntimeLog(f *testing.F) {
+	f.Fuzz(func(t *testing.T, data []byte, ahead bool) {
+		events, err := rtmr.RuntimeEvents(data)
+		if err != nil {
+			return
+		}
+		image := digest.Of([]byte("image"))
+		var register rtmr.Register
+		for _, e := range events {
+			register = rtmr.Extend(register, e.Measured())
+		}
+		if ahead {
+			register = rtmr.Extend(register, rtmr.DigestV1(rtmr.EventName, image[:]))
+		}
+		_, _, without := rtmr.JudgeRuntimeLog(register, data, nil)
+		log, rest, err := rtmr.JudgeRuntimeLog(register, data, []digest.Digest{image})
+		if err != nil {
+			require.Zero(t, log, "an error comes with nothing")
+			require.Error(t, without)
+			return
+		}
+		require.NoError(t, log.Replays())
+		require.Equal(t, register, log.Replay())
+		require.Equal(t, ahead, len(rest) > 0)
+		require.Equal(t, ahead, without != nil)
+		whole, left, err := rtmr.JudgeRuntimeLog(register, append(data, rest...), nil)
+		require.NoError(t, err, "it is complete now")
+		require.Empty(t, left)
+		require.Equal(t, log.Events(), whole.Events())
+	})
+}
+
 func written(t *testing.T, log rtmr.Log) []byte {
 	t.Helper()
 	entries := []map[string]any{}
@@ -97,6 +131,7 @@ func TestFuzzSeeds(t *testing.T) {
 			"array", "array-two-keys", "getquote", "info", "info-empty", "tcb_info", "tcb_info-ambiguous",
 			"tcb_info-twice", "tcb_info-version-2",
 		},
+		"FuzzRuntimeLog":      {"ahead", "blank-lines", "half-a-line", "version-2", "whole"},
 		"FuzzJudgeAppCompose": {"escaped-name", "letter-case", "null", "twice", "two-documents", "valid"},
 	} {
 		dir := filepath.Join("testdata/fuzz", target)

@@ -117,11 +117,11 @@ func (s sight) judge(images []digest.Digest) (log Log, rest []byte, err error) {
 		return log, nil, nil
 	}
 	for _, image := range images {
-		line, event := logLine(image), DigestV1(EventName, image[:])
-		if len(log.Images()) == 0 && bytes.HasPrefix(line, s.tail) &&
-			Extend(log.Replay(), event) == s.register {
-			log.events = append(slices.Clip(s.events), Event{EventType, EventName, image[:], nil, 1})
-			return log, line[len(s.tail):], log.Replays()
+		line := logLine(image)
+		event := Event{Type: EventType, Name: EventName, Payload: image[:], Version: 1}
+		ahead := Log{events: append(slices.Clip(s.events), event), reported: &s.register}
+		if len(log.Images()) == 0 && bytes.HasPrefix(line, s.tail) && ahead.Replays() == nil {
+			return ahead, line[len(s.tail):], nil
 		}
 	}
 	if len(s.tail) > 0 {
