@@ -25,11 +25,10 @@ func nativeWorld(t *testing.T) (*world, *kernel.Kernel) {
 	k, err := kernel.New()
 	require.NoError(t, err, "these tests need /dev/fuse, and root or fusermount3")
 	t.Cleanup(func() { assert.NoError(t, k.Close()) })
-	runtime := t.TempDir()
 	w := newWorld(t, options{machine: launchtest.MachineOptions{Agent: launchtest.AgentOptions{
-		Release: "0.6.0", Register: k, RuntimeDir: runtime,
+		Release: "0.6.0", Register: k, RuntimeDir: k.Runtime(),
 	}}})
-	w.settings.Native = rtmr.Mounts{Registers: k.Dir(), Runtime: runtime}
+	w.settings.Native = rtmr.Mounts{Registers: k.Dir(), Runtime: k.Runtime()}
 	return w, k
 }
 
@@ -137,7 +136,7 @@ func TestHoldersOfTheRegister(t *testing.T) {
 	}{
 		"nothing":                     {host: func(*world) map[string]any { return nil }},
 		"the log directory":           {host: func(w *world) map[string]any { return bind(w.settings.Native.Runtime) }, refused: "dstack's event log through"},
-		"above it":                    {host: func(w *world) map[string]any { return bind(filepath.Dir(w.settings.Native.Runtime)) }, refused: "dstack's event log through"},
+		"above it":                    {host: func(w *world) map[string]any { return bind(filepath.Dir(w.settings.Native.Runtime)) }, refused: "holds "},
 		"the log itself":              {host: func(w *world) map[string]any { return bind(w.settings.Native.Runtime + "/runtime_events.log") }, refused: "dstack's event log through"},
 		"the registers":               {host: func(w *world) map[string]any { return bind(w.settings.Native.Registers) }, refused: "the kernel's register through"},
 		"the kernel's directory":      {host: func(*world) map[string]any { return bind(sys + "/measurements") }, refused: "register"},

@@ -28,11 +28,10 @@ func native(t *testing.T, version string) (*world, *kernel.Kernel) {
 	k, err := kernel.New()
 	require.NoError(t, err, "these tests need /dev/fuse, and root or fusermount3")
 	t.Cleanup(func() { assert.NoError(t, k.Close()) })
-	runtime := t.TempDir()
 	w := newWorld(t, launchtest.MachineOptions{Agent: launchtest.AgentOptions{
-		Release: "0.6.0", Register: k, RuntimeDir: runtime, LogVersion: version,
+		Release: "0.6.0", Register: k, RuntimeDir: k.Runtime(), LogVersion: version,
 	}})
-	w.settings.Native = rtmr.Mounts{Registers: k.Dir(), Runtime: runtime}
+	w.settings.Native = rtmr.Mounts{Registers: k.Dir(), Runtime: k.Runtime()}
 	return w, k
 }
 

@@ -97,8 +97,13 @@ func logLine(image digest.Digest) []byte {
 		base64.StdEncoding.EncodeToString(image[:]))
 }
 
-// CanEmit looks for what is missing. A lock that is held is left to whoever waits for it.
-func (n *Native) CanEmit(context.Context) error {
+// CanEmit looks for what is missing.
+func (n *Native) CanEmit(ctx context.Context) error {
+	held, _, err := n.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer held.close()
 	_, _, faults := n.Look(nil)
 	if len(faults) > 0 {
 		return faults[0]
@@ -106,7 +111,7 @@ func (n *Native) CanEmit(context.Context) error {
 	return nil
 }
 
-// Look finds without effect all that stands in the way, and what the log says once a line was
+// Look finds without effect, and so without the lock, all that stands in the way, and what the log says once a line was
 // completed that an earlier run left: then unfinished.
 func (n *Native) Look(images []digest.Digest) (log Log, unfinished bool, faults []error) {
 	writable := func(piece Piece, path string) {

@@ -28,12 +28,12 @@ func (n *Native) Settle(ctx context.Context, left Earlier) (log Log, over bool, 
 	if err != nil {
 		return Log{}, false, err
 	}
+	defer held.close() // which the agent's answer needs, too: nobody is half done meanwhile
 	_, rest, err := seen.judge(left.Images)
 	if err == nil && len(rest) > 0 {
 		n.logger().Warn("completing the line of an event that an earlier run put into the register")
 		err = held.complete(rest)
 	}
-	held.close()
 	if err == nil {
 		log, err = n.Log(ctx)
 	}

@@ -53,7 +53,7 @@ func newMachine(t *testing.T, version string) *machine {
 	require.NoError(t, err, "these tests need /dev/fuse, and root or fusermount3")
 	t.Cleanup(func() { assert.NoError(t, k.Close()) })
 	m := &machine{t: t, kernel: k, journal: &journal{Recorder: &launchtest.Recorder{}}}
-	m.mounts = rtmr.Mounts{Registers: k.Dir(), Runtime: t.TempDir()}
+	m.mounts = rtmr.Mounts{Registers: k.Dir(), Runtime: k.Runtime()}
 	m.double, m.agent, m.clock = agents(t, launchtest.AgentOptions{
 		Release: "0.6.0", Register: k, RuntimeDir: m.mounts.Runtime, LogVersion: version,
 	})

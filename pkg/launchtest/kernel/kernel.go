@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -31,6 +32,7 @@ type Fault struct {
 
 // Kernel is a register and the directory that shows it.
 type Kernel struct {
+	base   string
 	dir    string
 	server *fuse.Server
 
@@ -46,21 +48,36 @@ type Kernel struct {
 
 // New mounts a kernel on a directory of its own.
 func New() (*Kernel, error) {
-	dir, err := os.MkdirTemp("", "tdx")
+	base, err := os.MkdirTemp(memory(), "tdx")
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{dir: dir}
+	k := &Kernel{base: base, dir: filepath.Join(base, "measurements")}
+	if err := errors.Join(os.Mkdir(k.dir, 0o700), os.Mkdir(k.Runtime(), 0o700)); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(base))
+	}
 	none := fuse.MountOptions{DirectMount: true, FsName: "tdx_guest", Name: "tdx"}
-	k.server, err = fs.Mount(dir, &root{kernel: k}, &fs.Options{MountOptions: none})
+	k.server, err = fs.Mount(k.dir, &root{kernel: k}, &fs.Options{MountOptions: none})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("mounting a file system in user space: %w", err), os.Remove(dir))
+		return nil, errors.Join(fmt.Errorf("mounting a file system in user space: %w", err), os.RemoveAll(base))
 	}
 	return k, nil
 }
 
 // Dir is what the kernel calls tdx_guest/measurements.
 func (k *Kernel) Dir() string { return k.dir }
+
+// Runtime is a directory for dstack's event log, in memory as /run is: on a busy disk the sync of a
+// line takes longer than anybody waits for a lock.
+func (k *Kernel) Runtime() string { return filepath.Join(k.base, "log") }
+
+func memory() string {
+	const tmpfs = "/dev/shm"
+	if unix.Access(tmpfs, unix.W_OK) != nil {
+		return ""
+	}
+	return tmpfs
+}
 
 // Close unmounts it.
 func (k *Kernel) Close() error {
@@ -69,7 +86,7 @@ func (k *Kernel) Close() error {
 			return err
 		}
 	}
-	return os.Remove(k.dir)
+	return os.RemoveAll(k.base)
 }
 
 // Value returns the register.
