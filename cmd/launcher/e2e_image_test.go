@@ -298,7 +298,7 @@ func dropInNative(t *testing.T, d *dropIn, k *kernel.Kernel) {
 	}
 	ends := func(text, hint string) {
 		t.Helper()
-		d.up(text)
+		d.upAlone(text)
 		eventually(t, "it refuses", func() bool {
 			self, err := m.engine.Container(t.Context(), "launcher")
 			return err == nil && !self.Live() && self.ExitCode == 8
@@ -307,7 +307,7 @@ func dropInNative(t *testing.T, d *dropIn, k *kernel.Kernel) {
 		assert.Contains(t, d.docker("logs", "launcher"), hint)
 		m.unmeasured()
 		extended(0)
-		d.docker("rm", "-f", "registry", "launcher")
+		d.docker("rm", "-f", "launcher")
 	}
 	ends(strings.Replace(text, ":/run/tsm", ":/run/tsm:ro", 1), "hint: have this line under volumes in the launcher's compose file, without :ro: - "+registers+"/run/tsm")
 	ends(strings.Replace(text, ":/run/log/dstack", ":/run/log/dstack:ro", 1), "without :ro: - /run/log/dstack:/run/log/dstack")
@@ -461,6 +461,15 @@ func (d *dropIn) serve(network, images string) {
 // up does at a boot what dstack does, with this file.
 func (d *dropIn) up(text string) {
 	d.t.Helper()
+	d.upAlone(text)
+	d.serve("container:launcher", "nearone/mpc-node=/images/node")
+	d.docker("image", "prune", "-af")
+	d.docker("volume", "prune", "-f")
+}
+
+// upAlone starts a launcher that comes to no pull.
+func (d *dropIn) upAlone(text string) {
+	d.t.Helper()
 	dir := filepath.Join(d.engine.dir, "dstack")
 	require.NoError(d.t, os.MkdirAll(dir, 0o755))
 	file := filepath.Join(dir, "docker-compose.yaml")
@@ -472,9 +481,6 @@ func (d *dropIn) up(text string) {
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "DOCKER_HOST=" + d.host}
 	out, err := cmd.CombinedOutput()
 	require.NoError(d.t, err, "%s", out)
-	d.serve("container:launcher", "nearone/mpc-node=/images/node")
-	d.docker("image", "prune", "-af")
-	d.docker("volume", "prune", "-f")
 }
 
 // reboot brings the engine up again, in a virtual machine that has just booted.

@@ -79,13 +79,15 @@ func memory() string {
 	return tmpfs
 }
 
-// Close unmounts it.
+// Close ends it, even where a mount namespace that was made meanwhile has a copy of the mount, which
+// an orderly unmount would wait for.
 func (k *Kernel) Close() error {
-	if err := k.server.Unmount(); err != nil {
-		if err := unix.Unmount(k.dir, unix.MNT_DETACH); err != nil {
+	if unix.Unmount(k.dir, unix.MNT_FORCE|unix.MNT_DETACH) != nil { // not root
+		if err := k.server.Unmount(); err != nil {
 			return err
 		}
 	}
+	k.server.Wait()
 	return os.RemoveAll(k.base)
 }
 
