@@ -32,79 +32,84 @@ func (n *Native) Settle(ctx context.Context, left Earlier) (log Log, over bool, 
 	_, rest, err := seen.judge(left.Images)
 	if err == nil && len(rest) > 0 {
 		n.logger().Warn("completing the line of an event that an earlier run put into the register")
-		err = held.complete(rest)
+		if err = held.complete(rest); err == nil {
+			seen, err = n.look()
+		}
 	}
 	if err == nil {
-		log, err = n.Log(ctx)
+		log, err = n.agrees(ctx, seen)
 	}
 	return log, err == nil, err
 }
 
-// emitOnce extends once, and again only where the register says that nothing happened.
+// emitOnce extends once, and again only where the kernel refused to and a new quote shows that nothing
+// happened: after a write that failed, the register's file may show what it held before.
 func (n *Native) emitOnce(ctx context.Context, image digest.Digest) (Measurement, error) {
-	emits, event, line := 0, DigestV1(EventName, image[:]), logLine(image)
-	failed := func(outcome Outcome, err error) (Measurement, error) {
-		return Measurement{}, &MeasureError{image, outcome, emits, err}
+	var refused error
+	emits, outcome := 0, NotEmitted
+	failed := func(err error) (Measurement, error) {
+		return Measurement{}, &MeasureError{image, outcome, emits, follows(refused, err)}
 	}
 	held, seen, err := n.hold(ctx)
 	if err != nil {
-		return failed(NotEmitted, err)
+		return failed(err)
 	}
 	defer held.close()
-	present, err := n.agrees(ctx, seen, image)
-	if err == nil && !present {
-		err = held.reserve(len(line))
-	}
-	switch {
-	case err != nil:
-		return failed(NotEmitted, err)
-	case present: // by somebody who had the lock before
-		return Measurement{image: image, rtmr3: seen.register, already: true}, nil
-	}
-	for now, want := seen.register, Extend(seen.register, event); now != want; {
-		emits++
-		n.logger().Info("emitting", "event", EventName, "digest", image.String(), "emit", emits)
-		extended := n.extend(event)
-		n.at("reading back")
-		if now, err = n.register(); err != nil {
-			return failed(Unclear, follows(extended, err))
+	event, line := DigestV1(EventName, image[:]), logLine(image)
+	for {
+		log, err := n.agrees(ctx, seen)
+		present := false
+		if err == nil {
+			present, err = log.Measured(image)
+		}
+		if err == nil && !present {
+			err = held.reserve(len(line))
 		}
 		switch {
-		case now != want && now != seen.register:
-			return failed(Poisoned, &Rejection{WrongRegister, "", now.String(), want.String()})
-		case now != want && (extended == nil || emits == maxEmits):
-			return failed(NotEmitted, follows(extended, errIgnored))
+		case err != nil:
+			return failed(err)
+		case present: // where nothing was extended, by somebody who had the lock before
+			return Measurement{image: image, rtmr3: seen.register, already: emits == 0}, nil
+		case emits > 0 && refused == nil: // what was done is never done again
+			return failed(errUnseen)
+		case emits == maxEmits:
+			outcome = NotEmitted
+			return failed(errUnseen)
+		}
+		emits, outcome = emits+1, Unclear
+		n.logger().Info("emitting", "event", EventName, "digest", image.String(), "emit", emits)
+		refused = n.extend(event)
+		n.at("reading back")
+		now, err := n.register()
+		switch want := Extend(seen.register, event); {
+		case err != nil:
+		case now == want:
+			refused, err = nil, held.complete(line)
+		case now != seen.register:
+			outcome, err = Poisoned, &Rejection{WrongRegister, "", now.String(), want.String()}
+		}
+		if err == nil {
+			seen, err = n.look()
+		}
+		if err != nil {
+			return failed(err)
 		}
 	}
-	if err := held.complete(line); err != nil {
-		return failed(Unclear, err)
-	}
-	n.at("asking")
-	log, err := n.Log(ctx)
-	if err != nil {
-		return failed(Unclear, err)
-	}
-	if present, err := log.Measured(image); !present {
-		return failed(Conflict, follows(err, errUnseen))
-	}
-	return Measurement{image: image, rtmr3: log.Replay()}, nil
 }
 
-// agrees compares register, log and what the agent says, which is what verifiers will see.
-func (n *Native) agrees(ctx context.Context, s sight, image digest.Digest) (present bool, err error) {
+// agrees returns the agent's log, which is what verifiers will see, if it comes with the register that
+// the kernel shows and the log here replays to.
+func (n *Native) agrees(ctx context.Context, s sight) (Log, error) {
 	n.at("comparing")
 	if _, _, err := s.judge(nil); err != nil {
-		return false, err
+		return Log{}, err
 	}
 	log, err := n.Log(ctx)
-	if err != nil {
-		return false, err
-	}
-	if quoted, _ := log.Reported(); quoted != s.register {
+	if quoted, _ := log.Reported(); err == nil && quoted != s.register {
 		entry := "the agent quotes another register than the kernel's"
-		return false, &Rejection{WrongRegister, entry, quoted.String(), s.register.String()}
+		err = &Rejection{WrongRegister, entry, quoted.String(), s.register.String()}
 	}
-	return log.Measured(image)
+	return log, err
 }
 
 // judge returns the log, if it replays to the register. If the register is ahead by exactly one

@@ -34,12 +34,8 @@ func (e *NativeError) Unwrap() error { return e.Err }
 // ExitCode is Measurement.
 func (e *NativeError) ExitCode() exit.Code { return exit.Measurement }
 
-var (
-	// errIgnored is for an extension that has no effect.
-	errIgnored = errors.New("the register is as it was")
-	// errUnseen is for an event that stands in register and log.
-	errUnseen = errors.New("the agent doesn't show that the image is measured")
-)
+// errUnseen is for an extension after which register, log and agent say that nothing happened.
+var errUnseen = errors.New("the image isn't measured, as register, event log and agent agree")
 
 // The lines of the launcher's compose file that mount what it takes.
 const (

@@ -3,7 +3,8 @@
 // take anything.
 //
 // It needs /dev/fuse, and root or fusermount3. It models what was read in the kernel's sources:
-// exactly 48 bytes at offset 0 extend, all other writes are EINVAL, reading gives the live value.
+// exactly 48 bytes at offset 0 extend, all other writes are EINVAL, reading gives the live value, but
+// after a write that failed what was read before.
 package kernel
 
 import (
@@ -38,8 +39,10 @@ type Kernel struct {
 
 	mu      sync.Mutex
 	value   [48]byte
-	writes  int // that extended
-	refused int // that were none
+	cached  [48]byte // what reading gives
+	synced  bool     // no write succeeded since it was read
+	writes  int      // that extended
+	refused int      // that were none
 	faults  []Fault
 	before  func() // called before the next extension
 	after   func() // and after it
@@ -98,18 +101,19 @@ func (k *Kernel) Value() [48]byte {
 	return k.value
 }
 
-// Extend is somebody else's extension, which doesn't come through the file.
+// Extend is somebody else's extension.
 func (k *Kernel) Extend(digest [48]byte) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.extend(digest)
+	k.synced = false
 }
 
 // Reset is a boot.
 func (k *Kernel) Reset() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.value, k.writes, k.refused, k.faults = [48]byte{}, 0, 0, nil
+	k.value, k.synced, k.writes, k.refused, k.faults = [48]byte{}, false, 0, 0, nil
 }
 
 func (k *Kernel) extend(digest [48]byte) {
@@ -178,6 +182,9 @@ func (k *Kernel) take(digest [48]byte) syscall.Errno {
 		k.writes++
 		k.extend(digest)
 	}
+	if fault.Err == 0 {
+		k.synced = false
+	}
 	return fault.Err
 }
 
@@ -218,7 +225,10 @@ func (r *register) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int
 	if r.kernel.broken {
 		return nil, syscall.EIO
 	}
-	value := r.kernel.value[min(off, 48):]
+	if !r.kernel.synced {
+		r.kernel.cached, r.kernel.synced = r.kernel.value, true
+	}
+	value := r.kernel.cached[min(off, 48):]
 	return fuse.ReadResultData(append([]byte(nil), value[:min(len(dest), len(value))]...)), 0
 }
 
