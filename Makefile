@@ -52,7 +52,7 @@ PLAIN := ^TestMistakes|^TestNothingLeaks|^TestExamples|^TestOddImages|^TestMoreL
 
 # Much of it is waiting, so more tests run at once than there are cores.
 .PHONY: hermetic
-hermetic: ## run the hermetic tests, which need nothing of the machine but a C compiler, those of what runs at once with the race detector
+hermetic: ## run the hermetic tests, which need nothing of the machine but a C compiler, /dev/fuse and root, those of what runs at once with the race detector
 	hack/need cc
 	CGO_ENABLED=1 go test -race -parallel 6 -timeout 20m -skip '$(PLAIN)' $(RACE)
 	go test -parallel 6 -timeout 20m -run '$(PLAIN)' $(RACE)

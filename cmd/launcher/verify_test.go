@@ -220,3 +220,36 @@ func session(t *testing.T, m *launchtest.Machine, environ []string) string {
 	}
 	return "```console\n$ launcher verify\n" + main.ReportText(&report, false) + "$ echo $?\n" + strconv.Itoa(int(code)) + "\n```\n"
 }
+
+// TestVerifyOnDstack06 says that there is another way to measure, and what that one lacks.
+func TestVerifyOnDstack06(t *testing.T) {
+	t.Parallel()
+	m, err := launchtest.NewMachine(launchtest.MachineOptions{Agent: launchtest.AgentOptions{Release: "0.6.0"}})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, m.Close()) })
+	stdout, _, code := run(t, onMachine(m), "verify")
+	assert.Equal(t, exit.Measurement, code)
+	stdout = strings.Join(strings.Fields(stdout), " ") // it is wrapped
+	for _, said := range []string{"AGT002", "LAUNCHER_MEASURE=native", "examples/compose-native.yaml", "vote on", "OS measurements"} {
+		assert.Contains(t, stdout, said)
+	}
+
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{"verify", "--measure", "native", "--rtmr-dir", dir, "--runtime-log-dir", dir},
+		{"run", "--measure", "native", "--rtmr-dir", dir, "--runtime-log-dir", dir},
+	} {
+		stdout, stderr, code := run(t, onMachine(m), args...)
+		assert.Equal(t, exit.Measurement, code, "%v", args)
+		said := strings.Join(strings.Fields(stdout+stderr), " ")
+		assert.Contains(t, said, "- /run/log/dstack:/run/log/dstack")
+		if args[0] == "verify" {
+			assert.Contains(t, said, "NAT001")
+			assert.Contains(t, said, "NAT003")
+			assert.Contains(t, said, "- /sys/devices/virtual/misc/tdx_guest/measurements:/run/tsm")
+		}
+	}
+	_, stderr, code := run(t, append(onMachine(m), "LAUNCHER_MEASURE=kernel"), "run")
+	assert.Equal(t, exit.Usage, code)
+	assert.Contains(t, stderr, "must be agent or native")
+}

@@ -2,6 +2,9 @@ package rtmr
 
 import (
 	"errors"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/exit"
 )
@@ -49,10 +52,14 @@ func (e *NativeError) Hints() []string {
 	switch e.Piece {
 	case NoRegisters:
 		return []string{under + registersLine, "the kernel has the register from Linux 6.16 on, dstack from 0.6 on"}
-	case ReadOnly:
-		return []string{under + registersLine}
-	case NoRuntime, RuntimeFixed:
+	case NoRuntime:
 		return []string{under + runtimeLine}
+	case ReadOnly, RuntimeFixed:
+		line := map[Piece]string{ReadOnly: registersLine, RuntimeFixed: runtimeLine}[e.Piece]
+		if errors.Is(e.Err, unix.EROFS) || errors.Is(e.Err, fs.ErrPermission) {
+			return []string{under + line}
+		}
+		return []string{"try again; if it stays that way, reboot the CVM"}
 	case NoRoom:
 		return []string{"free space in /run of the CVM, or reboot it"}
 	case OtherVersion:
