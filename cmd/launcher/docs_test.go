@@ -18,6 +18,7 @@ import (
 	"tee-launcher/pkg/fleet"
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/preflight"
+	"tee-launcher/pkg/rtmr"
 )
 
 var update = flag.Bool("update", false, "write the generated parts of the documents anew")
@@ -271,4 +272,32 @@ func members(of reflect.Type) (names []string) {
 		}
 	}
 	return names
+}
+
+// TestTheNativeExample: it is the deployment with what measuring natively needs, and no more; and the
+// hints give those very lines.
+func TestTheNativeExample(t *testing.T) {
+	t.Parallel()
+	read := func(name string) []string {
+		text, err := os.ReadFile(filepath.Join("..", "..", "examples", name))
+		require.NoError(t, err)
+		return strings.Split(strings.TrimSpace(string(text)), "\n")
+	}
+	native := read("compose-native.yaml")
+	require.True(t, strings.HasPrefix(native[0], "# "))
+	var more, plain []string
+	for _, line := range native[1:] {
+		if line = strings.Replace(line, "LAUNCHER_MEASURE=native, ", "", 1); slices.Contains(read("compose.yaml"), line) {
+			plain = append(plain, line)
+		} else {
+			more = append(more, strings.TrimSpace(line))
+		}
+	}
+	assert.Equal(t, read("compose.yaml"), plain)
+	var hints []string
+	for _, piece := range []rtmr.Piece{rtmr.NoRegisters, rtmr.NoRuntime} {
+		_, line, _ := strings.Cut((&rtmr.NativeError{Piece: piece}).Hints()[0], "without :ro: ")
+		hints = append(hints, line)
+	}
+	assert.Equal(t, hints, more)
 }

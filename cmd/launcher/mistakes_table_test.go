@@ -59,6 +59,7 @@ func inSettings() []mistake {
 		set("a log level that isn't one", "LOG_LEVEL=verbose", "LOG_LEVEL"),
 		set("a log format that isn't one", "LOG_FORMAT=logfmt", "LOG_FORMAT"),
 		set("supervise that is yes", "LAUNCHER_SUPERVISE=yes", "LAUNCHER_SUPERVISE"),
+		set("measure that is kernel", "LAUNCHER_MEASURE=kernel", "LAUNCHER_MEASURE", "agent or native"),
 		set("a fallback that is on", "LAUNCHER_FALLBACK=on", "LAUNCHER_FALLBACK", "off or unpullable"),
 		set("a fallback after a number", "LAUNCHER_FALLBACK_AFTER=30", "LAUNCHER_FALLBACK_AFTER", `"30"`, "30m"),
 		set("a fallback after nothing", "LAUNCHER_FALLBACK_AFTER=0s", "LAUNCHER_FALLBACK_AFTER", `"0s"`, "30m"),

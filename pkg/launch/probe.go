@@ -157,7 +157,7 @@ func (m *machine) probe(ctx context.Context) (found standing, detail string, err
 	}
 	if !facts.AnImage() {
 		m.unmeasured = true
-		return found, "the agent can measure, no image is measured yet", m.backend.CanEmit(ctx)
+		return found, "an image can be measured, and none is yet", m.backend.CanEmit(ctx)
 	}
 	if facts, err = m.around(ctx, facts); err != nil {
 		return found, "", err

@@ -101,15 +101,19 @@ func TestNative(t *testing.T) {
 				w.Agent.Emit("pad", make([]byte, (4096-len(w.read(logFile(w)))-40)/4*3))
 				w.Agent.Move(place)
 				w.settings.Native.Runtime = place
-				f, err := os.Create(filepath.Join(place, "filler"))
-				require.NoError(w.t, err)
-				defer f.Close()
-				for err == nil {
-					_, err = f.Write(make([]byte, 4096))
-				}
-				require.ErrorIs(w.t, err, unix.ENOSPC)
+				fillUp(w, place)
 			},
 			expect: []string{"NAT006"}, fix: "free space", exit: exit.Measurement, next: []string{"NAT006"},
+		},
+		"a full /run, in whose log the line fits": {
+			prepare: func(w *world, _ *kernel.Kernel) {
+				place, end, err := kernel.Small(8 * 4096)
+				require.NoError(w.t, err)
+				w.t.Cleanup(func() { assert.NoError(w.t, end()) })
+				w.Agent.Move(place)
+				w.settings.Native.Runtime = place
+				fillUp(w, place)
+			},
 		},
 		"a lock": {
 			prepare: func(w *world, _ *kernel.Kernel) {
@@ -233,6 +237,16 @@ func TestNative(t *testing.T) {
 			}
 		})
 	}
+}
+
+func fillUp(w *world, dir string) {
+	f, err := os.Create(filepath.Join(dir, "filler"))
+	require.NoError(w.t, err)
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	require.ErrorIs(w.t, err, unix.ENOSPC)
 }
 
 // once ends a launcher as soon as it says that all is well.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -138,15 +139,27 @@ func (n *Native) Look(images []digest.Digest) (log Log, unfinished bool, faults 
 	if err != nil {
 		return Log{}, false, []error{err}
 	}
-	if err := room(n.Runtime, 2*len(logLine(digest.Digest{}))); err != nil {
+	if err := n.room(len(logLine(digest.Digest{}))); err != nil {
 		faults = append(faults, &NativeError{NoRoom, err})
 	}
 	return log, len(rest) > 0, faults
 }
 
-// room says, as far as that can be seen, why so many bytes have none.
-func room(path string, size int) error {
-	dir, err := files.OpenDir(path)
+// room says, as far as that can be seen, why a line has none: it may fit into the log's last block.
+func (n *Native) room(size int) error {
+	var disk unix.Statfs_t
+	info, err := os.Stat(filepath.Join(n.Runtime, eventsName))
+	if err == nil {
+		err = unix.Statfs(n.Runtime, &disk)
+	}
+	if err != nil {
+		return err
+	}
+	block := int64(disk.Bsize)
+	if used := info.Size() % block; used > 0 && used+int64(size) <= block {
+		return nil
+	}
+	dir, err := files.OpenDir(n.Runtime)
 	if err != nil {
 		return err
 	}
