@@ -134,19 +134,30 @@ func TestHoldersOfTheRegister(t *testing.T) {
 		project string
 		state   string
 	}{
-		"nothing":                     {host: func(*world) map[string]any { return nil }},
-		"the log directory":           {host: func(w *world) map[string]any { return bind(w.settings.Native.Runtime) }, refused: "dstack's event log through"},
-		"above it":                    {host: func(w *world) map[string]any { return bind(filepath.Dir(w.settings.Native.Runtime)) }, refused: "holds "},
-		"the log itself":              {host: func(w *world) map[string]any { return bind(w.settings.Native.Runtime + "/runtime_events.log") }, refused: "dstack's event log through"},
-		"the registers":               {host: func(w *world) map[string]any { return bind(w.settings.Native.Registers) }, refused: "the kernel's register through"},
-		"the kernel's directory":      {host: func(*world) map[string]any { return bind(sys + "/measurements") }, refused: "register"},
-		"the register's file":         {host: func(*world) map[string]any { return bind(sys + "/measurements/rtmr3:sha384") }, refused: "register"},
-		"by its class":                {host: func(*world) map[string]any { return bind("/sys/class/misc/tdx_guest") }, refused: "register"},
+		"nothing":                {host: func(*world) map[string]any { return nil }},
+		"the log directory":      {host: func(w *world) map[string]any { return bind(w.settings.Native.Runtime) }, refused: "dstack's event log through"},
+		"above it":               {host: func(w *world) map[string]any { return bind(filepath.Dir(w.settings.Native.Runtime)) }, refused: "holds "},
+		"the log itself":         {host: func(w *world) map[string]any { return bind(w.settings.Native.Runtime + "/runtime_events.log") }, refused: "dstack's event log through"},
+		"the registers":          {host: func(w *world) map[string]any { return bind(w.settings.Native.Registers) }, refused: "the kernel's register through"},
+		"the kernel's directory": {host: func(*world) map[string]any { return bind(sys + "/measurements") }, refused: "register"},
+		"the register's file":    {host: func(*world) map[string]any { return bind(sys + "/measurements/rtmr3:sha384") }, refused: "register"},
+		"by its class":           {host: func(*world) map[string]any { return bind("/sys/class/misc/tdx_guest") }, refused: "register"},
+		"by its number":          {host: func(*world) map[string]any { return bind("/sys/dev/char/10:125") }, refused: "register"},
+		"the host's /proc":       {host: func(*world) map[string]any { return bind("/proc") }, refused: "register"},
+		"a volume of the kernel's": {
+			host: func(w *world) map[string]any {
+				w.Engine.Fail(launchtest.EngineFault{Match: "GET /volumes/sys", Times: -1, Edit: func([]byte) []byte {
+					return []byte(`{"Name":"sys","Mountpoint":"/x","Options":{"type":"sysfs","device":"none"}}`)
+				}})
+				return map[string]any{"Binds": []string{"sys:/x"}}
+			}, refused: "register",
+		},
 		"all of /sys":                 {host: func(*world) map[string]any { return bind("/sys") }, refused: "register"},
 		"/dev":                        {host: func(*world) map[string]any { return bind("/dev") }, refused: "holds "},
 		"another part of /sys":        {host: func(*world) map[string]any { return bind("/sys/fs/cgroup") }},
 		"privileged":                  {host: func(*world) map[string]any { return map[string]any{"Privileged": true} }, refused: "its privileges"},
 		"a capability":                {host: func(*world) map[string]any { return map[string]any{"CapAdd": []string{"CAP_SYS_ADMIN"}} }, refused: "SYS_ADMIN"},
+		"opening by handle":           {host: func(*world) map[string]any { return map[string]any{"CapAdd": []string{"DAC_READ_SEARCH"}} }, refused: "DAC_READ_SEARCH"},
 		"all capabilities":            {host: func(*world) map[string]any { return map[string]any{"CapAdd": []string{"all"}} }, refused: "ALL"},
 		"a harmless capability":       {host: func(*world) map[string]any { return map[string]any{"CapAdd": []string{"NET_ADMIN"}} }},
 		"rules for devices":           {host: func(*world) map[string]any { return map[string]any{"DeviceCgroupRules": []string{"c 10:* rwm"}} }, refused: "rules"},

@@ -47,9 +47,9 @@ func holds(
 			return "the kernel's register, by the device " + path, nil
 		}
 	}
-	for _, place := range []string{ // by every name that the kernel has for it
+	for _, place := range []string{ // by every name that the kernel has for it, other processes' files among them
 		self.HostPath(s.Native.Registers), device,
-		"/sys/devices/virtual/misc/tdx_guest", "/sys/class/misc/tdx_guest",
+		"/sys/devices/virtual/misc/tdx_guest", "/sys/class/misc/tdx_guest", "/sys/dev/char", "/proc",
 	} {
 		if source, err = e.ReachesInto(ctx, c, place); err != nil || source != "" {
 			return through("the kernel's register", source), err

@@ -291,8 +291,17 @@ func (e *Engine) Volume(ctx context.Context, name string) (Volume, error) {
 		Options                  map[string]string
 	}
 	err := e.get(ctx, "inspecting volume "+name, "/volumes/"+url.PathEscape(name), nil, &answer)
+	device := answer.Options["device"]
+	switch answer.Options["type"] { // of what the kernel has once, whose device is any word
+	case "sysfs":
+		device = "/sys"
+	case "proc":
+		device = "/proc"
+	case "devtmpfs":
+		device = "/dev"
+	}
 	return Volume{
-		Name: answer.Name, Mountpoint: answer.Mountpoint, Device: answer.Options["device"],
+		Name: answer.Name, Mountpoint: answer.Mountpoint, Device: device,
 		Driver: answer.Driver, Options: slices.Sorted(maps.Keys(answer.Options)),
 	}, err
 }

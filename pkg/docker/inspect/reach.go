@@ -47,7 +47,7 @@ func (c Container) Escapes() string {
 	}
 	for _, added := range texts(c.Settings["HostConfig.CapAdd"]) {
 		switch name := strings.TrimPrefix(strings.ToUpper(added), "CAP_"); name {
-		case "ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO": // they mount, load and map
+		case "ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "DAC_READ_SEARCH": // they mount, load, map and open by handle
 			return "its capability " + name
 		}
 	}
