@@ -20,7 +20,8 @@ type Backend interface {
 	Settle(ctx context.Context, left Earlier) (log Log, over bool, err error)
 	// CanEmit says without effect why no event could be emitted.
 	CanEmit(ctx context.Context) error
-	// emitOnce expects a log without an image event, and ends with what the log says afterwards.
+	// emitOnce expects a log without an image event, and ends with what the log says afterwards. It
+	// emits again only where the first certainly wasn't done: never after an answer of success.
 	emitOnce(ctx context.Context, image digest.Digest) (Measurement, error)
 }
 

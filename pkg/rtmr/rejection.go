@@ -72,7 +72,7 @@ func (e *Rejection) Hints() []string {
 	case AppCompose:
 		return []string{"correct the app-compose; it needs a new CVM, because its hash is measured"}
 	case WrongRegister:
-		return []string{"reboot the CVM: an event was logged but not measured, and no quote of this boot can be verified"}
+		return []string{"reboot the CVM: an event was logged or measured without the other, and no quote of this boot can be verified"}
 	case WrongVersion:
 		return []string{"the app-compose asks for event log version 2, which the NEAR verifier doesn't accept"}
 	}
