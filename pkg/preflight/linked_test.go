@@ -21,13 +21,14 @@ func TestWhatActsIsNotEvenLinked(t *testing.T) {
 	require.NoError(t, err)
 	symbols := string(out)
 	for _, reads := range []string{
-		"tee-launcher/pkg/preflight.Run", "tee-launcher/pkg/rtmr.(*Agent).CanEmit", "tee-launcher/pkg/compose.Find",
+		"tee-launcher/pkg/preflight.Run", "tee-launcher/pkg/rtmr.(*Agent).CanEmit", "tee-launcher/pkg/rtmr.(*Native).Look", "tee-launcher/pkg/compose.Find",
 		"tee-launcher/pkg/docker/inspect.(*Engine).Prove",
 	} {
 		assert.Contains(t, symbols, reads, "this test doesn't see what it looks for")
 	}
 	for _, acts := range []string{
-		"tee-launcher/pkg/launch.", "tee-launcher/pkg/docker.", "tee-launcher/pkg/rtmr.(*Agent).Measure", "tee-launcher/pkg/rtmr.(*Agent).emitOnce",
+		"tee-launcher/pkg/launch.", "tee-launcher/pkg/docker.", "tee-launcher/pkg/rtmr.(*Agent).emit", "tee-launcher/pkg/rtmr.(*held)",
+		"tee-launcher/pkg/rtmr.(*Native).emitOnce", "tee-launcher/pkg/rtmr.(*Native).extend", "tee-launcher/pkg/rtmr.(*Native).Settle",
 		"tee-launcher/pkg/compose.Tool.Create", "tee-launcher/pkg/internal/files.(*Dir).Write", "tee-launcher/pkg/internal/files.(*Dir).Lock",
 	} {
 		for line := range strings.Lines(symbols) {
