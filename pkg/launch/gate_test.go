@@ -412,13 +412,16 @@ func TestTheEndOfTheOldLogIsKept(t *testing.T) {
 	for boot, last := range []string{"one", "two", "three", "four"} {
 		w.mustBoot()
 		require.NoError(t, w.Engine.Log("mpc-node", strings.Repeat(strings.Repeat("x", 1000)+"\n", 2000)+
-			"error: "+last+"\x1b[2J\nlauncher-status {}\n", ""))
+			strings.Repeat("𝐱", 9000)+"\nerror: "+last+"\x1b[2J\nlauncher-status {}\n", ""))
 		ran := w.bootID
 		w.reboot()
 		w.mustBoot()
 		assert.Contains(t, w.stderr, "\nmpc-node before: error: "+last+" [2J\nmpc-node before: launcher-status {}\n")
 		assert.LessOrEqual(t, strings.Count(w.stderr, "\nmpc-node before: "), 1000)
 		assert.Less(t, len(w.stderr), 300<<10)
+		for line := range strings.Lines(w.stderr) {
+			assert.Less(t, len(line), 16<<10, "an engine keeps it in pieces")
+		}
 		names := w.files(logs)
 		require.Len(t, names, min(boot+1, 3))
 		newest := names[len(names)-1]

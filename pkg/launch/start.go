@@ -142,10 +142,14 @@ func (m *machine) lastWords(ctx context.Context, c docker.Container) {
 	}
 }
 
+// maxForeign is in characters, of four bytes at most: an engine keeps a line of more than 16 KiB in
+// pieces, of which a later one would stand without its prefix where the log is read from there.
+const maxForeign = 4000
+
 // foreign shows what somebody else wrote. Nothing in it may move the cursor, or begin a line that
 // passes for one of ours.
 func (m *machine) foreign(from string, log []byte) {
 	for _, line := range sanitize.Lines(string(log), lastBytes) {
-		m.Foreign(from, line)
+		m.Foreign(from, sanitize.Line(line, maxForeign))
 	}
 }
