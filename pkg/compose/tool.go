@@ -36,6 +36,7 @@ type Tool struct {
 	version string
 	host    string
 	path    child.Path
+	exec    func(*exec.Cmd) error
 }
 
 // Error is a Compose that is missing, too old, or didn't do what it was told. It ends in exit code 9.
@@ -77,8 +78,12 @@ func (e *Error) Hints() []string {
 
 // Find returns the Compose to use with the engine at host ("unix://…"): command, split at white space, or where that is empty
 // `docker compose`, then `docker-compose`, whichever on PATH is version 2 or later. PATH's entries in or below the unmeasured
-// directories aren't searched, nor handed on; a command that is a path was asked for by it.
-func Find(ctx context.Context, command, host string, unmeasured []string) (Tool, error) {
+// directories aren't searched, nor handed on; a command that is a path was asked for by it. Run runs a command; nil: as a
+// process that doesn't outlive us.
+func Find(ctx context.Context, command, host string, unmeasured []string, run func(*exec.Cmd) error) (Tool, error) {
+	if run == nil {
+		run = child.Run
+	}
 	candidates := [][]string{{"docker", "compose"}, {"docker-compose"}}
 	if command != "" {
 		candidates = [][]string{strings.Fields(command)}
@@ -88,7 +93,7 @@ func Find(ctx context.Context, command, host string, unmeasured []string) (Tool,
 		return Tool{}, &Error{Err: errors.New("the command is blank"), Hint: "name one with --compose, or leave it unset"}
 	}
 	for _, candidate := range candidates {
-		t := Tool{command: candidate, host: host, path: child.Search(usualPath, unmeasured)}
+		t := Tool{command: candidate, host: host, path: child.Search(usualPath, unmeasured), exec: run}
 		err := t.readVersion(ctx)
 		if err == nil {
 			return t, nil
@@ -195,7 +200,7 @@ func (t Tool) run(ctx context.Context, stdin []byte, args ...string) (stdout str
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	// A Compose that outlived a killed launcher would get in the way of the next one.
 	defer waiting.For(ctx, "`"+t.line(args...)+"`")()
-	if err := child.Run(cmd); err != nil {
+	if err := t.exec(cmd); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}

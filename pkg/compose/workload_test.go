@@ -117,11 +117,11 @@ func proved(t *testing.T) inspect.ImageID {
 func TestFindTakesNoComposeBelowVersion2(t *testing.T) {
 	t.Parallel()
 	double := os.Args[0] + " compose-double "
-	tool, err := compose.Find(t.Context(), double, "unix:///nonexistent", nil)
+	tool, err := compose.Find(t.Context(), double, "unix:///nonexistent", nil, nil)
 	require.NoError(t, err)
 	assert.Equal(t, launchtest.ComposeVersion, tool.Version())
 	for name, command := range map[string]string{"old": double + "--fail=old", "missing": "/nonexistent/compose", "blank": " "} {
-		_, err := compose.Find(t.Context(), command, "unix:///nonexistent", nil)
+		_, err := compose.Find(t.Context(), command, "unix:///nonexistent", nil, nil)
 		require.Error(t, err, name)
 		assert.Equal(t, exit.Workload, exit.Of(err), name)
 		assert.NotEmpty(t, exit.Hints(err), name)
@@ -140,11 +140,11 @@ func TestNoComposeOfAnybodys(t *testing.T) {
 	}
 	t.Setenv("PATH", theirs+":"+ours+":.")
 	for _, command := range []string{"", "docker-compose"} {
-		tool, err := compose.Find(t.Context(), command, "unix:///nonexistent", []string{theirs})
+		tool, err := compose.Find(t.Context(), command, "unix:///nonexistent", []string{theirs}, nil)
 		require.NoError(t, err)
 		assert.Equal(t, "2.0.0", tool.Version())
 		assert.Equal(t, "docker-compose", tool.String())
-		_, err = compose.Find(t.Context(), command, "unix:///nonexistent", []string{dir})
+		_, err = compose.Find(t.Context(), command, "unix:///nonexistent", []string{dir}, nil)
 		assert.ErrorContains(t, err, exec.ErrNotFound.Error())
 		assert.Equal(t, exit.Workload, exit.Of(err))
 	}
@@ -155,7 +155,7 @@ func TestNoComposeOfAnybodys(t *testing.T) {
 func TestAFailedComposeIsReportedOnce(t *testing.T) {
 	t.Parallel()
 	id := proved(t)
-	tool, err := compose.Find(t.Context(), os.Args[0]+" compose-double --fail=noise", "unix:///nonexistent", nil)
+	tool, err := compose.Find(t.Context(), os.Args[0]+" compose-double --fail=noise", "unix:///nonexistent", nil, nil)
 	require.NoError(t, err)
 	err = tool.Create(t.Context(), tee(), id)
 	var failure *compose.Error
@@ -191,7 +191,7 @@ func TestAComposeThatHangsEndsWithTheContext(t *testing.T) {
 		}
 		gone <- err
 	}()
-	_, err := compose.Find(ctx, "sh "+script, "unix:///nonexistent", nil)
+	_, err := compose.Find(ctx, "sh "+script, "unix:///nonexistent", nil, nil)
 	assert.ErrorIs(t, err, why)
 	assert.ErrorIs(t, <-gone, io.EOF, "nobody has its pipe any more")
 }
@@ -213,7 +213,7 @@ func TestComposeInheritsNothing(t *testing.T) {
 	script := filepath.Join(dir, "compose")
 	text := "for f in /proc/$$/fd/*; do readlink $f; done >" + list + "; echo 2.0.0\n"
 	require.NoError(t, os.WriteFile(script, []byte(text), 0o600))
-	_, err = compose.Find(t.Context(), "sh "+script, "unix:///nonexistent", nil)
+	_, err = compose.Find(t.Context(), "sh "+script, "unix:///nonexistent", nil, nil)
 	require.NoError(t, err)
 	data, err := os.ReadFile(list)
 	require.NoError(t, err)

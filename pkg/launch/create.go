@@ -71,7 +71,7 @@ func (m *machine) create(found alone, chosen choice, loaded imaged) step[proved]
 			return proved{}, "", err
 		}
 		want.ID = held.id
-		tool, err := compose.Find(ctx, m.Settings.Compose, m.Settings.DockerHost, m.Settings.Unmeasured())
+		tool, err := compose.Find(ctx, m.Settings.Compose, m.Settings.DockerHost, m.Settings.Unmeasured(), m.Exec)
 		if err != nil {
 			return proved{}, "", err
 		}

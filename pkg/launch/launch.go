@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os/exec"
 	"runtime"
 	"time"
 
@@ -54,6 +55,7 @@ type Launcher struct {
 	Now      func() time.Time                               // nil: time.Now
 	Sleep    func(context.Context, time.Duration) error     // nil: sleep, or end early with the context's cause
 	Random   func(most time.Duration) time.Duration         // nil: evenly spread from 0 on
+	Exec     func(*exec.Cmd) error                          // runs Compose; nil: as a process that doesn't outlive us
 	Disk     func(path string) (free, all int64, err error) // nil: the file system is asked
 
 	// What the run says of itself; none of it decides anything.

@@ -53,6 +53,7 @@ type Agent struct {
 	boots      int
 	late       []func() // effects that wait, in order
 	faults     []*AgentFault
+	watch      func(string) AgentFaultKind
 	hits       map[AgentFaultKind]int
 	requests   []string
 	unexpected []string
@@ -347,15 +348,19 @@ func (a *Agent) call(r *http.Request, method string, body []byte) (any, error) {
 	}
 	a.mu.Lock()
 	a.requests = append(a.requests, request)
-	down := a.down
+	down, watch := a.down, a.watch
 	a.mu.Unlock()
+	var wrong AgentFaultKind
+	if watch != nil {
+		wrong = watch(request)
+	}
 
 	switch {
 	case invalid != nil:
 		a.odd(request + ": " + invalid.Error())
 		return nil, agentRefusal("Failed to decode request: " + invalid.Error())
 	case method == "Info":
-		return a.disturb(r.Context().Done(), down, request, agentMethod{answer: a.info})
+		return a.disturb(r.Context().Done(), down, request, agentMethod{answer: a.info, wrong: wrong})
 	case method != "EmitEvent" || a.minor >= 6:
 		if method != "EmitEvent" {
 			a.odd(request + ": no such method")
@@ -372,7 +377,7 @@ func (a *Agent) call(r *http.Request, method string, body []byte) (any, error) {
 		}
 		return nil, agentRefusal("Failed to decode request: " + err.Error())
 	}
-	return a.disturb(r.Context().Done(), down, request, agentMethod{emits: &AgentEvent{arguments.Event, payload}})
+	return a.disturb(r.Context().Done(), down, request, agentMethod{emits: &AgentEvent{arguments.Event, payload}, wrong: wrong})
 }
 
 // info is Info's answer to a quote that was made.

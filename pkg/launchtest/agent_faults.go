@@ -77,6 +77,7 @@ func (a *Agent) Hits(kind AgentFaultKind) int {
 type agentMethod struct {
 	emits  *AgentEvent         // EmitEvent's
 	answer func() (any, error) // Info's, which has a quote made; called with the lock held
+	wrong  AgentFaultKind      // whatever the faults say; empty: they decide
 }
 
 func (m agentMethod) concerned(kind AgentFaultKind) bool {
@@ -89,8 +90,19 @@ func (m agentMethod) concerned(kind AgentFaultKind) bool {
 	return true
 }
 
+// Watch has every request told before anything is done, without locks held, as Requests names it;
+// what comes back goes wrong with it, before all faults. Nil: nobody is told.
+func (a *Agent) Watch(watch func(request string) AgentFaultKind) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.watch = watch
+}
+
 // take returns the fault that hits a request, if any. The lock is held.
 func (a *Agent) take(request string, m agentMethod) AgentFault {
+	if m.wrong != "" {
+		return AgentFault{Kind: m.wrong}
+	}
 	for _, f := range a.faults {
 		switch {
 		case f.Times == 0 || !m.concerned(f.Kind) || !strings.HasPrefix(request, f.Match):

@@ -76,6 +76,7 @@ type Engine struct {
 	networks   map[string]map[string]any
 	events     []engineEvent
 	faults     []*EngineFault
+	watch      func(string) EngineFault
 	requests   []string
 	unexpected []string
 	loads      int

@@ -75,7 +75,23 @@ func (e *Engine) Heal() {
 	e.faults = nil
 }
 
+// Watch has every request told before anything is done, without locks held, as "METHOD /path"; what
+// comes back goes wrong with it, before all other faults. Nil: nobody is told.
+func (e *Engine) Watch(watch func(request string) EngineFault) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.watch = watch
+}
+
 func (e *Engine) takeFault(r *engineRequest) EngineFault {
+	e.mu.Lock()
+	watch := e.watch
+	e.mu.Unlock()
+	if watch != nil {
+		if f := watch(r.method + " " + r.path); f.Match != "" {
+			return f
+		}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, f := range e.faults {

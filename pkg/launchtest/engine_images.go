@@ -42,6 +42,8 @@ type imageStore interface {
 	// prune removes what nothing uses and carries the labels: dangling images, or with all every image
 	// without a container.
 	prune(all bool, labels []string) []map[string]string
+	// clone returns a store of its own that holds the same.
+	clone() imageStore
 	// breakImage makes an image unusable without removing it.
 	breakImage(id string)
 	// fill leaves no room to unpack an image: until the next load, in a store that has images which

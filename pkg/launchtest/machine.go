@@ -19,6 +19,7 @@ type MachineOptions struct {
 	Agent  AgentOptions  // its Recorder is the machine's
 	Images int           // how many images the registry has; 0: 2
 	Config v1.Config     // of the images
+	Layers []int         // how many bytes each image's layers have; nil: 50,000, 20,000 and 100
 }
 
 // Machine is a virtual machine made of doubles, as far as a launcher sees it: an engine, a guest
@@ -71,8 +72,11 @@ func NewMachine(o MachineOptions) (_ *Machine, err error) {
 	if o.Images == 0 {
 		o.Images = 2
 	}
+	if o.Layers == nil {
+		o.Layers = []int{50_000, 20_000, 100}
+	}
 	for i := range uint64(o.Images) {
-		layers, err := RandomLayers(10*i+1, 50_000, 20_000, 100)
+		layers, err := RandomLayers(10*i+1, o.Layers...)
 		if err != nil {
 			return nil, err
 		}

@@ -32,7 +32,7 @@ func checkCompose(ctx context.Context, f *facts) outcome {
 	if f.options.DockerHost == "" {
 		return outcome{unknown: "the engine's socket isn't known"}
 	}
-	tool, err := compose.Find(ctx, f.options.Compose, f.options.DockerHost, f.options.Unmeasured())
+	tool, err := compose.Find(ctx, f.options.Compose, f.options.DockerHost, f.options.Unmeasured(), f.options.Exec)
 	if err != nil {
 		return fail(ComposeMissing, err)
 	}

@@ -14,6 +14,7 @@ package preflight
 import (
 	"context"
 	"log/slog"
+	"os/exec"
 	"time"
 
 	"tee-launcher/pkg/admission"
@@ -38,6 +39,7 @@ type Options struct {
 	Proc     string                      // where the kernel shows processes, locks and sockets; empty: /proc
 	Free     func(string) (int64, error) // free bytes at a path; nil: what the file system says
 	Now      func() time.Time            // nil: time.Now
+	Exec     func(*exec.Cmd) error       // runs Compose; nil: as a process that doesn't outlive us
 	Tuning   registry.Tuning             // of the network; for tests
 }
 

@@ -1,0 +1,376 @@
+package search_test
+
+import (
+	"crypto/sha256"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/compose"
+	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/exit"
+	"tee-launcher/pkg/rtmr"
+)
+
+// wrong notes what may not be. The name of what is violated comes first.
+func (r *run) violates(invariant, format string, args ...any) {
+	r.wrong = append(r.wrong, invariant+": "+fmt.Sprintf(format, args...))
+}
+
+// sound judges what has to hold between any two effects.
+func (r *run) sound(_ string) {
+	if events := r.w.measured(); len(events) > 1 {
+		r.violates("one event", "%v", events)
+	}
+	used := map[string]bool{compose.SharedVolume: true}
+	for _, c := range r.w.Engine.Containers() {
+		for _, m := range c.Mounts {
+			used[m.Name] = true
+		}
+	}
+	for _, volume := range r.w.Engine.Volumes() {
+		if !used[volume] {
+			r.violates("volumes referenced", "nothing has %s", volume)
+		}
+	}
+}
+
+// starts judges a container that the launcher has the engine start now.
+func (r *run) starts(id string) {
+	w := r.w
+	for _, c := range w.Engine.Containers() {
+		if c.ID != id && c.Name != id {
+			if ofWorkload(c) && live(c) {
+				r.violates("nothing unmeasured runs", "%s runs beside what is started", c.Name)
+			}
+			continue
+		}
+		of, err := digest.Parse(c.Labels["tee-launcher.manifest-digest"])
+		if err != nil {
+			r.violates("nothing unmeasured runs", "%s is of no digest", c.Name)
+			continue
+		}
+		if err := w.isMeasured(of); err != nil {
+			r.violates("nothing unmeasured runs", "%s is started: %v", c.Name, err)
+		}
+		if c.Image != w.images[of] {
+			r.violates("what is measured runs", "%s is %s and not %s", c.Name, c.Image, w.images[of])
+		}
+		if c.Starts > 0 && c.Labels[compose.BootLabel] != w.bootID() {
+			r.violates("what is measured runs", "%s ran before this boot", c.Name)
+		}
+	}
+}
+
+// isMeasured returns why a verifier wouldn't take the log for that digest's.
+func (w *world) isMeasured(of digest.Digest) error {
+	log, err := rtmr.Parse([]byte(w.Agent.TCBInfo()))
+	if err != nil {
+		return err
+	}
+	image, err := log.Accepted()
+	if err == nil && image != of {
+		err = fmt.Errorf("%s is measured, not %s", image, of)
+	}
+	return err
+}
+
+// ends judges the world after a run that nothing disturbed.
+func (r *run) ends(o outcome, before facts) {
+	w := r.w
+	workloads := 0
+	for _, c := range w.Engine.Containers() {
+		if !ofWorkload(c) || !live(c) {
+			if w.settings.Supervised() && ofWorkload(c) && c.RestartPolicy != "no" && c.RestartPolicy != "" {
+				r.violates("no impostor left", "%s has the policy %s", c.Name, c.RestartPolicy)
+			}
+			continue
+		}
+		workloads++
+		if w.settings.Supervised() && c.Labels[compose.BootLabel] != w.bootID() {
+			r.violates("no impostor left", "%s is %s after %v", c.Name, c.Status, o)
+		}
+		if o.code == exit.OK {
+			if err := w.isMeasured(digestOf(c.Labels["tee-launcher.manifest-digest"])); err != nil {
+				r.violates("nothing unmeasured runs", "%s: %v", c.Name, err)
+			}
+			if c.Image != w.images[digestOf(c.Labels["tee-launcher.manifest-digest"])] {
+				r.violates("what is measured runs", "%s is %s", c.Name, c.Image)
+			}
+		}
+	}
+	switch {
+	case o.code == exit.OK && workloads != 1:
+		r.violates("the same good state", "success, and %d workloads run", workloads)
+	case o.code == exit.OK || before.damaged:
+	case before.explained && o.code == exit.Measurement && !o.waits:
+	default:
+		r.violates("the same good state", "nothing is damaged, and the run ends with %v: %s", o, o.text)
+	}
+}
+
+func digestOf(text string) digest.Digest {
+	d, _ := digest.Parse(text)
+	return d
+}
+
+// facts is what a state says of the run that comes.
+type facts struct {
+	damaged   bool // something is broken that somebody has to mend
+	explained bool // an image event or an intent is there, so that the boot may be refused for good
+}
+
+func (w *world) facts() facts {
+	f := facts{damaged: w.down}
+	cfg, err := os.ReadFile(w.ConfigFile)
+	must(err)
+	f.damaged = f.damaged || !strings.Contains(string(cfg), "home_dir")
+	files := w.files()
+	record := files["launcher/measurement.json"]
+	f.explained = len(w.measured()) > 0 || w.Agent.State().Late() > 0 ||
+		strings.Contains(record, w.bootID()) && !strings.Contains(record, `"digest": null`)
+	return f
+}
+
+// search is one search, depth first.
+type search struct {
+	w      *world
+	t      *testing.T
+	seen   map[[16]byte]int // how deep it was looked below a state
+	events []event
+	path   []string
+	runs   int
+	wrong  []string
+	until  time.Time
+	spent  time.Duration // in verify
+	found  *atomic.Bool  // one of the searches found something: that is enough
+	points map[[16]byte]bool
+	noops  map[string]bool // events that change nothing in a state
+}
+
+func (s *search) stop() bool { return s.found.Load() || time.Now().After(s.until) }
+
+func (s *search) fail(wrong ...string) {
+	for _, text := range wrong {
+		s.found.Store(true)
+		s.wrong = append(s.wrong, text+"\n    after: "+strings.Join(s.path, "\n           "))
+	}
+}
+
+// child is a state to go on from.
+type child struct {
+	state
+	name string
+	key  [16]byte
+}
+
+// worth packs how much may still happen.
+func worth(depth, disturbances int) int { return depth*8 + disturbances }
+
+// explore looks at the state in which the world is, and at all that comes of it in so many steps.
+func (s *search) explore(depth, disturbances int, again *outcome) {
+	if s.stop() {
+		return
+	}
+	w := s.w
+	key := w.key()
+	had, known := s.seen[key]
+	if known && again == nil && had >= worth(depth, disturbances) {
+		return
+	}
+	s.seen[key] = max(had, worth(depth, disturbances))
+	here, f := w.state(), w.facts()
+
+	// What would verify say?
+	began := time.Now()
+	said := w.verify()
+	s.spent += time.Since(began)
+
+	// A run that nothing disturbs.
+	var children []child
+	collect := func(r *run, under string) {
+		fresh := map[[16]byte]bool{}
+		r.keep = func(m moment) {
+			if had, known := s.seen[m.key]; fresh[m.key] || known && had >= worth(depth-1, disturbances) {
+				return
+			}
+			fresh[m.key] = true
+			children = append(children, child{w.state(), under + "killed before " + m.name, m.key})
+		}
+	}
+	r := &run{}
+	collect(r, "a run, ")
+	passed := map[[16]byte]state{}
+	fresh := r.keep
+	r.keep = func(m moment) {
+		passed[m.key] = w.state()
+		fresh(m)
+	}
+	o := w.play(r)
+	s.runs++
+	s.count(r)
+	r.sound("")
+	r.ends(o, f)
+	if said.ExitCode != o.code {
+		r.violates("verify says what run does", "verify %d (%s), run %v: %s", said.ExitCode, said.Summary, o, o.text)
+	}
+	last := w.key()
+	if again != nil && (!again.same(o) || last != key) {
+		r.violates("the same good state", "a further run ends with %v, the one before with %v, in the same state: %v: %s", o, *again, last == key, o.text)
+	}
+	s.path = append(s.path, "a run")
+	s.fail(r.wrong...)
+	s.path = s.path[:len(s.path)-1]
+	if s.stop() {
+		return
+	}
+	// And once more, where that ended: nothing changes.
+	if last != key {
+		if _, known := s.seen[last]; !known {
+			s.path = append(s.path, fmt.Sprintf("a run: %v", o))
+			s.explore(max(depth-1, 0), disturbances, &o)
+			s.path = s.path[:len(s.path)-1]
+		}
+	}
+	if depth == 0 {
+		return
+	}
+	for _, c := range children {
+		s.down(c, depth-1, disturbances)
+	}
+
+	for _, e := range s.events {
+		if e.do == nil || e.onlyWithin || s.stop() {
+			continue
+		}
+		w.restore(here)
+		e.do(w)
+		s.down(child{w.state(), e.name, w.key()}, depth-1, disturbances)
+	}
+
+	if disturbances == 0 {
+		return
+	}
+	for _, e := range s.events {
+		if e.within == nil {
+			continue
+		}
+		for i, m := range r.moments {
+			if s.stop() {
+				return
+			}
+			if !e.within(m) || e.do != nil && s.noop(e, m, passed[m.key]) {
+				continue
+			}
+			w.restore(here)
+			children = nil
+			name := fmt.Sprintf("%s at %s, ", e.name, m.name)
+			disturbed := &run{d: disturbance{i + 1, e}, tries: 1}
+			collect(disturbed, name)
+			o := w.play(disturbed)
+			s.runs++
+			s.count(disturbed)
+			disturbed.sound("")
+			s.path = append(s.path, name+"in a run")
+			s.fail(disturbed.wrong...)
+			s.path = s.path[:len(s.path)-1]
+			children = append(children, child{w.state(), fmt.Sprintf("%sin a run: %v", name, o), w.key()})
+			for _, c := range children {
+				s.down(c, depth-1, disturbances-1)
+			}
+		}
+	}
+}
+
+// count notes where in a run the launcher was in which world.
+func (s *search) count(r *run) {
+	for _, m := range r.moments {
+		sum := sha256.Sum256(append(m.key[:], varies.ReplaceAllString(m.name, "")...))
+		s.points[[16]byte(sum[:16])] = true
+	}
+}
+
+// noop reports whether an event changes nothing at a moment of a run, so that there is no need to try. What a second launcher does
+// depends on more than the world, on the lock, but is the same until the world changes.
+func (s *search) noop(e event, m moment, there state) bool {
+	if e.onlyWithin {
+		return !m.moved
+	}
+	id := e.name + string(m.key[:])
+	if _, known := s.noops[id]; !known {
+		s.w.restore(there)
+		e.do(s.w)
+		s.noops[id] = s.w.key() == m.key
+	}
+	return s.noops[id]
+}
+
+// down goes on from a state.
+func (s *search) down(c child, depth, disturbances int) {
+	if had, known := s.seen[c.key]; s.stop() || known && had >= worth(depth, disturbances) {
+		return
+	}
+	s.w.restore(c.state)
+	s.path = append(s.path, c.name)
+	s.explore(depth, disturbances, nil)
+	s.path = s.path[:len(s.path)-1]
+}
+
+var (
+	depth = flag.Int("depth", 3, "how many steps, each a run, an event or a kill, follow one another")
+	most  = flag.Int("disturbances", 1, "how many of them may happen in the middle of a run")
+	limit = flag.Duration("limit", 5*time.Minute, "when the search gives up")
+)
+
+// roots are the states from which a search begins.
+func roots() map[string]func(*search) {
+	return map[string]func(*search){
+		"an empty machine": func(*search) {},
+		"an old workload that runs by itself": func(s *search) {
+			s.w.play(&run{})
+			_, err := s.w.Engine.Call("DELETE", "/containers/"+compose.Name+"?force=1", nil)
+			must(err)
+			s.w.oldWorkload()
+			must(s.w.Approve(s.w.Digests[1], s.w.Digests[0]))
+			s.w.reboot()
+		},
+	}
+}
+
+func TestSearch(t *testing.T) {
+	var found atomic.Bool
+	for _, containerd := range []bool{false, true} {
+		for _, supervise := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOff} {
+			for name, arrange := range roots() {
+				t.Run(fmt.Sprintf("containerd %v, supervise %s, %s", containerd, supervise, name), func(t *testing.T) {
+					t.Parallel()
+					s := &search{w: newWorld(t, containerd, supervise), t: t, seen: map[[16]byte]int{}, events: events(), until: time.Now().Add(*limit), found: &found, points: map[[16]byte]bool{}, noops: map[string]bool{}}
+					arrange(s)
+					began := time.Now()
+					s.explore(*depth, *most, nil)
+					t.Logf("%d worlds, %d states, %d runs, %.1f s, of these verify %.1f", len(s.seen), len(s.points), s.runs, time.Since(began).Seconds(), s.spent.Seconds())
+					require.False(t, time.Now().After(s.until), "it wasn't done in time")
+					slices.Sort(s.wrong)
+					assert.Empty(t, s.wrong)
+				})
+			}
+		}
+	}
+}
+
+// invariants are what has to hold, by the names that violations begin with.
+func invariants() []string {
+	return []string{
+		"one event", "nothing unmeasured runs", "what is measured runs", "no impostor left", "volumes referenced",
+		"the same good state", "verify says what run does",
+	}
+}
