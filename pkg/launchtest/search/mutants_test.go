@@ -33,9 +33,9 @@ func mutants() []mutant {
 		{"holds no volumes", "volumes referenced", "launch/create.go",
 			`c.ID != but && c.NeverStarted()`,
 			`(c.ID != but || mutant == "holds no volumes") && c.NeverStarted()`},
-		{"takes the intent of a dead run for its own", "the same good state", "admission/admission.go",
-			`	if f.Record.Unfinished() {`,
-			`	if f.Record.ID != "" && mutant == "takes the intent of a dead run for its own" {`},
+		{"removes no old container", "the same good state", "launch/create.go",
+			`		if err := m.engine.Remove(ctx, c.ID); err != nil {`,
+			`		if mutant == "removes no old container" { continue } else if err := m.engine.Remove(ctx, c.ID); err != nil {`},
 		{"verify knows no impostors", "verify says what run does", "preflight/containers.go",
 			`	if !known.AnImage() {`,
 			`	if !known.AnImage() || mutant == "verify knows no impostors" {`},
@@ -53,7 +53,7 @@ func TestEachMutantIsFound(t *testing.T) {
 	violated := map[string]bool{}
 	for _, m := range mutants() {
 		t.Run(m.name, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestSearch$", "-depth", "2", "-disturbances", "1")
+			cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestSearch$", "-bounds", "1.0 2.0 1.1")
 			cmd.Env = append(os.Environ(), "LAUNCHER_MUTANT="+m.name)
 			out, err := cmd.CombinedOutput()
 			assert.Error(t, err, "it lives: %s", out)
