@@ -40,10 +40,11 @@ const (
 
 // The ways of EmitEvent alone.
 const (
-	EmitPoisons  AgentFaultKind = "poisons"      // logged, the register fails to extend; 400
-	EmitSwallows AgentFaultKind = "swallows"     // nothing is done; 200, as the simulators do up to 0.5.8
-	EmitSettles  AgentFaultKind = "settles late" // logged; 200; the register is extended late
-	EmitLate     AgentFaultKind = "happens late" // logged and extended late, when the client may be gone; no answer
+	EmitPoisons  AgentFaultKind = "poisons"            // logged, the register fails to extend; 400
+	EmitSwallows AgentFaultKind = "swallows"           // nothing is done; 200, as the simulators do up to 0.5.8
+	EmitSettles  AgentFaultKind = "settles late"       // logged; 200; the register is extended late
+	EmitLost     AgentFaultKind = "lost, happens late" // the connection closes without an answer; logged and extended late
+	EmitLate     AgentFaultKind = "happens late"       // logged and extended late, when the client may be gone; no answer
 )
 
 // QuoteFails is the way of Info: no quote can be made. It is told as the release does, with an empty tcb_info before 0.6.
@@ -82,7 +83,7 @@ type agentMethod struct {
 
 func (m agentMethod) concerned(kind AgentFaultKind) bool {
 	switch kind {
-	case EmitPoisons, EmitSwallows, EmitSettles, EmitLate:
+	case EmitPoisons, EmitSwallows, EmitSettles, EmitLost, EmitLate:
 		return m.emits != nil
 	case QuoteFails:
 		return m.answer != nil
@@ -184,6 +185,9 @@ func (a *Agent) act(request string, m agentMethod) (answer any, silent, hang boo
 		digest := a.logEmit(*m.emits)
 		a.putOff(f.Delay, func() { a.extend(3, digest) })
 		return nil, false, false, nil
+	case EmitLost:
+		a.putOff(f.Delay, func() { a.handle(m) })
+		return nil, true, false, nil
 	case EmitLate:
 		a.putOff(f.Delay, func() { _, _ = a.handle(m) })
 		return nil, true, true, nil

@@ -69,7 +69,7 @@ func events() []event {
 		{name: "the user config is whole", do: func(w *world) { must(w.Configure(goodConfig)) }},
 		{name: "the workload removes what the launcher wrote", do: func(w *world) { must(os.RemoveAll(w.Shared("launcher"))) }, within: before(emits)},
 		{name: "half of each file that is being written", do: (*world).halfWritten},
-		{name: "the newest image is staged", do: (*world).stage},
+		{name: "the newer image is staged", do: (*world).stage, within: func(m moment) bool { return strings.HasPrefix(m.name, "log: step started") }},
 		// To a request.
 		lost("a request is lost", launchtest.EngineFault{Close: true}, changesEngine, asksEngine),
 		lost("an answer is lost", launchtest.EngineFault{Close: true, After: true}, changesEngine),
@@ -77,6 +77,7 @@ func events() []event {
 		{name: "a request is lost", agent: launchtest.AgentDrops, within: before(asksAgent, emits)},
 		{name: "an answer is lost", agent: launchtest.AgentLoses, within: before(emits)},
 		{name: "a request is refused", agent: launchtest.AgentRefuses, within: before(asksAgent, emits)},
+		{name: "an answer is lost, and the emit done late", agent: launchtest.EmitLost, within: before(emits)},
 		{name: "the register follows the log late", agent: launchtest.EmitSettles, within: before(emits)},
 		{name: "the register never follows the log", agent: launchtest.EmitPoisons, within: before(emits)},
 		{name: "a yes for nothing", agent: launchtest.EmitSwallows, within: before(emits)},
@@ -113,14 +114,22 @@ func (w *world) halfWritten() {
 	}
 }
 
-// stage is what staging leaves: the image, and the container that holds it.
+// stage is what staging leaves: the image, its cached manifest, and the container that holds it.
 func (w *world) stage() {
-	if !slices.ContainsFunc(w.Engine.Images(), func(i launchtest.ImageInfo) bool { return i.ID == w.images[w.Digests[1]] }) {
-		return // it needs a state in which the image was loaded
+	layers, err := launchtest.RandomLayers(11, 300) // the newer one's, as the machine has made it
+	must(err)
+	img, err := launchtest.Image(launchtest.ImageOptions{Layers: layers})
+	must(err)
+	id, err := w.Engine.AddImage(img, "")
+	must(err)
+	if id != w.images[w.Digests[1]] {
+		panic("it isn't the image of the registry")
 	}
+	must(os.MkdirAll(w.Shared("launcher"), 0o755))
+	must(os.WriteFile(w.Shared("launcher/image-"+w.Digests[1].Hex()+".json"), []byte(w.kept), 0o644))
 	_, _ = w.Engine.Call("POST", "/containers/create?name="+compose.Staged, map[string]any{
-		"Image": w.images[w.Digests[1]], "Cmd": []string{"none"}, "HostConfig": map[string]any{"RestartPolicy": map[string]any{"Name": "no"}},
-		"Labels": map[string]string{"tee-launcher.staged": w.Digests[1].String(), "tee-launcher.staged-image": w.images[w.Digests[1]]},
+		"Image": id, "Cmd": []string{"none"}, "HostConfig": map[string]any{"RestartPolicy": map[string]any{"Name": "no"}, "NetworkMode": "none"},
+		"Labels": map[string]string{"tee-launcher.staged": w.Digests[1].String(), "tee-launcher.staged-image": id},
 	})
 }
 

@@ -1,6 +1,7 @@
 package search_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -19,30 +20,36 @@ func mutants() []mutant {
 	return []mutant{
 		{"emits whatever the log says", "one event", "rtmr/measure.go",
 			`	if present {`,
-			`	if present && mutant != "emits whatever the log says" {`},
+			`	if present && mutant != "emits whatever the log says" {`, "", ""},
+		{"forgets the intent of a run that died", "one event", "admission/admission.go",
+			`	if f.Record.Unfinished() {`,
+			`	if f.Record.Unfinished() && mutant != "forgets the intent of a run that died" {`, "1.1", "done late"},
 		{"starts without an event", "nothing unmeasured runs", "launch/measure.go",
 			`		case made.running:`,
-			`		case made.running || mutant == "starts without an event":`},
+			`		case made.running || mutant == "starts without an event":`, "", ""},
 		{"pulls another image than it measures", "what is measured runs", "launch/image.go",
 			`		client := &registry.Client{`,
 			`		if mutant == "pulls another image than it measures" { ref = ref.Context().Digest(m.Settings.DefaultDigest.String()) }
-		client := &registry.Client{`},
+		client := &registry.Client{`, "", ""},
 		{"leaves impostors alone", "no impostor left", "launch/gate.go",
 			`	if !m.Settings.Supervised() {`,
-			`	if !m.Settings.Supervised() || mutant == "leaves impostors alone" {`},
+			`	if !m.Settings.Supervised() || mutant == "leaves impostors alone" {`, "", ""},
 		{"holds no volumes", "volumes referenced", "launch/create.go",
 			`c.ID != but && c.NeverStarted()`,
-			`(c.ID != but || mutant == "holds no volumes") && c.NeverStarted()`},
+			`(c.ID != but || mutant == "holds no volumes") && c.NeverStarted()`, "", ""},
 		{"removes no old container", "the same good state", "launch/create.go",
 			`		if err := m.engine.Remove(ctx, c.ID); err != nil {`,
-			`		if mutant == "removes no old container" { continue } else if err := m.engine.Remove(ctx, c.ID); err != nil {`},
+			`		if mutant == "removes no old container" { continue } else if err := m.engine.Remove(ctx, c.ID); err != nil {`, "", ""},
 		{"verify knows no impostors", "verify says what run does", "preflight/containers.go",
 			`	if !known.AnImage() {`,
-			`	if !known.AnImage() || mutant == "verify knows no impostors" {`},
+			`	if !known.AnImage() || mutant == "verify knows no impostors" {`, "", ""},
 	}
 }
 
-type mutant struct{ name, violates, file, old, new string }
+type mutant struct {
+	name, violates, file, old, new string
+	bounds, events                 string // where it is found; empty: by one step, whichever
+}
 
 // TestEachMutantIsFound searches each until it is found.
 func TestEachMutantIsFound(t *testing.T) {
@@ -53,7 +60,7 @@ func TestEachMutantIsFound(t *testing.T) {
 	violated := map[string]bool{}
 	for _, m := range mutants() {
 		t.Run(m.name, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestSearch$", "-bounds", "1.0 2.0 1.1")
+			cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestSearch$", "-bounds", cmp.Or(m.bounds, "1.0"), "-events", m.events)
 			cmd.Env = append(os.Environ(), "LAUNCHER_MUTANT="+m.name)
 			out, err := cmd.CombinedOutput()
 			assert.Error(t, err, "it lives: %s", out)

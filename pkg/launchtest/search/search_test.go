@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -120,6 +121,16 @@ func (r *run) ends(o outcome, before facts) {
 	}
 }
 
+// running is the digest of the workload that runs.
+func (w *world) running() (of digest.Digest) {
+	for _, c := range w.Engine.Containers() {
+		if ofWorkload(c) && live(c) {
+			of = digestOf(c.Labels["tee-launcher.manifest-digest"])
+		}
+	}
+	return of
+}
+
 func digestOf(text string) digest.Digest {
 	d, _ := digest.Parse(text)
 	return d
@@ -137,6 +148,9 @@ func (w *world) facts() facts {
 	must(err)
 	f.damaged = f.damaged || !strings.Contains(string(cfg), "home_dir")
 	files := w.files()
+	if !w.settings.Supervised() && strings.Contains(files["image-digest.bin"], nowhere.Hex()) {
+		f.damaged = true // without supervision nothing is tried twice, so nothing older is
+	}
 	record := files["launcher/measurement.json"]
 	f.explained = len(w.measured()) > 0 || w.Agent.State().Late() > 0 ||
 		strings.Contains(record, w.bootID()) && !strings.Contains(record, `"digest": null`)
@@ -148,6 +162,7 @@ type search struct {
 	name   string
 	w      *world
 	root   state
+	tries  int                  // further attempts that a run has
 	seen   map[[16]byte][]bound // how far it was looked below a world
 	events []event
 	path   []string
@@ -212,7 +227,7 @@ func (s *search) explore(depth, disturbances int, again *outcome) {
 			children = append(children, child{w.state(), under + "killed before " + m.name, m.key})
 		}
 	}
-	r := &run{}
+	r := &run{tries: s.tries}
 	collect(r, "a run, ")
 	passed := map[[16]byte]state{}
 	fresh := r.keep
@@ -225,8 +240,15 @@ func (s *search) explore(depth, disturbances int, again *outcome) {
 	s.count(r)
 	r.sound("")
 	r.ends(o, f)
-	if said.ExitCode != o.code {
-		r.violates("verify says what run does", "verify %d (%s), run %v: %s", said.ExitCode, said.Summary, o, o.text)
+	first := o
+	if r.failed.text != "" {
+		first = r.failed
+	}
+	if said.ExitCode != first.code {
+		r.violates("verify says what run does", "verify %d (%s), run %v: %s", said.ExitCode, said.Summary, first, first.text)
+	}
+	if runs := w.running(); o.code == exit.OK && said.WouldRun != nil && runs != said.WouldRun.Digest && (said.WouldRun.Fallback == nil || runs != *said.WouldRun.Fallback) {
+		r.violates("verify says what run does", "%s runs, not %+v", runs, *said.WouldRun)
 	}
 	last := w.key()
 	if again != nil && (!again.same(o) || last != key) {
@@ -279,7 +301,7 @@ func (s *search) explore(depth, disturbances int, again *outcome) {
 			w.restore(here)
 			children = nil
 			name := fmt.Sprintf("%s at %s, ", e.name, m.name)
-			disturbed := &run{d: disturbance{i + 1, e}, tries: 1}
+			disturbed := &run{d: disturbance{i + 1, e}, tries: s.tries + 1}
 			collect(disturbed, name)
 			o := w.play(disturbed)
 			s.runs++
@@ -332,17 +354,25 @@ func (s *search) down(c child, depth, disturbances int) {
 
 var (
 	bounds = flag.String("bounds", "1.0 2.0 1.1", "how far it is searched, one after the other: so many steps, of them so many events in the middle of a run")
+	only   = flag.String("events", "", "a regular expression; events of other names don't happen")
 	limit  = flag.Duration("limit", 15*time.Minute, "when the search gives up")
 )
+
+// nowhere is a digest that no registry has.
+var nowhere = digest.Of([]byte("nowhere"))
 
 // roots are the states from which a search begins.
 func roots() map[string]func(*search) {
 	return map[string]func(*search){
 		"an empty machine": func(*search) {},
+		"no registry":      func(s *search) { s.w.registry(true) },
+		"the newest can't be had": func(s *search) {
+			s.tries, s.w.settings.FallbackAfter = 6, time.Minute
+			must(s.w.Approve(nowhere, s.w.Digests[0]))
+		},
 		"an old workload that runs by itself": func(s *search) {
 			s.w.play(&run{})
-			_, err := s.w.Engine.Call("DELETE", "/containers/"+compose.Name+"?force=1", nil)
-			must(err)
+			_, _ = s.w.Engine.Call("DELETE", "/containers/"+compose.Name+"?force=1", nil) // where a mutant has made it
 			s.w.oldWorkload()
 			must(s.w.Approve(s.w.Digests[1], s.w.Digests[0]))
 			s.w.reboot()
@@ -354,12 +384,14 @@ func roots() map[string]func(*search) {
 func TestSearch(t *testing.T) {
 	var found atomic.Bool
 	var all []*search
+	wanted := regexp.MustCompile(*only)
+	happen := slices.DeleteFunc(events(), func(e event) bool { return !wanted.MatchString(e.name) })
 	for _, containerd := range []bool{false, true} {
 		for _, supervise := range []admission.Supervise{admission.SuperviseAuto, admission.SuperviseOff} {
 			for name, arrange := range roots() {
 				s := &search{
 					name: fmt.Sprintf("containerd %v, supervise %s, %s", containerd, supervise, name),
-					w:    newWorld(t, containerd, supervise), seen: map[[16]byte][]bound{}, events: events(), found: &found,
+					w:    newWorld(t, containerd, supervise), seen: map[[16]byte][]bound{}, events: happen, found: &found,
 					points: map[[16]byte]bool{}, noops: map[string]bool{}, until: time.Now().Add(*limit),
 				}
 				arrange(s)

@@ -33,6 +33,7 @@ import (
 	"tee-launcher/pkg/launch"
 	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/preflight"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 )
 
@@ -55,7 +56,8 @@ type world struct {
 	proc     string
 	images   map[digest.Digest]string // the engine's ID of each image of the registry
 	boot     int
-	down     bool // the registry
+	down     bool   // the registry
+	kept     string // the newer image's manifest, as a run caches it
 
 	mu     sync.Mutex
 	run    *run        // that is under way
@@ -106,8 +108,13 @@ func newWorld(t *testing.T, containerd bool, supervise admission.Supervise) *wor
 		require.NoError(t, os.WriteFile(filepath.Join(w.proc, path), []byte(text), 0o600))
 	}
 	must(w.Configure(goodConfig))
-	must(w.Approve(m.Digests[0]))
+	must(w.Approve(m.Digests[1]))
 	w.named()
+	empty := w.state()
+	w.play(&run{})
+	w.kept = w.files()["launcher/image-"+m.Digests[1].Hex()+".json"]
+	w.restore(empty)
+	must(w.Approve(m.Digests[0]))
 	m.Engine.Watch(w.asksEngine)
 	m.Agent.Watch(w.asksAgent)
 	return w
@@ -316,13 +323,15 @@ func (r *run) at(name string, k kind) (do event) {
 		}
 	}
 	if r.d.at == len(r.moments) {
-		r.dirty = true
-		return r.d.event
+		r.dirty, do = true, r.d.event
+	}
+	if k == emits && (len(r.w.measured()) > 0 || r.w.Agent.State().Late() > 0) {
+		r.violates("one event", "another is asked for")
 	}
 	if k == changesEngine || k == emits {
 		r.dirty = true
 	}
-	return event{}
+	return do
 }
 
 // moved reports whether the state may be another than at the moment before.
@@ -504,7 +513,8 @@ func (w *world) verify() *preflight.Report {
 	defer w.silent.Store(false)
 	report, err := preflight.Run(context.Background(), preflight.Options{
 		Settings: w.settings, Proc: w.proc, Patience: time.Millisecond, Exec: w.exec, For: preflight.ForNow,
-		Free: func(string) (int64, error) { return 1 << 40, nil },
+		Free:   func(string) (int64, error) { return 1 << 40, nil },
+		Tuning: registry.Tuning{Sleep: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }},
 	})
 	must(err)
 	return report
