@@ -56,7 +56,15 @@ hermetic: ## run the hermetic tests, which need nothing of the machine but a C c
 	hack/need cc
 	CGO_ENABLED=1 go test -race -parallel 6 -timeout 20m -skip '$(PLAIN)' $(RACE)
 	go test -parallel 6 -timeout 20m -run '$(PLAIN)' $(RACE)
-	go test -parallel 6 -timeout 20m $$(go list ./... | grep -vxF "$$(go list $(RACE))")
+	go test -parallel 6 -timeout 20m $$(go list ./... | grep -vxF "$$(go list $(RACE) ./pkg/launchtest/search)")
+	go test -v -timeout 20m ./pkg/launchtest/search
+
+# So many steps one after the other, of them so many events in the middle of a run; see docs/ARCHITECTURE.md.
+SEARCH ?= 1.0 2.0 1.1
+
+.PHONY: search
+search: ## search the states of boots farther than the tests do, to SEARCH (1.0 2.0 1.1); some minutes
+	go test -v -count=1 -timeout 6h ./pkg/launchtest/search -run '^TestSearch$$' -bounds '$(SEARCH)' -limit 6h
 
 # Most of it is waiting, so more tests run at once than there are cores. The long lists of images and registries are
 # for test-engines: here each has its commonest part.

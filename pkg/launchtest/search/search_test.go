@@ -353,7 +353,7 @@ func (s *search) down(c child, depth, disturbances int) {
 }
 
 var (
-	bounds = flag.String("bounds", "1.0 2.0 1.1", "how far it is searched, one after the other: so many steps, of them so many events in the middle of a run")
+	bounds = flag.String("bounds", "1.0", "how far it is searched, one after the other: so many steps, of them so many events in the middle of a run")
 	only   = flag.String("events", "", "a regular expression; events of other names don't happen")
 	limit  = flag.Duration("limit", 15*time.Minute, "when the search gives up")
 )
