@@ -24,6 +24,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"tee-launcher/pkg/admission"
 	"tee-launcher/pkg/compose"
@@ -280,7 +281,7 @@ type run struct {
 	d       disturbance
 	moments []moment
 	dirty   bool
-	stamp   [2]time.Time // when something was last renamed in the two directories
+	stamp   stamp
 	keep    func(moment) // gets every moment at which the state may be a new one
 	wrong   []string
 	failed  outcome // of the attempt after which it waits
@@ -334,18 +335,23 @@ func (r *run) at(name string, k kind) (do event) {
 	return do
 }
 
-// moved reports whether the state may be another than at the moment before.
+// moved reports whether the world may be another than at the moment before. Each file that is written is another one than
+// before it, and the times of the directories alone are too coarse.
 func (r *run) moved() bool {
-	now := [2]time.Time{}
-	for i, dir := range []string{r.w.SharedDir, r.w.Shared("launcher")} {
-		if info, err := os.Stat(dir); err == nil {
-			now[i] = info.ModTime()
+	var now stamp
+	for i, path := range []string{".", "launcher", "launcher/measurement.json", compose.NodeConfig} {
+		var stat unix.Stat_t
+		if unix.Lstat(r.w.Shared(path), &stat) == nil {
+			now[i] = [2]int64{int64(stat.Ino), stat.Mtim.Nano()}
 		}
 	}
 	was := r.dirty || now != r.stamp
 	r.dirty, r.stamp = false, now
 	return was
 }
+
+// stamp tells which files stand there, and since when.
+type stamp [4][2]int64
 
 func (w *world) asksEngine(request string) launchtest.EngineFault {
 	if w.silent.Load() {
