@@ -225,7 +225,7 @@ func (w *world) key() [16]byte {
 	files := w.files()
 	for _, path := range slices.Sorted(maps.Keys(files)) {
 		switch {
-		case strings.Contains(path, "report.json"):
+		case strings.Contains(path, "report.json"), strings.Contains(path, "metrics.prom"):
 		case path == "launcher/measurement.json":
 			text := regexp.MustCompile(`"intent": "[^"]*"`).ReplaceAllString(files[path], "intent")
 			fmt.Fprintln(&b, path, strings.ReplaceAll(text, boot, "now"))
