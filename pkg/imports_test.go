@@ -32,7 +32,7 @@ func allowed() map[string][]string {
 		"pkg/config":         {},
 		"pkg/approval":       {},
 		"pkg/image":          {},
-		"pkg/registry":       {"pkg/image"},
+		"pkg/registry":       {"pkg/image", "pkg/config"},
 		"pkg/rtmr":           {},
 		"pkg/docker/inspect": {"pkg/image", "pkg/docker/internal/api"},
 		"pkg/docker":         {"pkg/image", "pkg/docker/inspect", "pkg/docker/internal/api"},

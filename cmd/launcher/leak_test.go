@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"html"
 	"io"
 	"io/fs"
+	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -45,6 +47,8 @@ var canaries = map[string]string{
 	"malformed value":   "v4riable-that-is-none",
 	"words of a helper": "helper5-own-words",
 	"node config value": "n0de-key-of-the-table",
+	"own password":      `0wn "pa55word"\%44/+&<é`,
+	"own token":         "0wn.regi5try-t0ken-/+==",
 }
 
 const robot = "robot" // whose password it is
@@ -75,13 +79,17 @@ type loginWay struct {
 	challenge string // the scheme
 	config    string // of the entry in Docker's config
 	canary    string
+	own       string // of the entry in the user config: it is for https alone
 }
 
 var loginWays = map[string]loginWay{
-	"basic":          {"Basic", `"auth":"` + spellings["base64 with the user"](canaries["password"]) + `"`, "password"},
-	"token":          {"Bearer", `"auth":"` + spellings["base64 with the user"](canaries["password"]) + `"`, "password"},
-	"identity token": {"Bearer", `"identitytoken":` + strconv.Quote(canaries["identity token"]), "identity token"},
-	"registry token": {"Bearer", `"registrytoken":"` + canaries["registry token"] + `"`, "registry token"},
+	"basic":          {"Basic", `"auth":"` + spellings["base64 with the user"](canaries["password"]) + `"`, "password", ""},
+	"token":          {"Bearer", `"auth":"` + spellings["base64 with the user"](canaries["password"]) + `"`, "password", ""},
+	"identity token": {"Bearer", `"identitytoken":` + strconv.Quote(canaries["identity token"]), "identity token", ""},
+	"registry token": {"Bearer", `"registrytoken":"` + canaries["registry token"] + `"`, "registry token", ""},
+	"own password":   {"Bearer", "", "own password", "username = \"" + robot + "\"\npassword = '" + canaries["own password"] + "'"},
+	"own basic":      {"Basic", "", "own password", "username = \"" + robot + "\"\npassword = '" + canaries["own password"] + "'"},
+	"own token":      {"Bearer", "", "own token", "registry_token = '" + canaries["own token"] + "'"},
 }
 
 // parrot is a registry, its token server and its store, which repeat what they were sent.
@@ -256,21 +264,45 @@ func newLeakWorld(t *testing.T, p *parrot) *leakWorld {
 	p.proxy = &httputil.ReverseProxy{Rewrite: func(q *httputil.ProxyRequest) {
 		q.SetURL(&url.URL{Scheme: "http", Host: m.Registry.Host()})
 	}}
-	p.Server = httptest.NewServer(p)
+	if p.way.own == "" {
+		p.Server = httptest.NewServer(p)
+	} else {
+		p.Server = httptest.NewUnstartedServer(p)
+		p.Config.ErrorLog = log.New(io.Discard, "", 0) // broken handshakes and answers are on purpose
+		p.StartTLS()
+	}
 	t.Cleanup(p.Close)
 	require.NoError(t, m.Configure("", `key = "`+canaries["node config value"]+`"`))
 	config, err := os.ReadFile(m.ConfigFile)
 	require.NoError(t, err)
 	w := &leakWorld{Machine: m, parrot: p, dir: t.TempDir()}
 	require.NoError(t, os.WriteFile(m.ConfigFile, bytes.ReplaceAll(config, []byte(m.Registry.Host()), []byte(w.host())), 0o600))
+	if p.way.own != "" {
+		w.auth(t, "\""+w.host()+"\"]\n"+p.way.own)
+	}
 	for _, name := range []string{"docker", "tmp", "out"} {
 		require.NoError(t, os.Mkdir(filepath.Join(w.dir, name), 0o700))
 	}
 	w.docker(t, `{"auths":{"`+w.host()+`":{`+p.way.config+`}}}`)
+	if p.TLS != nil {
+		trusted := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw})
+		require.NoError(t, os.WriteFile(filepath.Join(w.dir, "docker", "ca.pem"), trusted, 0o600))
+	}
 	return w
 }
 
-func (w *leakWorld) host() string { return strings.TrimPrefix(w.parrot.URL, "http://") }
+// auth adds an entry of registry_auth to the user config, from its key on.
+func (w *leakWorld) auth(t *testing.T, entry string) {
+	t.Helper()
+	text, err := os.ReadFile(w.ConfigFile)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(w.ConfigFile, append(text, "\n[launcher_config.registry_auth."+entry+"\n"...), 0o600))
+}
+
+func (w *leakWorld) host() string {
+	_, host, _ := strings.Cut(w.parrot.URL, "://")
+	return host
+}
 
 // docker writes Docker's config.
 func (w *leakWorld) docker(t *testing.T, config string) {
@@ -286,6 +318,9 @@ func (w *leakWorld) commands() [][]string {
 	for _, command := range [][]string{
 		{"version"}, {"rtmr3"}, {"digest", image + ":main"}, {"digest", pinned}, {"render"}, {"verify"}, {"pull", pinned},
 	} {
+		if w.parrot.way.own != "" && (command[0] == "digest" || command[0] == "pull") {
+			continue // which don't read the user config: the parrot would tell others what it heard of them
+		}
 		all = append(all, command, append(slices.Clone(command), "-o", "json", "--log-format", "json"))
 	}
 	return append(all, []string{"run"}, []string{"run", "--log-format", "json"})
@@ -332,6 +367,7 @@ func (w *leakWorld) process(t *testing.T, commands [][]string, environ ...string
 	cmd.Env = append([]string{
 		"PATH=" + w.dir + ":" + os.Getenv("PATH"), "TMPDIR=" + filepath.Join(w.dir, "tmp"), "HOME=" + w.dir,
 		"DOCKER_CONFIG=" + filepath.Join(w.dir, "docker"), commonDir + "=" + os.Getenv(commonDir),
+		"SSL_CERT_FILE=" + filepath.Join(w.dir, "docker", "ca.pem"),
 		"PLATFORM=TEE", "DOCKER_CONTENT_TRUST=1", "DEFAULT_IMAGE_DIGEST=" + w.Digests[0].String(), "LAUNCHER_CONFIG=" + w.ConfigFile,
 		"LAUNCHER_SHARED_DIR=" + w.SharedDir, "LAUNCHER_DSTACK_SOCKET=" + w.AgentSocket, "DOCKER_HOST=" + w.Engine.Host(),
 		"LAUNCHER_COMPOSE=" + os.Args[0] + " compose-double", "LOG_LEVEL=debug",
@@ -383,7 +419,7 @@ func TestNothingLeaks(t *testing.T) {
 	for way, login := range loginWays {
 		for _, failure := range slices.Sorted(maps.Keys(failures)) {
 			for _, at := range failures[failure].at {
-				if at == "token" && (way == "basic" || way == "registry token") {
+				if at == "token" && (login.challenge == "Basic" || strings.HasSuffix(login.canary, "y token") || login.canary == "own token") {
 					continue // there is no token server
 				}
 				if way != "token" && !slices.Contains([]string{"refused", "asked once more", "half a token", "nothing"}, failure) {
@@ -411,7 +447,7 @@ func TestNothingLeaksHoweverItIsSpelled(t *testing.T) {
 	for how, spell := range spellings {
 		for way, login := range loginWays {
 			for failure, at := range map[string]string{"refused": "manifest", "refused in a store's way": "store"} {
-				if way == "basic" || way == "registry token" {
+				if login.challenge == "Basic" || strings.HasSuffix(way, "y token") {
 					continue // a password and a token, too
 				}
 				t.Run(strings.Join([]string{how, way, failure}, "/"), func(t *testing.T) {
@@ -419,7 +455,11 @@ func TestNothingLeaksHoweverItIsSpelled(t *testing.T) {
 					p := &parrot{way: login, at: at, fails: failures[failure].fails, spelling: spell}
 					w := newLeakWorld(t, p)
 					pinned := w.host() + "/" + launchtest.Repository + "@" + w.Digests[0].String()
-					w.launch(t, how+", "+way+", "+failure, [][]string{{"pull", pinned}, {"verify"}})
+					commands := [][]string{{"pull", pinned}, {"verify"}}
+					if login.own != "" {
+						commands = commands[1:] // pull doesn't read the user config
+					}
+					w.launch(t, how+", "+way+", "+failure, commands)
 				})
 			}
 		}
@@ -447,6 +487,37 @@ func TestNothingLeaksOfWhatIsMalformed(t *testing.T) {
 			require.NoError(t, os.WriteFile(filepath.Join(w.dir, "docker-credential-speaks"),
 				[]byte("#!/bin/sh\necho "+words+"\necho "+words+" >&2\nexit 1\n"), 0o700))
 			w.launch(t, name, w.commands(), "DOCKER_AUTH_CONFIG="+strings.ReplaceAll(c.variable, "HOST", w.host()))
+		})
+	}
+}
+
+// TestNothingLeaksOfTheUserConfig has a secret of registry_auth next to every mistake in it.
+func TestNothingLeaksOfTheUserConfig(t *testing.T) {
+	t.Parallel()
+	token := canaries["own token"]
+	for name, entry := range map[string]string{
+		"a key":               `"ghcr.io"]` + "\n'" + token + "' = 1",
+		"a misspelt key":      `"ghcr.io"]` + "\nregistry_tokn = '" + token + "'",
+		"both":                `"ghcr.io"]` + "\nregistry_token = '" + token + "'\nidentity_token = '" + token + "'",
+		"no password":         `"ghcr.io"]` + "\nusername = '" + token + "'",
+		"a user with a colon": `"ghcr.io"]` + "\nusername = 'x:" + token + "'\npassword = '" + token + "'",
+		"a control character": `"ghcr.io"]` + "\npassword = \"\\u0001" + token + "\"",
+		"no quotes":           `"ghcr.io"]` + "\npassword = " + token,
+		"a host":              "'x:" + token + "@ghcr.io']\nusername = 1",
+		"a host alone":        "'" + token + "']\nusername = 1",
+		"a list":              `"ghcr.io"]` + "\npassword = ['" + token + "']",
+		"a host in pieces":    "ghcr.io]\npassword = '" + token + "'",
+		"a wrong place":       `"ghcr.io"]` + "\n[launcher_config.auth]\nx = '" + token + "'",
+		"another host's":      `"ghcr.io"]` + "\nregistry_token = '" + token + "'",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newLeakWorld(t, &parrot{way: loginWays["token"], spelling: spellings["plain"]})
+			w.auth(t, entry)
+			w.launch(t, name, w.commands())
+			w.parrot.mu.Lock()
+			defer w.parrot.mu.Unlock()
+			assert.NotContains(t, w.parrot.sent, token, "it is for another host")
 		})
 	}
 }

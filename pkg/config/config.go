@@ -2,8 +2,8 @@
 //
 // It guarantees that a Config has been checked as a whole and that its mistakes are reported all at once, each with its
 // place; that [mpc_node_config] comes out of NodeConfig exactly as it went in, with the launcher's [tee] added; and that
-// nothing out of [mpc_node_config] gets into an error, a warning, a log record or a formatted value, for it holds the
-// node's secrets. It doesn't guarantee that the image exists, that a port is free or that the node likes its config.
+// nothing out of [mpc_node_config] and [launcher_config.registry_auth] gets into an error, a warning, a log record or a
+// formatted value, for they hold secrets, but for a host that is one. It doesn't guarantee that the image exists, that a port is free or that the node likes its config.
 // Nothing in the user config is measured, so nothing in it can weaken a check.
 package config
 
@@ -56,6 +56,7 @@ type Config struct {
 
 	file string
 	node secrets
+	auth credentials
 }
 
 // Port is a port of the host and where it leads to.
@@ -170,13 +171,13 @@ func (s *source) node(node map[string]any, p Platform) {
 }
 
 // presentKeys is how many of launcherKeys are not of an older generation.
-const presentKeys = 6
+const presentKeys = 7
 
 // The keys of [launcher_config], those of older generations last.
 func launcherKeys() []string {
 	return []string{
 		"image_reference", "mpc_hash_override", portsKey,
-		"pull_max_retries", "pull_retry_interval_secs", "pull_max_delay_secs",
+		"pull_max_retries", "pull_retry_interval_secs", "pull_max_delay_secs", authKey,
 		"image", "registry", "image_name", "image_tags",
 		"rpc_request_timeout_secs", "rpc_request_interval_secs", "rpc_max_attempts",
 	}
@@ -192,6 +193,7 @@ func (s *source) launcher(t table, c *Config) {
 	c.Retry.Rounds = int(t.integer("pull_max_retries", int64(byDefault.Rounds), 0, 10_000))
 	c.Retry.Interval = time.Duration(t.integer("pull_retry_interval_secs", int64(byDefault.Interval/time.Second), 0, 86_400)) * time.Second
 	c.Retry.MaxDelay = time.Duration(t.integer("pull_max_delay_secs", int64(byDefault.MaxDelay/time.Second), 0, 86_400)) * time.Second
+	c.auth = s.auth(t)
 	s.oldPullSettings(t)
 }
 

@@ -3,7 +3,7 @@ package config_test
 import (
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -21,13 +21,17 @@ func TestTheExample(t *testing.T) {
 	_, warnings, err := config.Parse("user_config.toml", data, config.TEE)
 	require.NoError(t, err)
 	assert.Empty(t, warnings)
-	whole := strings.ReplaceAll(text, "\n# mpc_hash_override", "\nmpc_hash_override")
+	whole := regexp.MustCompile(`(?m)^# (\[+launcher_config|[a-z_]+ = )`).ReplaceAllString(text, "$1")
 	c, warnings, err := config.Parse("user_config.toml", []byte(whole), config.TEE)
 	require.NoError(t, err)
 	assert.Empty(t, warnings)
 	assert.NotNil(t, c.Override)
+	for _, host := range []string{"ghcr.io", "registry.example:5000", "quay.io"} {
+		_, ok := c.Credential(host)
+		assert.True(t, ok, host)
+	}
 	require.Contains(t, config.Keys(), "image_reference")
 	for _, key := range config.Keys() {
-		assert.Contains(t, whole, "\n"+key+" = ")
+		assert.Regexp(t, `\n(`+key+` = |\[+launcher_config\.`+key+`[].])`, whole)
 	}
 }

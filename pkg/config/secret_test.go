@@ -23,6 +23,11 @@ const mark = "918273645"
 func secretive() string {
 	return `[launcher_config]
 image = "nearone/mpc-node"
+[launcher_config.registry_auth."ghcr.io"]
+username = "x918273645"
+password = "x918273645"
+[launcher_config.registry_auth."quay.io"]
+registry_token = "x918273645"
 [mpc_node_config]
 basic = "x918273645" # comment 918273645
 literal = 'x918273645'
@@ -54,7 +59,7 @@ key = "x918273645"
 }
 
 // shown returns everything that a caller could print of what Parse returned.
-func shown(c *config.Config, warnings []config.Warning, err error) string {
+func shown(t *testing.T, c *config.Config, warnings []config.Warning, err error) string {
 	var b bytes.Buffer
 	options := &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && a.Key == slog.TimeKey {
@@ -71,6 +76,15 @@ func shown(c *config.Config, warnings []config.Warning, err error) string {
 		things = append(things, *c, []config.Config{*c}, []*config.Config{c}, map[string]config.Config{"x": *c},
 			struct{ C config.Config }{*c}, struct{ c config.Config }{*c}, struct{ c *config.Config }{c},
 			struct{ any }{*c}, &struct{ c config.Config }{*c}, []any{struct{ c any }{*c}}, c.Image, c.Ports, c.Retry)
+		for _, host := range []string{"ghcr.io", "quay.io"} {
+			if credential, ok := c.Credential(host); ok {
+				fmt.Fprintf(&b, "%v %+v %#v %s %q %x %d %v %v", credential, credential, credential, credential, credential, credential,
+					credential, []any{credential}, &credential)
+				slog.New(slog.NewJSONHandler(&b, options)).Info("a message", "credential", credential)
+				slog.New(slog.NewTextHandler(&b, options)).Info("a message", "credential", credential)
+				assert.NoError(t, json.NewEncoder(&b).Encode([]any{credential}))
+			}
+		}
 	}
 	for _, thing := range things {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%t", "%p", "%T", "%e", "%-9v", "%!"} {
@@ -103,7 +117,7 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 	t.Parallel()
 	c, warnings, err := config.Parse(file, []byte(secretive()), config.TEE)
 	require.NoError(t, err)
-	text := shown(c, warnings, err)
+	text := shown(t, c, warnings, err)
 	requireNoMark(t, text)
 	assert.Contains(t, text, "nearone/mpc-node", "but something is")
 
@@ -165,7 +179,7 @@ func TestSecretsInMistakes(t *testing.T) {
 			t.Parallel()
 			c, warnings, err := config.Parse(file, []byte(text), config.TEE)
 			require.Error(t, err)
-			requireNoMark(t, shown(c, warnings, err))
+			requireNoMark(t, shown(t, c, warnings, err))
 		})
 	}
 }
@@ -180,7 +194,7 @@ func TestNoLetterOfASecretIsPrinted(t *testing.T) {
 	} {
 		c, warnings, err := config.Parse(file, []byte(with(`image = "x"`)+text+"\n"), config.TEE)
 		require.Error(t, err, "%s", text)
-		got := shown(c, warnings, err)
+		got := shown(t, c, warnings, err)
 		for _, form := range []string{"Ω", "U+03A9", "U+00CE", "U+00A9", "03a9", `\xce`, "Î"} {
 			assert.NotContains(t, got, form, "%s", text)
 		}

@@ -96,7 +96,7 @@ func (m *machine) next() (stage.Candidate, error) {
 	if err != nil {
 		return stage.Candidate{}, err
 	}
-	return stage.Candidate{Digest: chosen.Digest, Ref: chosen.ref, Retry: chosen.retry}, nil
+	return stage.Candidate{Digest: chosen.Digest, Ref: chosen.ref, Config: chosen.config}, nil
 }
 
 // ready looks whether the next boot would find an image and its manifest here, and changes nothing.
@@ -139,7 +139,7 @@ func (m *machine) fetchAhead(running digest.Digest) stage.Fetch {
 		r.report.Image = &ImageReport{}
 		other := &machine{run: r, shared: m.shared, own: m.own, engine: m.engine, platform: m.platform}
 		other.ahead = &ahead{rate: m.Stage.Rate, running: running, ask: may}
-		pulled, _, err := other.pull(c.Ref, c.Retry)(ctx)
+		pulled, _, err := other.pull(choice{ref: c.Ref, retry: c.Config.Retry, config: c.Config})(ctx)
 		if err == nil || errors.Is(err, errSkipped) {
 			pulled, _, err = other.load(pulled)(ctx)
 		}

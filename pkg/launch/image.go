@@ -7,10 +7,7 @@ import (
 	"io/fs"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-
 	"tee-launcher/pkg/admission"
-	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/image"
@@ -28,10 +25,12 @@ type imaged struct {
 
 // pull proves manifest and config: from those that an earlier boot cached, if the engine has the
 // image, or from the registry.
-func (m *machine) pull(ref name.Digest, retry config.Retry) step[imaged] {
+func (m *machine) pull(chosen choice) step[imaged] {
 	return func(ctx context.Context) (imaged, string, error) {
+		ref, retry := chosen.ref, chosen.retry
 		client := &registry.Client{
-			Insecure: m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
+			Credentials: chosen.config.Credential,
+			Insecure:    m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
 			Interval: max(retry.Interval, 1), MaxDelay: max(retry.MaxDelay, 1), // zero would mean the default
 			ForbiddenHelperDirs: m.Settings.Unmeasured(),
 			Log:                 m.Log,

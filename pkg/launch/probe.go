@@ -107,8 +107,8 @@ func (m *machine) isVolume(ctx context.Context) error {
 // choice is the image that this boot runs.
 type choice struct {
 	approval.Decision
-	config *config.Config
-	ref    name.Digest // the digest in the repository that the config names
+	config *config.Config // nil for `launcher pull`
+	ref    name.Digest    // the digest in the repository that the config names
 	retry  config.Retry
 }
 

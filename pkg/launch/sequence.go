@@ -38,7 +38,7 @@ func (r *run) attempt(ctx context.Context, m *machine) {
 	// Which digest, and why.
 	chosen := do(ctx, r, admission.AtConfig, m.choose(alone))
 	// Manifest and config proved.
-	pulled := do(ctx, r, admission.AtPull, m.pull(chosen.ref, chosen.retry))
+	pulled := do(ctx, r, admission.AtPull, m.pull(chosen))
 	// Layers proved on their way into the engine; the result proved.
 	loaded := do(ctx, r, admission.AtLoad, m.load(pulled))
 	// The workload's container, not started.

@@ -45,8 +45,9 @@ func (f *facts) sourceOf(h digest.Digest) *registry.Source {
 		tuning.HeaderTimeout = headerTimeout
 	}
 	client := &registry.Client{
-		Platform: v1.Platform{OS: "linux", Architecture: f.arch()},
-		Insecure: f.options.Insecure, ForbiddenHelperDirs: f.options.Unmeasured(), Log: f.log, Tuning: tuning,
+		Credentials: f.config.Credential,
+		Platform:    v1.Platform{OS: "linux", Architecture: f.arch()},
+		Insecure:    f.options.Insecure, ForbiddenHelperDirs: f.options.Unmeasured(), Log: f.log, Tuning: tuning,
 	}
 	return client.Source(f.config.Image.At(h))
 }
@@ -216,7 +217,7 @@ func checkRate(ctx context.Context, f *facts) outcome {
 		return ok("the registry states none")
 	case notice.Remaining < lowRate:
 		return ok("", warning(RateLow, fmt.Sprintf("the registry allows %d more of %d requests", notice.Remaining, notice.Limit),
-			"wait, or log in for a higher limit: docker login, with DOCKER_CONFIG where the launcher runs"))
+			"wait, or log in for a higher limit: with [launcher_config.registry_auth] in the user config"))
 	}
 	return ok(fmt.Sprintf("%d of %d requests left", notice.Remaining, notice.Limit))
 }

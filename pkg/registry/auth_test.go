@@ -264,7 +264,7 @@ func TestWrongCredentials(t *testing.T) {
 			e := requireError(t, err, image.Refused)
 			assert.Equal(t, http.StatusUnauthorized, e.Status)
 			assert.Equal(t, 3, e.Attempts)
-			require.Len(t, e.Hints(), 1)
+			require.Len(t, e.Hints(), 2)
 			assert.Contains(t, e.Hints()[0], source)
 			if source == "anonymous" {
 				assert.Contains(t, e.Hints()[0], "/nowhere/.docker/config.json", "the file that was looked for")

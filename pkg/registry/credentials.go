@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/docker/cli/cli/config"
+	dockerconfig "github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/configfile"
 	"github.com/docker/cli/cli/config/credentials"
 	"github.com/docker/cli/cli/config/types"
@@ -27,6 +27,7 @@ const (
 	// anonymous is the source of no credentials.
 	anonymous   = "anonymous"
 	givenSource = "the given keychain"
+	ownSource   = "registry_auth in the user config"
 )
 
 // credential is what a keychain has. Only source and note are ever shown.
@@ -34,6 +35,7 @@ type credential struct {
 	config authn.AuthConfig
 	source string // a file, a helper, a variable, or anonymous
 	note   string // why anonymous, where that may surprise
+	own    bool   // of the user config
 }
 
 // String keeps secrets out of messages.
@@ -44,6 +46,25 @@ func (c *credential) GoString() string { return c.String() }
 
 func none(format string, a ...any) *credential {
 	return &credential{source: anonymous, note: fmt.Sprintf(format, a...)}
+}
+
+// ownCredential is what the user config has for the registry, nil where that is nothing. It is the
+// operator's for this host and port: nothing else is asked for it then.
+func (s *Source) ownCredential() *credential {
+	if s.Credentials == nil {
+		return nil
+	}
+	c, ok := s.Credentials(s.host())
+	switch {
+	case !ok:
+		return nil
+	case s.guard.base().Scheme != "https":
+		return none("because %s is for https alone", ownSource)
+	}
+	return &credential{source: ownSource, own: true, config: authn.AuthConfig{
+		Username: c.Username, Password: c.Password,
+		IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken,
+	}}
 }
 
 // givenCredential asks a keychain of the caller's.
@@ -201,7 +222,7 @@ func readConfig(path string) (*configfile.ConfigFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return config.LoadFromReader(bytes.NewReader(data))
+	return dockerconfig.LoadFromReader(bytes.NewReader(data))
 }
 
 // hostKey is how a Docker config names the repository's registry.
@@ -237,7 +258,7 @@ func readVariable() (map[string]types.AuthConfig, error) {
 			return nil, errors.New("an entry without auth")
 		}
 	}
-	read, err := config.LoadFromReader(strings.NewReader(value))
+	read, err := dockerconfig.LoadFromReader(strings.NewReader(value))
 	if err != nil {
 		return nil, err
 	}

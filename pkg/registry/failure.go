@@ -189,6 +189,12 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 	return e
 }
 
+// ownHint says where the user config has credentials for the registry.
+func (s *Source) ownHint() string {
+	return fmt.Sprintf("on a node, credentials are those in [launcher_config.registry_auth.%q] of the user config: "+
+		"a robot's that can only read, because host and workload can read that file", s.host())
+}
+
 func (s *Source) statusHints(part string, f *failure) []string {
 	host := s.guard.shown(f.host)
 	switch {
@@ -202,11 +208,15 @@ func (s *Source) statusHints(part string, f *failure) []string {
 	switch f.status {
 	case http.StatusUnauthorized:
 		logIn := "such as with `docker login " + s.host() + "`"
-		if s.login.credentialSource() != anonymous {
+		switch {
+		case s.login.own():
 			return []string{"the registry refuses the credentials of " + s.login.explanation() +
-				": correct them, " + logIn}
+				": check what they are and that they haven't expired", s.ownHint()}
+		case s.login.credentialSource() != anonymous:
+			return []string{"the registry refuses the credentials of " + s.login.explanation() +
+				": correct them, " + logIn, s.ownHint()}
 		}
-		return []string{"log in to the registry, " + logIn + "; credentials: " + s.login.explanation()}
+		return []string{"log in to the registry, " + logIn + "; credentials: " + s.login.explanation(), s.ownHint()}
 	case http.StatusForbidden:
 		if s.login.credentialSource() == anonymous {
 			return []string{"ask whoever runs " + s.host() + " for access, or for an account there to log in with; " +

@@ -168,6 +168,9 @@ func (g *guard) strip(request *http.Request) {
 		elsewhere = elsewhere || origin(q.Response.Request.URL) != origin(request.URL)
 	}
 	plain := request.URL.Scheme == "http" && !isLoopback(request.URL.Host)
+	if to := request.URL.Hostname(); g.source.login.own() && isPrivate(to) && !strings.EqualFold(to, hostname(g.source.host())) {
+		elsewhere = true // a token server can have any address, but not get the user config's secrets there
+	}
 	scheme, _, _ := strings.Cut(request.Header.Get("Authorization"), " ")
 	if elsewhere || plain && !strings.EqualFold(scheme, "Bearer") {
 		request.Header.Del("Authorization")

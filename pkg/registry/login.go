@@ -54,6 +54,13 @@ func (l *login) credentialSource() string {
 	return l.credential.source
 }
 
+// own reports whether the credentials in use are the user config's.
+func (l *login) own() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.credential != nil && l.credential.own
+}
+
 // explanation says for a hint what was used and, if that is nothing, where it was looked for.
 func (l *login) explanation() string {
 	l.mu.Lock()
@@ -338,9 +345,12 @@ func usable(headers []string) []string {
 // isToken tells the two schemes apart.
 func isToken(offer string) bool { return strings.HasPrefix(strings.ToLower(offer), "bearer") }
 
-// findCredential asks the keychain, no longer than the helper time-out. A source that fails is
+// findCredential looks into the user config, and then asks the keychain, no longer than the helper time-out. A source that fails is
 // none, as for Docker.
 func (s *Source) findCredential(ctx context.Context) *credential {
+	if own := s.ownCredential(); own != nil {
+		return own
+	}
 	if base := s.guard.base(); base.Scheme != "https" && !isLoopback(base.Host) {
 		return none("because credentials are not sent over plain http")
 	}

@@ -23,11 +23,16 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"tee-launcher/pkg/config"
 )
 
 // Client resolves and fetches. The zero value works and is strict. It holds settings only and may
 // be copied and shared.
 type Client struct {
+	// Credentials are the user config's, for a registry by its name and for it alone: they go before
+	// the keychain's, and over https only. Nil means that there are none.
+	Credentials func(registry string) (config.Credential, bool)
 	// Keychain finds the credentials for a repository. Nil means Docker's, as
 	// go-containerregistry's default resolves it.
 	Keychain authn.Keychain

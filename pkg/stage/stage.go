@@ -38,7 +38,7 @@ const roomInterval = 2 * time.Second
 type Candidate struct {
 	Digest digest.Digest // as approved
 	Ref    name.Digest
-	Retry  config.Retry
+	Config *config.Config // says where it can be had
 }
 
 // Fetched is an image that was fetched and proved.
