@@ -53,6 +53,7 @@ type Config struct {
 	Override *digest.Digest // nil: the newest approved digest
 	Ports    []Port
 	Retry    Retry
+	Sources  []Source // tried in this order, before the registry of Image
 
 	file string
 	node secrets
@@ -91,15 +92,17 @@ func (c Config) LogValue() slog.Value {
 		slog.String("override", override),
 		slog.Any("ports", c.Ports),
 		slog.Any("retry", c.Retry),
+		slog.Any("sources", c.Sources),
 	)
 }
 
-// Parse reads the text of the user config; file is what messages call it. The error is Problems, and the warnings are
+// Parse reads the text of the user config; file is what messages call it, and insecure names the hosts that
+// may be spoken to over plain http, beside this machine. The error is Problems, and the warnings are
 // valid beside it.
-func Parse(file string, data []byte, p Platform) (*Config, []Warning, error) {
+func Parse(file string, data []byte, p Platform, insecure ...string) (*Config, []Warning, error) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	s := newSource(file, data)
-	c := s.parse(data, p)
+	c := s.parse(data, p, insecure)
 	slices.SortStableFunc(s.warnings, func(a, b Warning) int { return Problem(a).compare(Problem(b)) })
 	if len(s.problems) > 0 {
 		slices.SortStableFunc(s.problems, Problem.compare)
@@ -108,7 +111,7 @@ func Parse(file string, data []byte, p Platform) (*Config, []Warning, error) {
 	return c, s.warnings, nil
 }
 
-func (s *source) parse(data []byte, p Platform) *Config {
+func (s *source) parse(data []byte, p Platform, insecure []string) *Config {
 	if len(data) > MaxSize {
 		s.problem(0, "larger than %d bytes", MaxSize)
 		return nil
@@ -130,7 +133,7 @@ func (s *source) parse(data []byte, p Platform) *Config {
 
 	c := &Config{file: s.file, node: func() map[string]any { return node }}
 	if hasLauncher {
-		s.launcher(table{source: s, name: "[" + launcherTable + "]", path: []string{launcherTable}, values: launcher}, c)
+		s.launcher(table{source: s, name: "[" + launcherTable + "]", path: []string{launcherTable}, values: launcher}, c, insecure)
 	}
 	if hasNode {
 		s.node(node, p)
@@ -171,19 +174,19 @@ func (s *source) node(node map[string]any, p Platform) {
 }
 
 // presentKeys is how many of launcherKeys are not of an older generation.
-const presentKeys = 7
+const presentKeys = 8
 
 // The keys of [launcher_config], those of older generations last.
 func launcherKeys() []string {
 	return []string{
 		"image_reference", "mpc_hash_override", portsKey,
-		"pull_max_retries", "pull_retry_interval_secs", "pull_max_delay_secs", authKey,
+		"pull_max_retries", "pull_retry_interval_secs", "pull_max_delay_secs", sourcesKey, authKey,
 		"image", "registry", "image_name", "image_tags",
 		"rpc_request_timeout_secs", "rpc_request_interval_secs", "rpc_max_attempts",
 	}
 }
 
-func (s *source) launcher(t table, c *Config) {
+func (s *source) launcher(t table, c *Config, insecure []string) {
 	t.refuseUnknown(launcherKeys()...)
 	c.Image = s.image(t)
 	c.Override = s.override(t)
@@ -193,6 +196,7 @@ func (s *source) launcher(t table, c *Config) {
 	c.Retry.Rounds = int(t.integer("pull_max_retries", int64(byDefault.Rounds), 0, 10_000))
 	c.Retry.Interval = time.Duration(t.integer("pull_retry_interval_secs", int64(byDefault.Interval/time.Second), 0, 86_400)) * time.Second
 	c.Retry.MaxDelay = time.Duration(t.integer("pull_max_delay_secs", int64(byDefault.MaxDelay/time.Second), 0, 86_400)) * time.Second
+	c.Sources = s.sources(t, insecure)
 	c.auth = s.auth(t)
 	s.oldPullSettings(t)
 }
@@ -246,7 +250,7 @@ func (s *source) ports(t table) []Port {
 	var ports []Port
 	taken := map[int64]bool{}
 	for i, entry := range list {
-		mapping := table{source: s, name: "port_mappings", path: append(slices.Clone(t.path), portsKey, element(i))}
+		mapping := table{source: s, name: "port_mappings", path: append(slices.Clone(t.path), portsKey, elementName(i))}
 		if mapping.values, ok = entry.(map[string]any); !ok {
 			s.problem(mapping.place(), "port_mappings holds tables { host = …, container = … }, not %s", kind(entry))
 			continue

@@ -183,7 +183,7 @@ func TestLauncherProblems(t *testing.T) {
 	t.Parallel()
 	const image = `image = "nearone/mpc-node"`
 	const theKeys = "image_reference, mpc_hash_override, port_mappings, " +
-		"pull_max_retries, pull_retry_interval_secs, pull_max_delay_secs, registry_auth; all else is a flag, a variable or the node's"
+		"pull_max_retries, pull_retry_interval_secs, pull_max_delay_secs, sources, registry_auth; all else is a flag, a variable or the node's"
 	for name, test := range map[string]struct {
 		lines []string
 		want  []string // without the file

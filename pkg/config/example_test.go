@@ -26,6 +26,7 @@ func TestTheExample(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, warnings)
 	assert.NotNil(t, c.Override)
+	assert.NotEmpty(t, c.Sources)
 	for _, host := range []string{"ghcr.io", "registry.example:5000", "quay.io"} {
 		_, ok := c.Credential(host)
 		assert.True(t, ok, host)

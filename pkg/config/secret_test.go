@@ -75,7 +75,7 @@ func shown(t *testing.T, c *config.Config, warnings []config.Warning, err error)
 	if c != nil {
 		things = append(things, *c, []config.Config{*c}, []*config.Config{c}, map[string]config.Config{"x": *c},
 			struct{ C config.Config }{*c}, struct{ c config.Config }{*c}, struct{ c *config.Config }{c},
-			struct{ any }{*c}, &struct{ c config.Config }{*c}, []any{struct{ c any }{*c}}, c.Image, c.Ports, c.Retry)
+			struct{ any }{*c}, &struct{ c config.Config }{*c}, []any{struct{ c any }{*c}}, c.Image, c.Ports, c.Retry, c.Sources)
 		for _, host := range []string{"ghcr.io", "quay.io"} {
 			if credential, ok := c.Credential(host); ok {
 				fmt.Fprintf(&b, "%v %+v %#v %s %q %x %d %v %v", credential, credential, credential, credential, credential, credential,

@@ -70,8 +70,8 @@ func (s *source) place(path ...string) int {
 
 func join(path []string) string { return strings.Join(path, "\x00") }
 
-// element is how the path of an array's element ends.
-func element(i int) string { return fmt.Sprintf("#%d", i) }
+// elementName is how the path of an array's element ends.
+func elementName(i int) string { return fmt.Sprintf("#%d", i) }
 
 // decode reads the document. It stops at the first thing that isn't TOML, because what follows can't be told then. The
 // decoder's own messages are never shown: they quote the document.
@@ -163,17 +163,19 @@ func (s *source) outline(data []byte) bool {
 	data = slices.Clip(data)
 	var parser unstable.Parser
 	parser.Reset(data)
-	o := outliner{source: s}
+	o := outliner{source: s, listed: map[string]int{}}
 	for parser.NextExpression() {
 		switch expression := parser.Expression(); expression.Kind {
 		case unstable.Table:
 			o.header = o.key(position{}, expression)
 		case unstable.ArrayTable:
 			array := o.key(position{}, expression)
-			o.header = array.element(o.ports)
-			if array.isPorts() {
+			if array.isListed() {
+				o.header = array.element(o.listed[array.names[1]])
 				o.note(o.header, o.last)
-				o.ports++
+				o.listed[array.names[1]]++
+			} else {
+				o.header = array.element(0)
 			}
 		case unstable.KeyValue:
 			o.keyValue(o.header, expression)
@@ -217,16 +219,16 @@ func (p position) below(name string) position {
 	return p
 }
 
-// isPorts reports whether p is the one array whose elements have places of their own.
-func (p position) isPorts() bool {
-	return p.depth == 2 && p.names[0] == launcherTable && p.names[1] == portsKey
+// isListed reports whether p is one of the arrays whose elements have places of their own.
+func (p position) isListed() bool {
+	return p.depth == 2 && p.names[0] == launcherTable && (p.names[1] == portsKey || p.names[1] == sourcesKey)
 }
 
 // element returns where the element i of the array p stands; where that is never asked for, it is
 // enough how deep.
 func (p position) element(i int) position {
-	if p.isPorts() {
-		return p.below(element(i))
+	if p.isListed() {
+		return p.below(elementName(i))
 	}
 	return p.below("")
 }
@@ -244,8 +246,8 @@ func (s *source) note(p position, offset int) {
 type outliner struct {
 	*source
 	header    position
-	ports     int // tables of the array of ports so far
-	last      int // offset of the last key
+	listed    map[string]int // tables of such an array so far
+	last      int            // offset of the last key
 	keys      int
 	expansion int
 	overLimit string // why to stop
@@ -305,7 +307,7 @@ func (o *outliner) value(path position, n *unstable.Node) {
 		for elements := n.Children(); elements.Next() && o.overLimit == ""; i++ {
 			child := elements.Node()
 			below := path.element(i)
-			if path.isPorts() && child.Kind != unstable.Array { // which has no place of its own
+			if path.isListed() && child.Kind != unstable.Array { // which has no place of its own
 				o.note(below, int(child.Raw.Offset))
 			}
 			o.value(below, child)

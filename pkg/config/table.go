@@ -34,6 +34,8 @@ func get[T any](t table, key string) (T, bool) {
 		form := kind(typed)
 		if key == portsKey {
 			form += " of tables { host = …, container = … }"
+		} else if key == sourcesKey {
+			form += " of tables, each behind [[launcher_config.sources]]"
 		}
 		t.problem(t.place(key), "%s must be %s, not %s", key, form, kind(v))
 	}

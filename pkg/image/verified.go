@@ -165,6 +165,15 @@ type Document struct {
 	Config bool  // a registry keeps it as a blob
 }
 
+// Documents returns what a source has to have of the image beside its layers.
+func (v *Verified) Documents() []Document {
+	var all []Document
+	for _, raw := range append(slices.Clone(v.indexes), v.manifest) {
+		all = append(all, Document{Part: PartManifest, Digest: digest.Of(raw), Size: int64(len(raw))})
+	}
+	return append(all, Document{Part: partConfig, Digest: v.configDigest, Size: int64(len(v.config)), Config: true})
+}
+
 // Check reports why data isn't the document.
 func (d Document) Check(data []byte) error {
 	size := d.Size

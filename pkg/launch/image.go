@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,13 +25,14 @@ type imaged struct {
 }
 
 // pull proves manifest and config: from those that an earlier boot cached, if the engine has the
-// image, or from the registry.
+// image, or from wherever they can be had. Sources are those that the user config has in this
+// attempt.
 func (m *machine) pull(chosen choice) step[imaged] {
 	return func(ctx context.Context) (imaged, string, error) {
 		ref, retry := chosen.ref, chosen.retry
 		client := &registry.Client{
-			Credentials: chosen.config.Credential,
-			Insecure:    m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
+			Sources: chosen.config.Sources, Ledger: &m.ledger, Credentials: chosen.config.Credential,
+			Insecure: m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
 			Interval: max(retry.Interval, 1), MaxDelay: max(retry.MaxDelay, 1), // zero would mean the default
 			ForbiddenHelperDirs: m.Settings.Unmeasured(),
 			Log:                 m.Log,
@@ -38,7 +40,7 @@ func (m *machine) pull(chosen choice) step[imaged] {
 			Tuning:              registry.Tuning{Now: m.Now, Sleep: m.Sleep},
 		}
 		m.ahead.slow(client)
-		m.report.Pull = &PullReport{}
+		m.report.Pull = &PullReport{Liars: []string{}}
 		info, err := m.info(ctx)
 		if err != nil {
 			return imaged{}, "", err
@@ -62,6 +64,7 @@ func (m *machine) pull(chosen choice) step[imaged] {
 		}
 		resolved, err := source.Resolve(ctx)
 		if err != nil {
+			m.report.moved(source.Stats())
 			source.Rest()
 			return imaged{}, "", err
 		}
@@ -104,7 +107,7 @@ func (m *machine) load(pulled imaged) step[imaged] {
 			})
 			recorded()
 			m.Progress.Stop(err == nil)
-			img.id, m.report.Pull.BytesReused, m.report.Pull.Source = loaded.ID, loaded.Reused, "registry"
+			img.id, m.report.Pull.BytesReused, m.report.Pull.Source = loaded.ID, loaded.Reused, cmp.Or(img.source.Stats().From, "registry")
 		}
 		m.report.moved(img.source.Stats())
 		m.report.image(img.image, img.id)
@@ -131,8 +134,9 @@ func (m *machine) recordBytes(source *registry.Source) (over func()) {
 		for {
 			select {
 			case <-ticker.C:
-				m.report.Pull.Source = "registry"
-				m.report.moved(source.Stats())
+				stats := source.Stats()
+				m.report.Pull.Source = cmp.Or(stats.From, "registry")
+				m.report.moved(stats)
 				m.report.write()
 			case <-stop:
 				return

@@ -164,7 +164,7 @@ func (l *Launcher) Pull(ctx context.Context, ref name.Digest, platform v1.Platfo
 	}
 	r.report.Image = &ImageReport{Reference: ref.String(), Digest: hash}
 	r.report.plan(admission.AtPull, admission.AtLoad)
-	pulled := do(ctx, r, admission.AtPull, m.pull(choice{ref: ref, retry: config.DefaultRetry()}))
+	pulled := do(ctx, r, admission.AtPull, m.pull(choice{ref: ref, retry: config.DefaultRetry(), config: new(config.Config)}))
 	do(ctx, r, admission.AtLoad, m.load(pulled))
 	return r.report.Image, r.report.Pull, r.err
 }

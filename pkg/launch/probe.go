@@ -16,6 +16,7 @@ import (
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/internal/files"
+	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 	"tee-launcher/pkg/state"
 )
@@ -42,6 +43,7 @@ type machine struct {
 	chosen  *choice         // in this attempt; nil: not yet
 	costly  bool            // an attempt since the latest wait was
 	saved   map[string]bool // whose log was kept, by the container's ID
+	ledger  registry.Ledger // which sources lied
 }
 
 // settings ends what runs as the workload and isn't, so that no refusal leaves it running, and takes
@@ -107,7 +109,7 @@ func (m *machine) isVolume(ctx context.Context) error {
 // choice is the image that this boot runs.
 type choice struct {
 	approval.Decision
-	config *config.Config // nil for `launcher pull`
+	config *config.Config // an empty one for `launcher pull`
 	ref    name.Digest    // the digest in the repository that the config names
 	retry  config.Retry
 }

@@ -90,7 +90,9 @@ type PullReport struct {
 	BytesReused  int64  `json:"bytes_reused"`
 	Requests     int    `json:"requests"`
 	Resumes      int    `json:"resumes"`
-	Source       string `json:"source"` // registry or engine
+	Source       string `json:"source"` // registry, engine, or the address of a source of the user config
+
+	Liars []string `json:"liars"` // the sources that lied, in this attempt or an earlier one
 }
 
 // MeasurementReport says what stands in the register.
@@ -172,6 +174,7 @@ func (r *report) end(outcome Status, detail string) {
 // moved takes over what was moved over the network so far.
 func (r *report) moved(s registry.Stats) {
 	r.Pull.BytesFetched, r.Pull.Requests, r.Pull.Resumes = s.Fetched, s.Requests, s.Resumes
+	r.Pull.Liars = append([]string{}, s.Liars...)
 }
 
 // image says what is proved of the image, and its ID if that is.

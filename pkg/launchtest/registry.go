@@ -105,6 +105,7 @@ type RegistryRequest struct {
 	Kind       RequestKind
 	Method     string
 	Path       string
+	Query      string
 	Range      string
 	TLS        bool
 	Proto      string

@@ -169,7 +169,7 @@ func (r *Registry) note(kind RequestKind, q *http.Request) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.requests = append(r.requests, RegistryRequest{Kind: kind, Method: q.Method, Path: q.URL.Path, Range: q.Header.Get("Range"),
+	r.requests = append(r.requests, RegistryRequest{Kind: kind, Method: q.Method, Path: q.URL.Path, Query: q.URL.RawQuery, Range: q.Header.Get("Range"),
 		TLS: q.TLS != nil, Proto: q.Proto, Credential: credential, Remote: q.RemoteAddr})
 }
 

@@ -28,6 +28,9 @@ const (
 	NewerUnavailable Code = "REG008"
 	LayerWrong       Code = "REG009"
 	ImageUnusable    Code = "REG010"
+	SourceMisses     Code = "REG011"
+	SourceWantsLogin Code = "REG012"
+	SourceLies       Code = "REG013"
 
 	EngineDown        Code = "ENG001"
 	EngineOld         Code = "ENG002"
@@ -105,6 +108,9 @@ func Codes() []Class {
 		{NewerUnavailable, "a newer approved digest can't be pulled while an older one can"},
 		{LayerWrong, "a downloaded layer doesn't match its digest"},
 		{ImageUnusable, "the image is in a form that can't be used"},
+		{SourceMisses, "a source of the user config, or the registry beside them, can't give the image, or not all of it"},
+		{SourceWantsLogin, "a source wants a login that there is none of"},
+		{SourceLies, "what a source gives isn't what was asked for"},
 		{EngineDown, "the engine doesn't answer"},
 		{EngineOld, "the engine is older than any version that was tested"},
 		{EngineOther, "the engine's platform isn't the launcher's"},

@@ -108,6 +108,7 @@ func checks() []check {
 		{name: "image", group: GroupEngine, step: load, needs: []string{"engine"}, after: []string{"manifest", "cached manifest", "containers"}, do: checkImage},
 		{name: "space", group: GroupEngine, step: load, needs: []string{"image"}, do: checkSpace},
 		{name: "layers", group: GroupRegistry, step: load, needs: []string{"selection"}, after: []string{"image"}, do: checkLayers},
+		{name: "sources", group: GroupRegistry, step: never, needs: []string{"user config", "selection"}, after: []string{"layers"}, do: checkSources},
 		{name: "download", group: GroupRegistry, step: load, needs: []string{"manifest"}, do: checkDownload},
 		{name: "fallback", group: GroupRegistry, step: pull, needs: []string{"selection"}, after: []string{"cached manifest", "manifest", "image", "layers", "download"}, do: checkFallback},
 		{name: "node config", group: GroupConfig, step: create, needs: []string{"shared directory", "selection"}, do: checkNodeConfig},

@@ -45,9 +45,9 @@ func (f *facts) sourceOf(h digest.Digest) *registry.Source {
 		tuning.HeaderTimeout = headerTimeout
 	}
 	client := &registry.Client{
-		Credentials: f.config.Credential,
-		Platform:    v1.Platform{OS: "linux", Architecture: f.arch()},
-		Insecure:    f.options.Insecure, ForbiddenHelperDirs: f.options.Unmeasured(), Log: f.log, Tuning: tuning,
+		Sources: f.config.Sources, Credentials: f.config.Credential,
+		Platform: v1.Platform{OS: "linux", Architecture: f.arch()},
+		Insecure: f.options.Insecure, ForbiddenHelperDirs: f.options.Unmeasured(), Log: f.log, Tuning: tuning,
 	}
 	return client.Source(f.config.Image.At(h))
 }
@@ -63,7 +63,11 @@ func checkManifest(ctx context.Context, f *facts) outcome {
 		return fail(codeOf(err), err)
 	}
 	f.image = v
-	detail := fmt.Sprintf("%d layers, %s, credentials: %s", len(v.Layers()), Size(v.Size()), f.source.Stats().Credential)
+	stats := f.source.Stats()
+	detail := fmt.Sprintf("%d layers, %s, credentials: %s", len(v.Layers()), Size(v.Size()), stats.Credential)
+	if stats.From != "" {
+		detail += ", from " + stats.From
+	}
 	if v.Index() != nil {
 		detail += ", from an index"
 	}
@@ -240,7 +244,51 @@ func checkLayers(ctx context.Context, f *facts) outcome {
 		f.incomplete = err
 		return fail(code, err)
 	}
-	return ok(fmt.Sprintf("the registry has all %d, %s", len(v.Layers()), Size(v.Size())))
+	who := "the registry has"
+	if len(f.config.Sources) > 0 {
+		who = "the sources have"
+	}
+	return ok(fmt.Sprintf("%s all %d, %s", who, len(v.Layers()), Size(v.Size())))
+}
+
+// checkSources asks each source of the user config, and the registry, what it has of the image.
+func checkSources(ctx context.Context, f *facts) outcome {
+	if len(f.config.Sources) == 0 {
+		return outcome{skipped: "the user config names none"}
+	}
+	v := f.verified()
+	if v == nil {
+		return outcome{unknown: "it isn't known which image is wanted"}
+	}
+	all, err := f.sourceOf(f.decision.Digest).Survey(ctx, v, f.missing)
+	if err != nil {
+		return outcome{unknown: "they weren't all asked"}
+	}
+	var findings []Finding
+	first := ""
+	for _, s := range all {
+		switch {
+		case s.Lied:
+			findings = append(findings, warning(SourceLies, fmt.Sprintf("%s lies: %v", s.Name, errors.Join(s.Err, s.Why)),
+				"don't use this source until that is explained; run would ask it last once it noticed"))
+		case s.WantsLogin:
+			findings = append(findings, warning(SourceWantsLogin, fmt.Sprintf("%s wants a login, and doesn't take what there is: %s", s.Name, s.Credential),
+				fmt.Sprintf("put one into [launcher_config.registry_auth] of the user config: %s", "a robot's that can only read")))
+		case s.Err != nil:
+			findings = append(findings, warning(SourceMisses, fmt.Sprintf("%s can't give manifest and config: %v", s.Name, s.Err),
+				"nothing to do as long as another source can"))
+		case s.Missing > 0:
+			findings = append(findings, warning(SourceMisses, fmt.Sprintf("%s can't give %d of %d layers: %v", s.Name, s.Missing, len(f.missing), s.Why),
+				"nothing to do as long as another source can"))
+		case first == "":
+			first = s.Name
+		}
+	}
+	detail := "none has all, so the boot would take each part from the first one that has it"
+	if first != "" {
+		detail = "the first that has all, and that the boot would use: " + first
+	}
+	return ok(detail, findings...)
 }
 
 // checkDownload fetches and hashes every layer, and keeps nothing.

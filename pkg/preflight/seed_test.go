@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -92,6 +93,13 @@ type seed struct {
 			Labels  map[string]string
 			Start   bool
 			Ended   bool // it ran
+		}
+	}
+	Mirror *struct { // a registry beside it, @mirror@; it has the image
+		Login bool
+		Fault []struct {
+			Kind, On, Digest string
+			Status           int
 		}
 	}
 	Registry struct {
@@ -241,6 +249,7 @@ func plant(t *testing.T, s seed) *world {
 		Engine: launchtest.EngineOptions{APIVersion: s.Engine.API, Containerd: s.Engine.Containerd},
 		Agent:  launchtest.AgentOptions{Release: s.Agent.Release, AppCompose: s.Agent.AppCompose},
 	})
+	w.plantMirror(s)
 	w.plantFiles(s)
 	w.plantAgent(s)
 	w.plantEngine(s)
@@ -253,6 +262,39 @@ func plant(t *testing.T, s seed) *world {
 	}
 	w.plantSettings(s)
 	return w
+}
+
+func (w *world) plantMirror(s seed) {
+	if s.Mirror == nil {
+		return
+	}
+	o := launchtest.RegistryOptions{}
+	if s.Mirror.Login {
+		o.Auth = launchtest.RegistryBasic
+	}
+	mirror, err := launchtest.NewRegistry(o)
+	require.NoError(w.t, err)
+	w.t.Cleanup(func() { assert.NoError(w.t, mirror.Close()) })
+	v := w.resolve(w.Digests[0])
+	_, err = mirror.PushManifest(launchtest.Repository, v.Manifest())
+	require.NoError(w.t, err)
+	_, err = mirror.PushBlob(launchtest.Repository, v.Config())
+	require.NoError(w.t, err)
+	stream := v.Open(w.t.Context(), new(registry.Client).Source(v.Reference()), []int{0, 1, 2})
+	for range v.Layers() {
+		layer, err := stream.Next()
+		require.NoError(w.t, err)
+		data, err := io.ReadAll(layer)
+		require.NoError(w.t, err)
+		_, err = mirror.PushBlob(launchtest.Repository, data)
+		require.NoError(w.t, err)
+	}
+	require.NoError(w.t, stream.Close())
+	for _, f := range s.Mirror.Fault {
+		mirror.Fail(launchtest.RegistryFault{Kind: launchtest.RegistryFaultKind(f.Kind), On: launchtest.RequestKind(f.On), Digest: w.target(f.Digest),
+			Status: f.Status, Times: -1})
+	}
+	w.names["@mirror@"] = mirror.Host()
 }
 
 func (w *world) plantFiles(s seed) {

@@ -50,7 +50,7 @@ func none(format string, a ...any) *credential {
 
 // ownCredential is what the user config has for the registry, nil where that is nothing. It is the
 // operator's for this host and port: nothing else is asked for it then.
-func (s *Source) ownCredential() *credential {
+func (s *remote) ownCredential() *credential {
 	if s.Credentials == nil {
 		return nil
 	}

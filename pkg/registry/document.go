@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,60 +17,32 @@ import (
 	"tee-launcher/pkg/image"
 )
 
-// document fetches the whole of a manifest or config and proves it.
-func (s *Source) document(ctx context.Context, d image.Document) ([]byte, error) {
-	path, accept := "manifests/"+d.Digest.String(), manifestTypes
-	if d.Config {
-		path, accept = "blobs/"+d.Digest.String(), anyType
+// document makes one attempt to fetch a document.
+func (s *remote) document(ctx context.Context, t *tries, d image.Document, path, accept string) ([]byte, *failure) {
+	a, f := s.ask(ctx, t, http.MethodGet, path, http.Header{"Accept": {accept}})
+	if f != nil {
+		return nil, f
 	}
-	data, err := s.fetchDocument(ctx, d, path, accept)
-	var e *image.Error
-	missing := errors.As(err, &e) && e.Status == http.StatusNotFound && d.Part == image.PartManifest
-	if missing && s.isBlob(ctx, d.Digest) { // a blob of any kind: it isn't fetched for that
-		e.Help = []string{
-			"this digest is that of a blob (a config, which is an image ID, or a layer), not of a manifest, " +
-				"which is what has to be approved",
-			fmt.Sprintf("launcher digest %s:<tag> prints it", s.ref.Context().Name()),
-		}
+	defer a.Close()
+	if a.StatusCode != http.StatusOK {
+		return nil, s.rejected(a)
 	}
-	return data, err
-}
-
-// fetchDocument fetches a document, again where it isn't the right one. A zero digest is that of
-// any.
-func (s *Source) fetchDocument(ctx context.Context, d image.Document, path, accept string) ([]byte, error) {
-	var document []byte
-	err := s.retry(ctx, d.Part, func(t *tries) *failure {
-		a, f := s.ask(ctx, t, http.MethodGet, path, http.Header{"Accept": {accept}})
-		if f != nil {
-			return f
-		}
-		defer a.Close()
-		if a.StatusCode != http.StatusOK {
-			return s.rejected(a)
-		}
-		body, err := documentBody(a)
-		if err != nil {
-			return &failure{host: a.host, err: err}
-		}
-		data, err := io.ReadAll(io.LimitReader(body, image.MaxManifest+1))
-		if err != nil {
-			return &failure{host: a.host, err: err}
-		}
-		if len(data) > image.MaxManifest {
-			return tooLarge(a, d, io.MultiReader(bytes.NewReader(data), body))
-		}
-		// Another size than expected is for the proof to tell: the right bytes came.
-		if err := d.Check(data); err != nil && !d.Digest.IsZero() && digest.Of(data) != d.Digest {
-			return &failure{class: lie, host: a.host, err: err, hints: webPage(a)}
-		}
-		document = data
-		return nil
-	})
+	body, err := documentBody(a)
 	if err != nil {
-		return nil, err
+		return nil, &failure{host: a.host, err: err}
 	}
-	return document, nil
+	data, err := io.ReadAll(io.LimitReader(body, image.MaxManifest+1))
+	if err != nil {
+		return nil, &failure{host: a.host, err: err}
+	}
+	if len(data) > image.MaxManifest {
+		return nil, tooLarge(a, d, io.MultiReader(bytes.NewReader(data), body))
+	}
+	// Another size than expected is for the proof to tell: the right bytes came.
+	if err := d.Check(data); err != nil && !d.Digest.IsZero() && digest.Of(data) != d.Digest {
+		return nil, &failure{class: lie, whole: true, host: a.host, err: err, hints: webPage(a)}
+	}
+	return data, nil
 }
 
 // webPage says so where the answer is one.
@@ -89,7 +60,7 @@ const maxHashed = 16 * image.MaxManifest
 // that sends something else.
 func tooLarge(a *answer, d image.Document, whole io.Reader) *failure {
 	if d.Size >= 0 {
-		return &failure{class: lie, host: a.host,
+		return &failure{class: lie, whole: true, host: a.host,
 			err: fmt.Errorf("got more than %d bytes, want %d", image.MaxManifest, d.Size)}
 	}
 	hash := sha256.New()
@@ -100,9 +71,9 @@ func tooLarge(a *answer, d image.Document, whole io.Reader) *failure {
 	case d.Digest.IsZero() || digest.Digest(hash.Sum(nil)) == d.Digest:
 		return &failure{class: final, host: a.host, err: image.ErrTooLarge}
 	case n > maxHashed:
-		return &failure{class: lie, host: a.host, err: fmt.Errorf("got more than %d bytes, want %s", maxHashed, d.Digest)}
+		return &failure{class: lie, whole: true, host: a.host, err: fmt.Errorf("got more than %d bytes, want %s", maxHashed, d.Digest)}
 	}
-	return &failure{class: lie, host: a.host, err: fmt.Errorf("got %d other bytes, want %s", n, d.Digest)}
+	return &failure{class: lie, whole: true, host: a.host, err: fmt.Errorf("got %d other bytes, want %s", n, d.Digest)}
 }
 
 // documentBody is the body of a manifest or config, compressed or not: neither begins as gzip does.
@@ -130,7 +101,7 @@ const (
 )
 
 // isBlob asks once whether h is a blob of the repository.
-func (s *Source) isBlob(ctx context.Context, h digest.Digest) bool {
+func (s *remote) isBlob(ctx context.Context, h digest.Digest) bool {
 	a, f := s.inRepository(ctx, &tries{}, http.MethodHead, "blobs/"+h.String(), http.Header{})
 	if f != nil {
 		return false

@@ -18,7 +18,8 @@ type Credential struct {
 
 // FindCredential asks the Docker keychain of the environment.
 func FindCredential(ctx context.Context, c *Client, repo name.Repository) Credential {
-	s := newSource(c.settings(), repo.Tag("latest"))
+	settings := c.settings()
+	s := newRemote(settings, newCommon(settings), repo.Tag("latest"))
 	s.guard.speaks("https")
 	found := s.findCredential(ctx)
 	return Credential{found.config, found.source, found.note}

@@ -44,6 +44,11 @@ type failure struct {
 	hints   []string
 	token   bool // of the token server
 	strange bool // it holds no error document, although a body was asked for
+
+	whole  bool       // a whole document or layer was another one
+	moved  bool       // no attempt was made: another part of the layer went elsewhere
+	from   upstream   // whose attempt it was
+	others []*failure // those of the other sources in the same pass
 }
 
 func (f *failure) error() error {
@@ -54,7 +59,7 @@ func (f *failure) error() error {
 }
 
 // networkFailure says why a request got no answer.
-func (s *Source) networkFailure(host string, err error) *failure {
+func (s *remote) networkFailure(host string, err error) *failure {
 	f := &failure{class: transient, host: host, err: err}
 	f.hints = networkHints(s.guard.shown(host), err, s.Tuning.Now())
 	if unchanging(err) {
@@ -161,11 +166,11 @@ func wrongProxy() string {
 }
 
 // failed makes the error of the last failure.
-func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
+func (s *remote) failed(part string, t *tries, f *failure) *image.Error {
 	e := &image.Error{
 		Ref: s.ref.String(), Part: part, Host: s.guard.shown(f.host), Status: f.status, Attempts: t.total,
-		Answered: s.answered.Load(), Silent: s.silence.lasted(s.Tuning.Now()),
-		Code: f.code, Message: f.message, Err: s.guard.redactError(f.err), Help: f.hints,
+		Answered: s.answered.Load(),
+		Code:     f.code, Message: f.message, Err: s.guard.redactError(f.err), Help: f.hints,
 	}
 	if f.status != 0 {
 		e.Answer = strings.TrimSpace(fmt.Sprintf("%d %s", f.status, http.StatusText(f.status)))
@@ -190,12 +195,12 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 }
 
 // ownHint says where the user config has credentials for the registry.
-func (s *Source) ownHint() string {
+func (s *remote) ownHint() string {
 	return fmt.Sprintf("on a node, credentials are those in [launcher_config.registry_auth.%q] of the user config: "+
 		"a robot's that can only read, because host and workload can read that file", s.host())
 }
 
-func (s *Source) statusHints(part string, f *failure) []string {
+func (s *remote) statusHints(part string, f *failure) []string {
 	host := s.guard.shown(f.host)
 	switch {
 	case f.status == 0:
@@ -248,7 +253,7 @@ func (s *Source) statusHints(part string, f *failure) []string {
 }
 
 // rejected reads an answer that isn't the one hoped for, and closes it.
-func (s *Source) rejected(a *answer) *failure {
+func (s *remote) rejected(a *answer) *failure {
 	defer a.Close()
 	f := &failure{
 		class: transient, host: a.host, status: a.StatusCode,
@@ -279,7 +284,7 @@ func (s *Source) rejected(a *answer) *failure {
 var storeMessage = regexp.MustCompile(`(?s)^\s*<(?:\?xml|Error).*<Message>([^<]*)</Message>`)
 
 // said returns what the registry's error document says, if there is one.
-func (s *Source) said(a *answer) (code, message string) {
+func (s *remote) said(a *answer) (code, message string) {
 	const limit = 16 << 10
 	data, err := io.ReadAll(io.LimitReader(a, limit))
 	if err != nil {

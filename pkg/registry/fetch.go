@@ -7,23 +7,36 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
 	"tee-launcher/pkg/sanitize"
 )
 
-// blob is one layer on its way.
+// blob is one layer on its way, from whichever source.
 type blob struct {
 	layer image.Layer
-	label string // for messages
+	label string   // for messages
+	only  upstream // the one it is fetched from alone; nil: from any
+	clean bool     // what fits into one part begins anew at each source; for the one part alone
+
+	mu      sync.Mutex
+	current upstream   // that was asked last
+	from    []upstream // that bytes came from
+	tracks  map[*remote]*track
+}
+
+// track is what was learnt of a blob at one registry.
+type track struct {
+	layer image.Layer
 
 	probed chan struct{} // closed once the first answer told whether ranges work
+	left   chan struct{} // closed once the blob goes on elsewhere
 
 	mu         sync.Mutex
 	location   *url.URL // where the registry's redirect led, nil to ask it
@@ -37,7 +50,74 @@ type blob struct {
 }
 
 func newBlob(layer image.Layer, label string) *blob {
-	return &blob{layer: layer, label: label, probed: make(chan struct{}), turn: make(chan struct{}, 1)}
+	return &blob{layer: layer, label: label, tracks: map[*remote]*track{}}
+}
+
+func newTrack(layer image.Layer) *track {
+	return &track{layer: layer, probed: make(chan struct{}), left: make(chan struct{}), turn: make(chan struct{}, 1)}
+}
+
+// serving is the source that was asked last, nil before any was.
+func (b *blob) serving() upstream {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.current
+}
+
+func (b *blob) servedBy(u upstream) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.current = u
+}
+
+// gave notes that bytes came from a source.
+func (b *blob) gave(u upstream) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !slices.Contains(b.from, u) {
+		b.from = append(b.from, u)
+	}
+}
+
+// contributors are the sources that bytes came from.
+func (b *blob) contributors() []upstream {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.from)
+}
+
+// forget begins anew.
+func (b *blob) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.from = nil
+	for _, tr := range b.tracks {
+		tr.forget()
+	}
+}
+
+// at returns the track at a registry.
+func (b *blob) at(s *remote) *track {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.tracks[s] == nil {
+		b.tracks[s] = newTrack(b.layer)
+	}
+	return b.tracks[s]
+}
+
+// leave has the parts of the blob that wait at a source go on elsewhere.
+func (b *blob) leave(u upstream) {
+	s, ok := u.(*remote)
+	if !ok {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if tr := b.tracks[s]; tr != nil {
+		close(tr.left)
+		delete(b.tracks, s)
+	}
 }
 
 // part is a closed byte range of a blob and the buffer it goes to.
@@ -46,9 +126,9 @@ type part struct {
 	offset  int64
 	buffer  []byte // as long as the part
 	filled  int
-	before  <-chan struct{} // the part before it of the same blob is done; nil for the first
-	done    chan struct{}   // closed when the part is filled, or has an error
-	arrived *atomic.Int64   // counts what is fetched
+	before  *part         // of the same blob; nil for the first
+	done    chan struct{} // closed when the part is filled, or has an error
+	arrived *atomic.Int64 // counts what is fetched
 	err     error
 }
 
@@ -59,39 +139,23 @@ func (p *part) whole() bool { return p.offset == 0 && int64(len(p.buffer)) == p.
 func (p *part) next() int64 { return p.offset + int64(p.filled) }
 
 // fetch fills p, with as many requests as it takes.
-func (s *Source) fetch(ctx context.Context, p *part) error {
-	return s.retry(ctx, p.blob.label, func(t *tries) *failure {
-		for p.filled < len(p.buffer) {
-			if f := s.fill(ctx, t, p); f != nil {
-				return f
-			}
+func (s *remote) fetch(ctx context.Context, t *tries, p *part) *failure {
+	tr := p.blob.at(s)
+	for p.filled < len(p.buffer) {
+		if f := s.fill(ctx, t, tr, p); f != nil {
+			return f
 		}
-		if !p.whole() {
-			return nil
-		}
-		// What fits into one part is proved before anything of it is handed out, and so can be
-		// fetched again.
-		if got := digest.Of(p.buffer); got != p.blob.layer.Digest {
-			p.filled = 0
-			p.blob.forget()
-			return &failure{class: lie, host: s.host(), err: fmt.Errorf("got %s, want %s", got, p.blob.layer.Digest)}
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // fill makes one request for what is missing in p. Without a failure there was progress.
-func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
-	b := p.blob
-	if p.before != nil {
-		select {
-		case <-b.probed:
-		case <-ctx.Done():
-			return &failure{err: context.Cause(ctx)}
-		}
+func (s *remote) fill(ctx context.Context, t *tries, b *track, p *part) *failure {
+	if f := p.awaitFirst(ctx, b); f != nil {
+		return f
 	}
 	if b.sequential() {
-		return s.fillInSequence(ctx, t, p, nil)
+		return s.fillInSequence(ctx, t, b, p, nil)
 	}
 	if p.filled > 0 {
 		s.resumes.Add(1)
@@ -107,11 +171,11 @@ func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 		if err != nil {
 			// Several parts in one answer, or an answer that doesn't say what it is.
 			a.Close()
-			return s.fillInSequence(ctx, t, p, nil)
+			return s.fillInSequence(ctx, t, b, p, nil)
 		}
 		if encoded(a) && total >= 0 && total != b.layer.Size {
 			a.Close() // a range of something else
-			return s.fillInSequence(ctx, t, p, nil)
+			return s.fillInSequence(ctx, t, b, p, nil)
 		}
 		if start != p.next() || end > last || total >= 0 && total != b.layer.Size {
 			a.Close()
@@ -127,19 +191,42 @@ func (s *Source) fill(ctx context.Context, t *tries, p *part) *failure {
 		}
 		return &failure{host: a.host, err: fmt.Errorf("no more than %d bytes in an answer", n)}
 	case http.StatusOK:
-		return s.fillInSequence(ctx, t, p, a)
+		return s.fillInSequence(ctx, t, b, p, a)
 	case http.StatusRequestedRangeNotSatisfiable:
 		a.Close()
-		return s.fillInSequence(ctx, t, p, nil)
+		return s.fillInSequence(ctx, t, b, p, nil)
 	}
 	return s.rejected(a)
 }
 
+// awaitFirst waits until the first part has found out whether ranges work, if this isn't that one.
+// Where those before it came from elsewhere, this one finds out.
+func (p *part) awaitFirst(ctx context.Context, b *track) *failure {
+	if p.before == nil {
+		return nil
+	}
+	select {
+	case <-b.probed:
+		return nil
+	case <-b.left:
+		return &failure{moved: true, err: errMoved}
+	case <-p.before.done:
+		if p.before.err == nil {
+			return nil
+		}
+	case <-ctx.Done():
+	}
+	<-ctx.Done() // a part before it failed for good: nobody waits for this one
+	return &failure{err: context.Cause(ctx)}
+}
+
+var errMoved = errors.New("the rest comes from another source")
+
 // read reads n bytes of the body into p.
-func (s *Source) read(t *tries, a *answer, p *part, n int) *failure {
+func (s *remote) read(t *tries, a *answer, p *part, n int) *failure {
 	began := time.Now()
 	counted := &counter{Reader: a, count: func(n int64) {
-		s.fetched.Add(n)
+		s.at.fetched.Add(n)
 		p.arrived.Add(n)
 		s.Progress(n)
 	}}
@@ -147,6 +234,7 @@ func (s *Source) read(t *tries, a *answer, p *part, n int) *failure {
 	s.measured(got, time.Since(began))
 	p.filled += got
 	if got > 0 {
+		p.blob.gave(s)
 		t.arrived(got, p.filled == len(p.buffer))
 	}
 	if err != nil {
@@ -171,12 +259,11 @@ func (c *counter) Read(p []byte) (int, error) {
 
 // fillInSequence is for servers without ranges: the parts of the blob take turns, in their order,
 // at one body. opened is such a body if there is one already.
-func (s *Source) fillInSequence(ctx context.Context, t *tries, p *part, opened *answer) *failure {
-	b := p.blob
+func (s *remote) fillInSequence(ctx context.Context, t *tries, b *track, p *part, opened *answer) *failure {
 	b.setSequential()
 	if p.before != nil {
 		select {
-		case <-p.before:
+		case <-p.before.done:
 		case <-ctx.Done():
 			if opened != nil {
 				opened.Close()
@@ -247,20 +334,20 @@ func (s *Source) fillInSequence(ctx context.Context, t *tries, p *part, opened *
 }
 
 // replace closes the body in use and begins with another, or none. The caller holds the turn.
-func (b *blob) replace(body *answer) {
+func (b *track) replace(body *answer) {
 	if b.body != nil {
 		b.body.Close()
 	}
 	b.body, b.position = body, 0
 }
 
-func (b *blob) sequential() bool {
+func (b *track) sequential() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.inSequence
 }
 
-func (b *blob) setSequential() {
+func (b *track) setSequential() {
 	b.mu.Lock()
 	b.inSequence = true
 	b.mu.Unlock()
@@ -268,7 +355,7 @@ func (b *blob) setSequential() {
 }
 
 // answered lets the other parts of the blob begin.
-func (b *blob) answered() {
+func (b *track) answered() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	select {
@@ -278,7 +365,7 @@ func (b *blob) answered() {
 	}
 }
 
-func (b *blob) forget() {
+func (b *track) forget() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.location = nil
@@ -286,7 +373,7 @@ func (b *blob) forget() {
 
 // open asks for the blob where the last redirect led, and the registry if there was none or if it
 // doesn't lead there any more: signed URLs expire.
-func (s *Source) open(ctx context.Context, t *tries, b *blob, header http.Header) (*answer, *failure) {
+func (s *remote) open(ctx context.Context, t *tries, b *track, header http.Header) (*answer, *failure) {
 	b.mu.Lock()
 	location := b.location
 	b.mu.Unlock()

@@ -27,9 +27,7 @@ import (
 //     origin than it was meant for. What was sent as a secret is known, and redacted in messages.
 //   - An answer's header has to come in time, and its body in a steady flow.
 type guard struct {
-	source *Source
-
-	secrets secrets
+	source *remote
 
 	mu     sync.Mutex
 	scheme string // of the registry; empty until it answered
@@ -190,11 +188,11 @@ func (g *guard) remember(request *http.Request) {
 			form, _ = url.ParseQuery(string(data))
 		}
 	}
-	g.secrets.add(sentIn(request, form)...)
+	g.source.secrets.add(sentIn(request, form)...)
 }
 
 // redact takes what was sent as a secret out of a text from outside.
-func (g *guard) redact(text string) string { return g.secrets.hide(text) }
+func (g *guard) redact(text string) string { return g.source.secrets.hide(text) }
 
 // shown is a host as it may be told: who leads to one chooses its name.
 func (g *guard) shown(host string) string {
@@ -228,7 +226,7 @@ type watchedBody struct {
 	io.ReadCloser
 	watch  *watch
 	over   func() // the wait for it
-	source *Source
+	source *remote
 }
 
 // Read fails when the body stalls or is slower than the minimum.

@@ -21,7 +21,7 @@ import (
 // that are refused at once make one exchange, and that the next way to log in is tried where one
 // fails.
 type login struct {
-	source *Source
+	source *remote
 
 	turn chan struct{} // held by the request that asks the registry how to log in, or logs in
 
@@ -40,7 +40,7 @@ type session struct {
 	token     bool // it can be renewed
 }
 
-func newLogin(s *Source) *login {
+func newLogin(s *remote) *login {
 	return &login{source: s, turn: make(chan struct{}, 1)}
 }
 
@@ -347,7 +347,7 @@ func isToken(offer string) bool { return strings.HasPrefix(strings.ToLower(offer
 
 // findCredential looks into the user config, and then asks the keychain, no longer than the helper time-out. A source that fails is
 // none, as for Docker.
-func (s *Source) findCredential(ctx context.Context) *credential {
+func (s *remote) findCredential(ctx context.Context) *credential {
 	if own := s.ownCredential(); own != nil {
 		return own
 	}

@@ -18,9 +18,12 @@ type Notice struct {
 	Remaining int       // of these
 }
 
-// Notice asks the registry once for the head of the manifest, which no registry counts against its
+// Notice asks the registry that the reference says, as notice does.
+func (s *Source) Notice(ctx context.Context) (Notice, error) { return s.primary.notice(ctx) }
+
+// notice asks the registry once for the head of the manifest, which no registry counts against its
 // limit.
-func (s *Source) Notice(ctx context.Context) (Notice, error) {
+func (s *remote) notice(ctx context.Context) (Notice, error) {
 	var t tries
 	header := http.Header{"Accept": {manifestTypes}}
 	a, f := s.ask(ctx, &t, http.MethodHead, "manifests/"+s.ref.Identifier(), header)

@@ -33,6 +33,10 @@ type Client struct {
 	// Credentials are the user config's, for a registry by its name and for it alone: they go before
 	// the keychain's, and over https only. Nil means that there are none.
 	Credentials func(registry string) (config.Credential, bool)
+	// Sources are asked before the registry of the reference, in this order.
+	Sources []config.Source
+	// Ledger remembers who lied from one Source to the next. Nil means that only the Source does.
+	Ledger *Ledger
 	// Keychain finds the credentials for a repository. Nil means Docker's, as
 	// go-containerregistry's default resolves it.
 	Keychain authn.Keychain
@@ -91,7 +95,9 @@ type Stats struct {
 	Fetched    int64  // bytes of layers that came over the network
 	Requests   int    // HTTP requests, token servers included
 	Resumes    int    // requests that went on where another one ended early
-	Credential string // the source of the credentials that were used, or "anonymous"
+	Credential string // the source of the credentials for From, or "anonymous"
+	From       string // the source that most came from, as the user config has it; empty for the registry of the reference
+	Liars      []string
 }
 
 // settings returns a copy in which no zero field is left.
@@ -101,6 +107,9 @@ func (p *Client) settings() *Client {
 	s.MaxDelay = or(s.MaxDelay, time.Minute)
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
+	}
+	if s.Ledger == nil {
+		s.Ledger = new(Ledger)
 	}
 	if s.Progress == nil {
 		s.Progress = func(int64) {}

@@ -9,10 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
-	"strings"
 
 	"github.com/klauspost/compress/gzip"
+
+	"tee-launcher/pkg/config"
 )
 
 // query is a request before it is sent.
@@ -25,7 +25,7 @@ type query struct {
 
 // ask sends a request for something in the repository and follows redirects. The answer has any
 // status; a failure means that there is none.
-func (s *Source) ask(ctx context.Context, t *tries, method, path string,
+func (s *remote) ask(ctx context.Context, t *tries, method, path string,
 	header http.Header) (*answer, *failure) {
 	a, f := s.inRepository(ctx, t, method, path, header)
 	if f != nil {
@@ -37,19 +37,22 @@ func (s *Source) ask(ctx context.Context, t *tries, method, path string,
 }
 
 // inRepository sends a request for something in the repository to the registry itself.
-func (s *Source) inRepository(ctx context.Context, t *tries, method, path string,
+func (s *remote) inRepository(ctx context.Context, t *tries, method, path string,
 	header http.Header) (*answer, *failure) {
 	if _, f := s.login.begin(ctx, t); f != nil {
 		return nil, f
 	}
 	target := s.guard.base()
 	target.Path = "/v2/" + s.ref.Context().RepositoryStr() + "/" + path
+	if s.ns != "" {
+		target.RawQuery = url.Values{"ns": {s.ns}}.Encode()
+	}
 	return s.authorized(ctx, t, query{method: method, target: target, header: header})
 }
 
 // goTo sends a request where a redirect leads. Only within the registry's own origin do credentials go
 // along.
-func (s *Source) goTo(ctx context.Context, t *tries, q query) (*answer, *failure) {
+func (s *remote) goTo(ctx context.Context, t *tries, q query) (*answer, *failure) {
 	if origin(q.target) == origin(s.guard.base()) {
 		return s.authorized(ctx, t, q)
 	}
@@ -58,7 +61,7 @@ func (s *Source) goTo(ctx context.Context, t *tries, q query) (*answer, *failure
 
 // authorized sends a request to the registry with what it wants to see, and once more if that is no
 // longer enough.
-func (s *Source) authorized(ctx context.Context, t *tries, q query) (*answer, *failure) {
+func (s *remote) authorized(ctx context.Context, t *tries, q query) (*answer, *failure) {
 	used, seen := s.login.state()
 	at := &attempt{target: q.target, hide: used.loggedIn}
 	a, f := s.send(ctx, t, used.transport, q, at)
@@ -100,7 +103,7 @@ func (s *Source) authorized(ctx context.Context, t *tries, q query) (*answer, *f
 // ping asks the registry how it is spoken to, and finds out on the first answer whether that is
 // https. Only where plain http is allowed at all is it tried, and only when https didn't come
 // about.
-func (s *Source) ping(ctx context.Context, t *tries) (*answer, *failure) {
+func (s *remote) ping(ctx context.Context, t *tries) (*answer, *failure) {
 	visit := func(target *url.URL, from *http.Response) (*answer, *failure) {
 		return s.send(ctx, t, s.guard, query{method: http.MethodGet, target: target, from: from}, nil)
 	}
@@ -144,17 +147,15 @@ func showedCertificate(err error) bool {
 }
 
 // plainAllowed reports whether host may be spoken to over plain http.
-func (s *Source) plainAllowed(host string) bool {
-	return isLoopback(host) || slices.ContainsFunc(s.Insecure, func(allowed string) bool {
-		return strings.EqualFold(allowed, host) || strings.EqualFold(allowed, hostname(host))
-	})
+func (s *remote) plainAllowed(host string) bool {
+	return config.PlainAllowed(host, s.Insecure)
 }
 
 // maxRedirects is what browsers and Go's client follow.
 const maxRedirects = 10
 
 // follow goes where redirects lead.
-func (s *Source) follow(a *answer,
+func (s *remote) follow(a *answer,
 	visit func(target *url.URL, from *http.Response) (*answer, *failure)) (*answer, *failure) {
 	refused := func(why string) *failure {
 		return &failure{class: permanent, host: a.host, err: errors.New(why)}
@@ -220,7 +221,7 @@ func (a *answer) Close() error { return a.Body.Close() }
 
 // send sends one request by way of the guard, or of what is above it, and waits for the header of
 // its answer. A request that a redirect led to has that answer as from.
-func (s *Source) send(ctx context.Context, t *tries, by http.RoundTripper, q query,
+func (s *remote) send(ctx context.Context, t *tries, by http.RoundTripper, q query,
 	at *attempt) (*answer, *failure) {
 	host := q.target.Host
 	request, err := http.NewRequestWithContext(t.with(ctx, at), q.method, q.target.String(), nil)
@@ -243,7 +244,7 @@ func (s *Source) send(ctx context.Context, t *tries, by http.RoundTripper, q que
 }
 
 // unanswered says why a request got no answer.
-func (s *Source) unanswered(ctx context.Context, host string, err error) *failure {
+func (s *remote) unanswered(ctx context.Context, host string, err error) *failure {
 	var route *routeError
 	var network *netError
 	switch {
@@ -260,7 +261,7 @@ func (s *Source) unanswered(ctx context.Context, host string, err error) *failur
 // do uses HTTP/1.1. A host over https that doesn't answer to that, but to HTTP/2, gets HTTP/2 from
 // the third time on: servers that speak nothing else end the handshake or the connection, which
 // others do too in a bad moment.
-func (s *Source) do(request *http.Request) (*http.Response, error) {
+func (s *remote) do(request *http.Request) (*http.Response, error) {
 	const often = 3
 	host := request.URL.Host
 	s.mu.Lock()

@@ -12,9 +12,6 @@ import (
 	"tee-launcher/pkg/image"
 )
 
-// Source returns where ref can be had. Nothing is contacted before it is asked for something.
-func (c *Client) Source(ref name.Digest) *Source { return newSource(c.settings(), ref) }
-
 // Resolve fetches and proves manifest (through an index, if the reference names one), config and
 // platform.
 func (s *Source) Resolve(ctx context.Context) (*image.Verified, error) {
@@ -57,7 +54,7 @@ func (c *Client) Describe(ctx context.Context, ref name.Reference) (*image.Descr
 	})
 	var e *image.Error
 	if errors.As(err, &e) {
-		e.Err = s.guard.redactError(e.Err)
+		e.Err = s.redact(e.Err)
 	}
 	return described, err
 }
@@ -65,14 +62,14 @@ func (c *Client) Describe(ctx context.Context, ref name.Reference) (*image.Descr
 // repeats refuses a document with a secret that was sent. Nobody approved these documents, so
 // whoever was sent it may have made them, and parts of them are shown.
 func (s *Source) repeats(part string, document []byte) error {
-	if !s.guard.secrets.in(document) {
+	if !s.secrets.in(document) {
 		return nil
 	}
-	return &image.Error{Kind: image.Refused, Ref: s.ref.String(), Part: part, Host: s.host(),
+	return &image.Error{Kind: image.Refused, Ref: s.ref.String(), Part: part, Host: s.primary.host(),
 		Err: errors.New("it holds what was sent there as a secret")}
 }
 
-// CheckLayers asks the registry whether it has these layers of v, without fetching one.
+// CheckLayers asks whether somebody has each of these layers of v, without fetching one.
 func (s *Source) CheckLayers(ctx context.Context, v *image.Verified, layers []int) error {
 	asked := map[digest.Digest]bool{}
 	all := v.Layers()
@@ -83,12 +80,7 @@ func (s *Source) CheckLayers(ctx context.Context, v *image.Verified, layers []in
 		}
 		asked[l.Digest] = true
 		err := s.retry(ctx, v.LayerPart(i), func(t *tries) *failure {
-			f := s.has(ctx, t, http.MethodHead, l)
-			if f == nil || f.class == transient && f.status != http.StatusNotImplemented {
-				return f
-			}
-			// HEAD is a courtesy that many a registry or proxy gets wrong: what GET says counts.
-			return s.has(ctx, t, http.MethodGet, l)
+			return s.pass(ctx, v.LayerPart(i), s.order(nil), func(u upstream) *failure { return u.hasLayer(ctx, t, l) })
 		})
 		if err != nil {
 			return err
@@ -97,8 +89,18 @@ func (s *Source) CheckLayers(ctx context.Context, v *image.Verified, layers []in
 	return nil
 }
 
+// hasLayer asks for a layer in the two ways that there are.
+func (s *remote) hasLayer(ctx context.Context, t *tries, l image.Layer) *failure {
+	f := s.has(ctx, t, http.MethodHead, l)
+	if f == nil || f.class == transient && f.status != http.StatusNotImplemented {
+		return f
+	}
+	// HEAD is a courtesy that many a registry or proxy gets wrong: what GET says counts.
+	return s.has(ctx, t, http.MethodGet, l)
+}
+
 // has asks for a layer, or for its first byte, and returns why the registry doesn't have it.
-func (s *Source) has(ctx context.Context, t *tries, method string, l image.Layer) *failure {
+func (s *remote) has(ctx context.Context, t *tries, method string, l image.Layer) *failure {
 	header := http.Header{}
 	if method == http.MethodGet {
 		header.Set("Range", "bytes=0-0")

@@ -31,8 +31,8 @@ func (s *Source) retry(ctx context.Context, part string, once func(t *tries) *fa
 		}
 		attempt, of := s.ahead(&t, f)
 		s.Log.Warn(fmt.Sprintf("trying again, attempt %d of %d", attempt, of), "attempt", attempt, "attempts", of,
-			"part", part, "host", s.guard.shown(f.host), "cause", s.guard.redactError(f.error()), "delay", wait)
-		over := waiting.For(ctx, "the next attempt at "+s.guard.shown(f.host))
+			"part", part, "host", s.primary.guard.shown(f.host), "cause", s.redact(f.error()), "delay", wait)
+		over := waiting.For(ctx, "the next attempt at "+s.primary.guard.shown(f.host))
 		err := s.Tuning.Sleep(ctx, wait)
 		over()
 		if err != nil {
@@ -88,7 +88,7 @@ func (s *Source) again(t *tries, f *failure) (time.Duration, bool) {
 		return s.round(t, after, f.class == refusal)
 	case lie:
 		t.lies++
-		s.freshConnections()
+		s.Rest()
 		return jitter(s.Tuning.QuickDelay), t.lies < maxAttempts
 	case final:
 		return 0, false

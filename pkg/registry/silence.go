@@ -5,10 +5,12 @@ import (
 	"time"
 )
 
-// silence adds up the time in which a source was asked and nobody answered: from the beginning of a
-// request that got no answer until something arrives again, the waits between included.
+// silence adds up the time in which somebody was asked and nobody answered: from the beginning of a
+// request that got no answer until something arrives again, from whomever, the waits between
+// included.
 type silence struct {
 	mu    sync.Mutex
+	last  time.Time // that something arrived
 	since time.Time // zero: somebody answers
 	total time.Duration
 }
@@ -19,6 +21,9 @@ func (s *silence) unheard(begun time.Time) {
 	defer s.mu.Unlock()
 	if s.since.IsZero() {
 		s.since = begun
+		if s.last.After(begun) {
+			s.since = s.last // somebody else was asked at the same time, and answered
+		}
 	}
 }
 
@@ -26,8 +31,9 @@ func (s *silence) unheard(begun time.Time) {
 func (s *silence) heard(now func() time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.last = now()
 	if !s.since.IsZero() {
-		s.total += now().Sub(s.since)
+		s.total += s.last.Sub(s.since)
 		s.since = time.Time{}
 	}
 }

@@ -23,18 +23,21 @@ const (
 	maxHintedRatio = 20
 )
 
-// PlainSize returns the size that a gzip layer claims for its uncompressed tar, from the last four
-// bytes of its blob. It is a hint for what has to name a size before it sees the bytes: nothing
-// proves it, and a layer of several gzip members claims that of its last one. False means that
-// there is no hint.
-func (s *Source) PlainSize(ctx context.Context, l image.Layer) (int64, bool) {
-	if l.MediaType != types.DockerLayer && l.MediaType != types.OCILayer || l.Size < 18 || l.Size > maxHinted {
-		return 0, false
-	}
-	ctx, cancel := context.WithTimeout(ctx, trailerTimeout)
-	defer cancel()
+// hasPlainSize reports whether a layer can claim the size of its tar.
+func hasPlainSize(l image.Layer) bool {
+	return (l.MediaType == types.DockerLayer || l.MediaType == types.OCILayer) && l.Size >= 18 && l.Size <= maxHinted
+}
+
+// claimed reads the last four bytes of a gzip layer.
+func claimed(trailer [4]byte, l image.Layer) (int64, bool) {
+	size := int64(binary.LittleEndian.Uint32(trailer[:]))
+	// What claims to be far smaller than its blob has wrapped around, or is one of several members.
+	return size, size >= l.Size/2 && size <= maxHintedRatio*l.Size
+}
+
+func (s *remote) plainSize(ctx context.Context, l image.Layer) (int64, bool) {
 	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", l.Size-4, l.Size-1)}}
-	a, f := s.open(ctx, &tries{}, newBlob(l, "size of "+l.Digest.String()), header)
+	a, f := s.open(ctx, &tries{}, newTrack(l), header)
 	if f != nil {
 		return 0, false
 	}
@@ -46,7 +49,5 @@ func (s *Source) PlainSize(ctx context.Context, l image.Layer) (int64, bool) {
 	if _, err := io.ReadFull(a, trailer[:]); err != nil {
 		return 0, false
 	}
-	size := int64(binary.LittleEndian.Uint32(trailer[:]))
-	// What claims to be far smaller than its blob has wrapped around, or is one of several members.
-	return size, size >= l.Size/2 && size <= maxHintedRatio*l.Size
+	return claimed(trailer, l)
 }

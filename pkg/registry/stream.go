@@ -18,8 +18,8 @@ import (
 // handed out, and fetched again where it is damaged.
 type blobs struct {
 	source  *Source
+	blobs   []*blob
 	layers  []image.Layer
-	labels  []string
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	order   chan *part  // all parts in the order of delivery, those that are fetched already or just now
@@ -43,7 +43,9 @@ func (s *Source) Open(ctx context.Context, v *image.Verified, layers []int) imag
 	all := v.Layers()
 	for _, i := range layers {
 		b.layers = append(b.layers, all[i])
-		b.labels = append(b.labels, v.LayerPart(i))
+		one := newBlob(all[i], v.LayerPart(i))
+		one.only = s.onlyFor(all[i])
+		b.blobs = append(b.blobs, one)
 	}
 	b.start()
 	return b
@@ -90,8 +92,8 @@ func (b *blobs) start() {
 func (b *blobs) plan(todo chan<- *part) {
 	rangeSize := b.source.Tuning.RangeSize
 	for i, l := range b.layers {
-		blob := newBlob(l, b.labels[i])
-		var before <-chan struct{}
+		blob := b.blobs[i]
+		var before *part
 		for offset := int64(0); offset < l.Size; offset += rangeSize {
 			var buffer []byte
 			select {
@@ -103,7 +105,7 @@ func (b *blobs) plan(todo chan<- *part) {
 				blob: blob, offset: offset, buffer: buffer[:min(rangeSize, l.Size-offset)],
 				before: before, done: make(chan struct{}), arrived: &b.arrived,
 			}
-			before = p.done
+			before = p
 			b.order <- p // has room for every buffer
 			select {
 			case todo <- p:
@@ -134,13 +136,15 @@ func (b *blobs) Next() (io.Reader, error) {
 // Arrived implements image.Blobs.
 func (b *blobs) Arrived() int64 { return b.arrived.Load() }
 
-// maxRestarts is how often damage on the way is taken for bad luck, for each Source.
+// maxRestarts is how often damage on the way is taken for bad luck, for each source.
 const maxRestarts = 2
 
 // Damaged implements image.Blobs.
 func (b *blobs) Damaged() (host string, again bool) {
-	b.source.freshConnections()
-	return b.source.host(), b.source.restarts.Add(1) <= maxRestarts
+	b.mu.Lock()
+	current := b.blobs[max(b.next-1, 0)]
+	b.mu.Unlock()
+	return b.source.damaged(current)
 }
 
 // Close implements image.Blobs.

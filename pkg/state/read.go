@@ -113,7 +113,7 @@ func UserConfig(s admission.Settings) (*config.Config, []config.Warning, error) 
 	if err != nil {
 		return nil, nil, noConfig(err)
 	}
-	return config.Parse(s.ConfigFile, data, s.Platform)
+	return config.Parse(s.ConfigFile, data, s.Platform, s.Insecure...)
 }
 
 // Approved reads the approved list; nil, there is none.
