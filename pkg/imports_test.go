@@ -32,7 +32,8 @@ func allowed() map[string][]string {
 		"pkg/config":         {},
 		"pkg/approval":       {},
 		"pkg/image":          {},
-		"pkg/registry":       {"pkg/image", "pkg/config"},
+		"pkg/layout":         {"pkg/image"},
+		"pkg/registry":       {"pkg/image", "pkg/config", "pkg/layout"},
 		"pkg/rtmr":           {},
 		"pkg/docker/inspect": {"pkg/image", "pkg/docker/internal/api"},
 		"pkg/docker":         {"pkg/image", "pkg/docker/inspect", "pkg/docker/internal/api"},
@@ -45,7 +46,7 @@ func allowed() map[string][]string {
 		// Beside the workload that runs, for the next boot. What it must know of files it is told.
 		"pkg/stage": {"pkg/config", "pkg/image", "pkg/docker/inspect", "pkg/docker", "pkg/compose"},
 		// Everything meets where effects are ordered.
-		"pkg/launch":   {"pkg/stage", "pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state", "pkg/status"},
+		"pkg/launch":   {"pkg/stage", "pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/layout", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state", "pkg/status"},
 		"cmd/launcher": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight", "pkg/stage", "pkg/fleet", "pkg/status"},
 		// The doubles model what is outside, so they know nothing of what is inside.
 		"pkg/launchtest": {},

@@ -245,6 +245,40 @@ func TestAnEndedContext(t *testing.T) {
 	assert.Equal(t, exit.Terminated, code)
 }
 
+// TestPullTo stages an image on a disk, without an engine, from which a node boots without any network.
+func TestPullTo(t *testing.T) {
+	t.Parallel()
+	m, err := launchtest.NewMachine(launchtest.MachineOptions{Images: 1})
+	require.NoError(t, err)
+	defer m.Close()
+	ref := m.Registry.Host() + "/" + launchtest.Repository + ":main@" + m.Digests[0].String()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	layout := filepath.Join(dir, "images")
+	stdout, stderr, code := run(t, []string{"DOCKER_HOST=unix:///nonexistent"}, "pull", "--to", "oci:"+layout, ref)
+	require.Equal(t, exit.OK, code, "%s", stderr)
+	assert.Equal(t, m.Digests[0].String()+"\n", stdout)
+	assert.Empty(t, m.Effects.Effects())
+	assert.FileExists(t, filepath.Join(layout, "index.json"))
+	assert.FileExists(t, filepath.Join(layout, "oci-layout"))
+
+	require.NoError(t, m.Registry.Stop())
+	require.NoError(t, m.Configure("[[launcher_config.sources]]\nlayout = \""+layout+"\"", ""))
+	environ := append(onMachine(m), "PLATFORM=NONTEE", "LAUNCHER_SUPERVISE=off")
+	_, stderr, code = run(t, environ, "run")
+	require.Equal(t, exit.OK, code, "%s", stderr)
+	report, err := os.ReadFile(m.Shared("launcher/report.json"))
+	require.NoError(t, err)
+	assert.Contains(t, string(report), `"source": "`+layout+`"`)
+
+	require.NoError(t, m.Registry.Start())
+	for to, want := range map[string]exit.Code{"images": exit.Usage, "oci:": exit.Usage, "oci:/proc/none": exit.Config} {
+		stdout, _, code := run(t, nil, "pull", "--to", to, ref)
+		assert.Equal(t, want, code, to)
+		assert.Empty(t, stdout)
+	}
+}
+
 func TestPull(t *testing.T) {
 	t.Parallel()
 	m, err := launchtest.NewMachine(launchtest.MachineOptions{Images: 1})

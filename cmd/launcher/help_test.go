@@ -61,7 +61,7 @@ func TestACommandHasTheFlagsThatItUses(t *testing.T) {
 		"version":    "help output",
 		"rtmr3":      "dstack-socket event-log expect help log-format log-level output predict quiet verbose",
 		"digest":     "help insecure-registry log-format log-level output platform quiet shared-dir verbose",
-		"pull":       "docker-host help insecure-registry log-format log-level output platform progress quiet shared-dir verbose",
+		"pull":       "docker-host help insecure-registry log-format log-level output platform progress quiet shared-dir to verbose",
 		"completion": "help",
 	} {
 		help, _, _ := run(t, nil, command, "--help")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,6 +19,21 @@ type pullOpts struct {
 	program  *program
 	output   output
 	platform platform
+	to       target
+}
+
+// target is the value of --to.
+type target string
+
+func (d *target) String() string { return string(*d) }
+func (d *target) Type() string   { return "oci:DIR" }
+func (d *target) Set(s string) error {
+	dir, ok := strings.CutPrefix(s, "oci:")
+	if !ok || dir == "" {
+		return errors.New("must be oci:DIR, an OCI image layout in a directory")
+	}
+	*d = target(dir)
+	return nil
 }
 
 func (p *program) newPullCmd() *cobra.Command {
@@ -26,10 +42,14 @@ func (p *program) newPullCmd() *cobra.Command {
 		Use:   "pull REF@sha256:…",
 		Short: "Pull, prove and load an image, and print the engine's ID of it",
 		Long: `Does the steps pull and load of run alone. Where there is a shared directory, the manifest and config are cached in it,
-so that a later boot needs no network.`,
+so that a later boot needs no network.
+
+With --to it writes an OCI image layout instead, proved, and needs no engine: nodes can boot from that, as a source in their
+user config, without any network. What is in the directory stays.`,
 		Example: `  launcher pull nearone/mpc-node@sha256:…
   launcher pull -o json ghcr.io/nearone/mpc-node:main@sha256:…
-  launcher pull --platform linux/arm64 nearone/mpc-node@sha256:…`,
+  launcher pull --platform linux/arm64 nearone/mpc-node@sha256:…
+  launcher pull --to oci:./images nearone/mpc-node@sha256:…`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError(cmd, fmt.Errorf("one reference is needed, got %d", len(args)))
@@ -39,12 +59,13 @@ so that a later boot needs no network.`,
 		RunE: o.runPull,
 	}
 	addOutput(cmd, &o.output)
+	cmd.Flags().Var(&o.to, "to", "write an OCI image layout into this directory instead of loading the image")
 	addPlatform(cmd, &o.platform, "of an index, load the image for this platform, whatever this machine is")
 	return cmd
 }
 
 func (o *pullOpts) runPull(cmd *cobra.Command, args []string) error {
-	if err := o.program.needsLinux(cmd); err != nil {
+	if err := o.program.needsLinux(cmd); err != nil && o.to == "" {
 		return err
 	}
 	s, err := o.program.read(cmd)
@@ -60,7 +81,14 @@ func (o *pullOpts) runPull(cmd *cobra.Command, args []string) error {
 	}
 	ctx, c, over := o.program.attend(cmd, s)
 	defer over()
-	image, pull, err := o.program.launcher(s, c).Pull(ctx, ref, o.platform.Platform)
+	l := o.program.launcher(s, c)
+	load := l.Pull
+	if o.to != "" {
+		load = func(ctx context.Context, ref name.Digest, platform v1.Platform) (*launch.ImageReport, *launch.PullReport, error) {
+			return l.PullTo(ctx, ref, platform, string(o.to))
+		}
+	}
+	image, pull, err := load(ctx, ref, o.platform.Platform)
 	if err != nil {
 		return err
 	}
@@ -69,6 +97,10 @@ func (o *pullOpts) runPull(cmd *cobra.Command, args []string) error {
 			Image *launch.ImageReport `json:"image"`
 			Pull  *launch.PullReport  `json:"pull"`
 		}{image, pull})
+	}
+	if o.to != "" {
+		_, err = fmt.Fprintln(o.program.stdout, image.Digest)
+		return err
 	}
 	_, err = fmt.Fprintln(o.program.stdout, image.ImageID)
 	return err

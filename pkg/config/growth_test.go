@@ -75,6 +75,8 @@ func worstTOML(size int) map[string]string {
 		"equal tables":       fill(nodePart, "[k]\n", ""),
 		"tables of an array": fill(nodePart, "[[k]]\n", ""),
 		"array of ports":     fill(launcherPart, "[[launcher_config.port_mappings]]\n", ""),
+		"array of sources":   fill(launcherPart, "[[launcher_config.sources]]\n", ""),
+		"logins":             count(launcherPart, "[launcher_config.registry_auth.\"%d.io\"]\n"),
 		"deep inline tables": fill(nodePart+"k = ", "{k = ", ""),
 		"wide inline table":  count(nodePart+"k = {", "k%d = 0, "),
 		"comments":           fill(nodePart, "#\n", ""),

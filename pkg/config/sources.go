@@ -72,7 +72,7 @@ func (s *source) sources(t table, insecure []string) []Source {
 			continue
 		}
 		one := entry.oneSource(insecure)
-		if one.Registry.Name() != "" && slices.Contains(all, one) || one.Layout != "" && slices.Contains(all, one) {
+		if one != (Source{}) && slices.Contains(all, one) {
 			s.problem(entry.place(), "%s has this one twice", sourcesKey)
 		}
 		all = append(all, one)

@@ -165,6 +165,16 @@ type Document struct {
 	Config bool  // a registry keeps it as a blob
 }
 
+// Indexes returns the approved index and those within it that lead to the manifest; none where the
+// approved digest is the manifest's.
+func (v *Verified) Indexes() [][]byte {
+	var all [][]byte
+	for _, raw := range v.indexes {
+		all = append(all, bytes.Clone(raw))
+	}
+	return all
+}
+
 // Documents returns what a source has to have of the image beside its layers.
 func (v *Verified) Documents() []Document {
 	var all []Document

@@ -8,10 +8,17 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/config"
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
+	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/layout"
 	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/state"
 )
@@ -29,23 +36,13 @@ type imaged struct {
 // attempt.
 func (m *machine) pull(chosen choice) step[imaged] {
 	return func(ctx context.Context) (imaged, string, error) {
-		ref, retry := chosen.ref, chosen.retry
-		client := &registry.Client{
-			Sources: chosen.config.Sources, Ledger: &m.ledger, Credentials: chosen.config.Credential,
-			Insecure: m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
-			Interval: max(retry.Interval, 1), MaxDelay: max(retry.MaxDelay, 1), // zero would mean the default
-			ForbiddenHelperDirs: m.Settings.Unmeasured(),
-			Log:                 m.Log,
-			Progress:            m.Progress.Fetched,
-			Tuning:              registry.Tuning{Now: m.Now, Sleep: m.Sleep},
-		}
-		m.ahead.slow(client)
+		ref := chosen.ref
 		m.report.Pull = &PullReport{Liars: []string{}}
 		info, err := m.info(ctx)
 		if err != nil {
 			return imaged{}, "", err
 		}
-		source := client.Source(ref)
+		source := m.client(chosen).Source(ref)
 		cached, err := m.own.Restore(ref)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			m.Log.Warn("the cached manifest can't be used", "error", err)
@@ -78,6 +75,50 @@ func (m *machine) pull(chosen choice) step[imaged] {
 		}
 		return imaged{image: resolved, source: source}, detail, nil
 	}
+}
+
+// client is what fetches the image, as the user config of this attempt says.
+func (m *machine) client(chosen choice) *registry.Client {
+	retry := chosen.retry
+	client := &registry.Client{
+		Sources: chosen.config.Sources, Ledger: &m.ledger, Credentials: chosen.config.Credential,
+		Insecure: m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
+		Interval: max(retry.Interval, 1), MaxDelay: max(retry.MaxDelay, 1), // zero would mean the default
+		ForbiddenHelperDirs: m.Settings.Unmeasured(),
+		Log:                 m.Log,
+		Progress:            m.Progress.Fetched,
+		Tuning:              registry.Tuning{Now: m.Now, Sleep: m.Sleep},
+	}
+	m.ahead.slow(client)
+	return client
+}
+
+// PullTo writes the image that ref names into the OCI image layout in a directory, proved, and asks no
+// engine. It returns the report's parts about image and pull.
+func (l *Launcher) PullTo(ctx context.Context, ref name.Digest, platform v1.Platform, dir string) (*ImageReport, *PullReport, error) {
+	r := l.newRun()
+	m := &machine{run: r, platform: platform}
+	hash, err := digest.Parse(ref.DigestStr())
+	if err != nil {
+		return nil, nil, &exit.Error{Code: exit.Usage, Err: err}
+	}
+	r.report.Image, r.report.Pull = &ImageReport{Reference: ref.String(), Digest: hash}, &PullReport{Source: "registry", Liars: []string{}}
+	source := m.client(choice{ref: ref, retry: config.DefaultRetry(), config: new(config.Config)}).Source(ref)
+	defer source.Rest()
+	v, err := source.Resolve(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.report.image(v, docker.ImageID{})
+	r.Progress.Missing(v.Size(), false)
+	err = layout.Write(ctx, dir, v, source)
+	r.Progress.Stop(err == nil)
+	r.report.moved(source.Stats())
+	var pull *image.Error
+	if err != nil && ctx.Err() == nil && !errors.As(err, &pull) {
+		err = &exit.Error{Code: exit.Config, Err: fmt.Errorf("writing the layout: %w", err)}
+	}
+	return r.report.Image, r.report.Pull, err
 }
 
 // load has the engine take the image, unless it has it.

@@ -115,6 +115,7 @@ func newSource(settings *Client, ref name.Reference) *Source {
 	s.primary = newRemote(settings, s.common, ref)
 	for _, at := range settings.Sources {
 		if at.Layout != "" {
+			s.all = append(s.all, newShelf(s, at.Layout))
 			continue
 		}
 		if isPrimary(at, ref) {

@@ -141,6 +141,26 @@ func (d *Dir) Read(name string, limit int64) ([]byte, error) {
 	return readRegular(f, limit)
 }
 
+// OpenRegular opens the regular file of that name to be read, of whatever size.
+func (d *Dir) OpenRegular(name string) (*os.File, error) {
+	if err := single(name); err != nil {
+		return nil, err
+	}
+	place, err := d.openat(name, lookOnly, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer place.Close()
+	info, err := place.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: %w", place.Name(), ErrNotRegular)
+	}
+	return reopen(place)
+}
+
 // Names returns the names in the directory in no particular order, at most limit of them; more is
 // ErrTooLarge.
 func (d *Dir) Names(limit int) ([]string, error) {
