@@ -47,7 +47,7 @@ func allowed() map[string][]string {
 		"pkg/stage": {"pkg/config", "pkg/image", "pkg/docker/inspect", "pkg/docker", "pkg/compose"},
 		// Everything meets where effects are ordered.
 		"pkg/launch":   {"pkg/stage", "pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/layout", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/docker", "pkg/compose", "pkg/state", "pkg/status"},
-		"cmd/launcher": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight", "pkg/stage", "pkg/fleet", "pkg/status"},
+		"cmd/launcher": {"pkg/admission", "pkg/config", "pkg/approval", "pkg/image", "pkg/layout", "pkg/registry", "pkg/rtmr", "pkg/docker/inspect", "pkg/compose", "pkg/launch", "pkg/preflight", "pkg/stage", "pkg/fleet", "pkg/status"},
 		// The doubles model what is outside, so they know nothing of what is inside.
 		"pkg/launchtest": {},
 	}

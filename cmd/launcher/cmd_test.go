@@ -263,6 +263,11 @@ func TestPullTo(t *testing.T) {
 	assert.FileExists(t, filepath.Join(layout, "oci-layout"))
 
 	require.NoError(t, m.Registry.Stop())
+	stdout, stderr, code = run(t, nil, "digest", "oci:"+layout)
+	require.Equal(t, exit.OK, code, "%s", stderr)
+	assert.Equal(t, m.Digests[0].String()+"\n", stdout)
+	_, stderr, code = run(t, nil, "digest", "oci:"+layout+"/none")
+	assert.Equal(t, exit.Refused, code, "%s", stderr)
 	require.NoError(t, m.Configure("[[launcher_config.sources]]\nlayout = \""+layout+"\"", ""))
 	environ := append(onMachine(m), "PLATFORM=NONTEE", "LAUNCHER_SUPERVISE=off")
 	_, stderr, code = run(t, environ, "run")

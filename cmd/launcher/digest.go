@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/exit"
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/layout"
 	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/rtmr"
 )
@@ -57,6 +59,8 @@ func (p *program) newDigestCmd() *cobra.Command {
 		Long: `Resolves tags and digests, and prints sha256:… for each and nothing else, in their order. What a tag names is taken on
 the registry's word; everything below the digest that is printed was proved.
 
+oci:DIR or oci:FILE is an OCI image layout, a directory or a tar: the digest of each image in its index.json, all proved.
+
 An index has one digest for several platforms. Approving it approves all of them, so a warning says whether there is more than
 one that can run, or none for this machine.`,
 		Example: `  launcher digest nearone/mpc-node:main
@@ -85,6 +89,10 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 	}
 	var refs []name.Reference
 	for _, arg := range args {
+		if isLayout(arg) {
+			refs = append(refs, nil)
+			continue
+		}
 		ref, err := parseReference(arg)
 		if err != nil {
 			if quoted := fmt.Sprintf("%.100q", arg); !strings.HasPrefix(err.Error(), quoted) {
@@ -103,18 +111,29 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 	// All or nothing: half a list is easily taken for the whole.
 	var all []described
 	for i, ref := range refs {
-		got, err := client.Describe(ctx, ref)
-		if err == nil && o.platform.OS != "" {
-			got, err = only(got, o.platform.Platform, args[i])
+		var found []*image.Described
+		if ref == nil {
+			found, err = inLayout(args[i])
+		} else {
+			var one *image.Described
+			one, err = client.Describe(ctx, ref)
+			found = []*image.Described{one}
 		}
 		if err != nil {
 			return err
 		}
-		d := describe(args[i], got)
-		if o.platform.OS == "" { // else it is known what is wanted
-			d.warn(c.log, got)
+		for _, got := range found {
+			if o.platform.OS != "" {
+				if got, err = only(got, o.platform.Platform, args[i]); err != nil {
+					return err
+				}
+			}
+			d := describe(args[i], got)
+			if o.platform.OS == "" { // else it is known what is wanted
+				d.warn(c.log, got)
+			}
+			all = append(all, d)
 		}
-		all = append(all, d)
 	}
 	if o.output == "json" {
 		return p.printJSON(all)
@@ -125,6 +144,68 @@ func (o *digestOpts) runDigest(cmd *cobra.Command, args []string) error {
 		}
 	}
 	return nil
+}
+
+// isLayout reports whether an argument names an image layout. No tag of an image that is called oci
+// has a slash or begins with a dot.
+func isLayout(arg string) bool {
+	at, ok := strings.CutPrefix(arg, "oci:")
+	return ok && (strings.HasPrefix(at, ".") || strings.Contains(at, "/"))
+}
+
+// inLayout describes the images that a layout's index.json names, all proved.
+func inLayout(arg string) ([]*image.Described, error) {
+	refused := func(err error) error {
+		return &exit.Error{Code: exit.Refused, Err: fmt.Errorf("%.200s: %w", arg, err)}
+	}
+	at, err := filepath.Abs(strings.TrimPrefix(arg, "oci:"))
+	if err != nil {
+		return nil, refused(err)
+	}
+	opened, err := layout.Open(at)
+	if err != nil {
+		return nil, refused(err)
+	}
+	defer opened.Close()
+	digests, err := opened.Images()
+	if err == nil && len(digests) == 0 {
+		err = errors.New("index.json names no image")
+	}
+	if err != nil {
+		return nil, refused(err)
+	}
+	// Only messages show it, and they say the argument instead.
+	repository, err := name.NewRepository("layout.invalid/image")
+	if err != nil {
+		return nil, err
+	}
+	get := func(d image.Document) ([]byte, error) {
+		data, err := opened.Document(d.Digest, image.MaxManifest)
+		if err != nil {
+			return nil, refused(err)
+		}
+		return data, nil
+	}
+	var all []*image.Described
+	for _, h := range digests {
+		data, err := get(image.Document{Digest: h})
+		if err != nil {
+			return nil, err
+		}
+		if digest.Of(data) != h {
+			return nil, &image.Error{Kind: image.Mismatch, Ref: arg, Part: image.PartManifest, Err: fmt.Errorf("got %s, want %s", digest.Of(data), h)}
+		}
+		described, err := image.Describe(repository.Digest(h.String()), data, get)
+		var e *image.Error
+		if errors.As(err, &e) {
+			e.Ref = arg
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, described)
+	}
+	return all, nil
 }
 
 // parseReference reads what Docker takes: a name with a tag, "latest" if there is none, or with a digest.

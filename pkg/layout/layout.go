@@ -8,17 +8,22 @@ package layout
 
 import (
 	"archive/tar"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/internal/files"
 )
+
+// maxIndex bounds index.json.
+const maxIndex = 4 << 20
 
 // maxEntries bounds how many entries of a tar are looked at.
 const maxEntries = 20_000
@@ -29,6 +34,7 @@ type Layout struct {
 	dir   *files.Dir               // blobs/sha256; nil for a tar
 	tar   *os.File                 // nil for a directory
 	blobs map[digest.Digest]extent // of the tar
+	index func() ([]byte, error)   // index.json
 }
 
 // extent is where a blob is in a tar.
@@ -91,6 +97,12 @@ func Open(at string) (*Layout, error) {
 }
 
 func openDir(at string, parent *files.Dir, name string) (*Layout, error) {
+	root, err := parent.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	index, unread := root.Read("index.json", maxIndex)
+	_ = root.Close()
 	dir := parent
 	for _, element := range []string{name, "blobs", "sha256"} {
 		next, err := dir.Open(element)
@@ -102,7 +114,7 @@ func openDir(at string, parent *files.Dir, name string) (*Layout, error) {
 		}
 		dir = next
 	}
-	return &Layout{path: at, dir: dir}, nil
+	return &Layout{path: at, dir: dir, index: func() ([]byte, error) { return index, unread }}, nil
 }
 
 func openTar(at string, parent *files.Dir, name string) (*Layout, error) {
@@ -110,7 +122,7 @@ func openTar(at string, parent *files.Dir, name string) (*Layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Layout{path: at, tar: f, blobs: map[digest.Digest]extent{}}
+	l := &Layout{path: at, tar: f, blobs: map[digest.Digest]extent{}, index: func() ([]byte, error) { return nil, ErrMissing }}
 	archive := tar.NewReader(f)
 	for range maxEntries {
 		header, err := archive.Next()
@@ -120,6 +132,11 @@ func openTar(at string, parent *files.Dir, name string) (*Layout, error) {
 		if err != nil {
 			_ = f.Close()
 			return nil, fmt.Errorf("%s: it is no tar, or a damaged one", at) // the reader's words may be the file's
+		}
+		if path.Clean(header.Name) == "index.json" && header.Typeflag == tar.TypeReg && header.Size <= maxIndex {
+			data, err := io.ReadAll(archive)
+			l.index = func() ([]byte, error) { return data, err }
+			continue
 		}
 		hex, isBlob := strings.CutPrefix(path.Clean(header.Name), "blobs/sha256/")
 		h, err := digest.Parse("sha256:" + hex)
@@ -159,6 +176,44 @@ func (l *Layout) Blob(h digest.Digest) (*Blob, error) {
 		return nil, err
 	}
 	return &Blob{f, info.Size(), f.Close}, nil
+}
+
+// Images returns what index.json names, in its order. It is the word of whoever wrote it.
+func (l *Layout) Images() ([]digest.Digest, error) {
+	data, err := l.index()
+	if err != nil {
+		return nil, fmt.Errorf("index.json: %w", err)
+	}
+	var index struct {
+		Manifests []struct {
+			Digest digest.Digest `json:"digest"`
+		} `json:"manifests"`
+	}
+	if json.Unmarshal(data, &index) != nil {
+		return nil, fmt.Errorf("%s: index.json is no index", l.path)
+	}
+	var all []digest.Digest
+	for _, m := range index.Manifests {
+		if !m.Digest.IsZero() && !slices.Contains(all, m.Digest) {
+			all = append(all, m.Digest)
+		}
+	}
+	return all, nil
+}
+
+// Document returns the bytes of a document, for Describe of package image to prove.
+func (l *Layout) Document(h digest.Digest, limit int64) ([]byte, error) {
+	blob, err := l.Blob(h)
+	if err != nil {
+		return nil, err
+	}
+	defer blob.Close()
+	if blob.Size > limit {
+		return nil, fmt.Errorf("%s: %w", h, files.ErrTooLarge)
+	}
+	data := make([]byte, blob.Size)
+	_, err = io.ReadFull(io.NewSectionReader(blob, 0, blob.Size), data)
+	return data, err
 }
 
 // Close gives back what the layout holds open.
