@@ -80,7 +80,7 @@ func (s *Source) CheckLayers(ctx context.Context, v *image.Verified, layers []in
 		}
 		asked[l.Digest] = true
 		err := s.retry(ctx, v.LayerPart(i), func(t *tries) *failure {
-			return s.pass(ctx, v.LayerPart(i), s.order(nil), func(u upstream) *failure { return u.hasLayer(ctx, t, l) })
+			return s.pass(ctx, v.LayerPart(i), s.order(t, nil), func(u upstream) *failure { return u.hasLayer(ctx, t, l) })
 		})
 		if err != nil {
 			return err

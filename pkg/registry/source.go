@@ -175,9 +175,9 @@ func namespace(r name.Registry) string {
 func (s *Source) nameOf(u upstream) string { return cmp.Or(u.place().name, s.primary.host()) }
 
 // order returns the upstreams that are asked now, those first that do well: first, where there is
-// one, then the others in the order of the settings, and liars last. Those that step back are left
-// out as long as there is another.
-func (s *Source) order(first upstream) []upstream {
+// one, then the others in the order of the settings. Those that step back are left out as long as
+// there is another. Liars come last, and only where the others failed twice before.
+func (s *Source) order(t *tries, first upstream) []upstream {
 	now := s.Tuning.Now()
 	until := map[upstream]time.Time{}
 	lied := map[upstream]bool{}
@@ -189,13 +189,17 @@ func (s *Source) order(first upstream) []upstream {
 	}
 	var good []upstream
 	for _, u := range s.all {
-		if !until[u].After(now) {
+		if !until[u].After(now) && !lied[u] {
 			good = append(good, u)
 		}
 	}
 	resting := len(good) == 0
 	if resting {
 		good = slices.Clone(s.all)
+		honest := slices.DeleteFunc(slices.Clone(s.all), func(u upstream) bool { return lied[u] })
+		if len(honest) > 0 && max(t.quick, t.permanent, t.lies) < 2 {
+			good = honest
+		}
 	}
 	slices.SortStableFunc(good, func(a, b upstream) int {
 		rank := func(u upstream) int {
@@ -365,7 +369,7 @@ func (s *Source) PlainSize(ctx context.Context, l image.Layer) (int64, bool) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, trailerTimeout)
 	defer cancel()
-	for _, u := range s.order(nil) {
+	for _, u := range s.order(&tries{}, nil) {
 		if size, ok := u.plainSize(ctx, l); ok || size > 0 {
 			return size, ok // the others say the same
 		}
@@ -396,7 +400,7 @@ func (s *Source) document(ctx context.Context, d image.Document) ([]byte, error)
 // zero digest is that of any.
 func (s *Source) fetchDocument(ctx context.Context, d image.Document, path, accept string) (document []byte, err error) {
 	err = s.retry(ctx, d.Part, func(t *tries) *failure {
-		return s.pass(ctx, d.Part, s.order(nil), func(u upstream) (f *failure) {
+		return s.pass(ctx, d.Part, s.order(t, nil), func(u upstream) (f *failure) {
 			if document, f = u.document(ctx, t, d, path, accept); f == nil {
 				u.place().given.Add(1)
 			}
@@ -413,7 +417,7 @@ func (s *Source) fetchDocument(ctx context.Context, d image.Document, path, acce
 func (s *Source) fetch(ctx context.Context, p *part) error {
 	b := p.blob
 	err := s.retry(ctx, b.label, func(t *tries) *failure {
-		order := s.order(b.serving())
+		order := s.order(t, b.serving())
 		if b.only != nil {
 			order = []upstream{b.only}
 		}
@@ -499,7 +503,7 @@ func (s *Source) onlyFor(layer image.Layer) upstream {
 	if !is {
 		return nil
 	}
-	for _, u := range s.order(nil) {
+	for _, u := range s.order(&tries{}, nil) {
 		if !tried[u] {
 			return u
 		}

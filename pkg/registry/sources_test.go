@@ -177,6 +177,26 @@ func TestALyingSource(t *testing.T) {
 	}
 }
 
+// TestALiarIsAskedLast: that the others have a bad moment is no reason to ask it.
+func TestALiarIsAskedLast(t *testing.T) {
+	img := threeLayers(t)
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		liar := newRegistry(t, launchtest.RegistryOptions{Network: network})
+		whole := newRegistry(t, launchtest.RegistryOptions{Network: network})
+		push(t, liar, img)
+		ref := push(t, whole, img)
+		liar.Forge(hash(t, ref), "", []byte("{}"))
+		whole.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, On: launchtest.RequestBlob, Digest: layerDigest(t, img, 1), Times: 2})
+		p := within(network)
+		p.Sources = []config.Source{source(t, liar)}
+		_, digests, err := pull(t.Context(), p, ref)
+		require.NoError(t, err)
+		requireLayers(t, img, digests)
+		assert.Equal(t, 1, liar.Count(launchtest.RequestManifest))
+		assert.Zero(t, liar.Count(launchtest.RequestBlob))
+	})
+}
+
 // TestALayerOfSeveral that is wrong says of none of them that it lied: it is fetched again from one
 // alone.
 func TestALayerOfSeveral(t *testing.T) {
