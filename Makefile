@@ -70,7 +70,7 @@ search: ## search the states of boots farther than the tests do, to SEARCH (1.0 
 # for test-engines: here each has its commonest part.
 .PHONY: e2e
 e2e: ## run the end-to-end tests on a real engine with a real compose
-	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '^TestE2E|^TestConformanceOf' $(if $(TESTS),-run '$(value TESTS)') ./pkg/launchtest ./cmd/launcher
+	hack/with-engine go test -count=1 -p 1 -parallel 6 -timeout $(TIMEOUT) -tags e2e -run '^TestE2E|^TestConformanceOf' $(if $(TESTS),-run '$(value TESTS)') ./pkg/launchtest ./pkg/registry ./cmd/launcher
 
 # The test of the generated documents is one of the hermetic tests: what is out of date fails there.
 .PHONY: check
