@@ -135,6 +135,9 @@ func (l *login) begin(ctx context.Context, t *tries) (*session, *failure) {
 		}
 		refused := l.source.rejected(a)
 		ways := usable(a.Header.Values("WWW-Authenticate"))
+		if origin(a.url) != origin(l.source.guard.base()) {
+			ways = nil // how to log in is for the registry itself to say, not for whom it leads to
+		}
 		switch {
 		case a.StatusCode == http.StatusUnauthorized && len(ways) > 0:
 			return l.in(ctx, t, ways)

@@ -137,3 +137,24 @@ func TestOwnCredentialsStayAtHome(t *testing.T) {
 	assert.Positive(t, thief.Count(launchtest.RequestManifest))
 	assert.Empty(t, credentials(thief))
 }
+
+// TestOnlyTheRegistrySaysHowToLogIn: where it leads to another origin at once, nobody there names a token
+// server.
+func TestOnlyTheRegistrySaysHowToLogIn(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	r := newRegistry(t, launchtest.RegistryOptions{TLS: true})
+	thief := newRegistry(t, launchtest.RegistryOptions{TLS: true, Auth: launchtest.RegistryBearer, Username: user, Password: password,
+		Realm: "https://thief.test/token"})
+	ref := at(t, remote, push(t, r, img))
+	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultRedirect, On: launchtest.RequestPing, Times: -1, Location: "https://thief.test/v2/"})
+	p := away(defaults(new(clock)), r, map[string]string{remote + ":443": r.Host(), "thief.test:443": thief.Host()})
+	p.Tuning.RootCAs.AppendCertsFromPEM(thief.CertPEM())
+	p.Rounds = 0
+	p.Credentials = own(remote, config.Credential{Username: user, Password: password})
+	_, err := resolve(t.Context(), p, ref)
+	require.NoError(t, err, "it asks for none itself")
+	assert.Positive(t, thief.Count(launchtest.RequestPing))
+	assert.Empty(t, credentials(thief))
+	assert.Zero(t, thief.Count(launchtest.RequestToken))
+}
