@@ -3,13 +3,16 @@ package launch
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"tee-launcher/pkg/admission"
+	"tee-launcher/pkg/config"
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/docker"
 	"tee-launcher/pkg/docker/inspect"
 	"tee-launcher/pkg/image"
+	"tee-launcher/pkg/layout"
 	"tee-launcher/pkg/registry"
 	"tee-launcher/pkg/sanitize"
 	"tee-launcher/pkg/stage"
@@ -32,11 +35,16 @@ type ahead struct {
 	ask     stage.May
 }
 
-// slow keeps a client from taking what the workload needs.
-func (a *ahead) slow(c *registry.Client) {
-	if a != nil {
-		c.Rate, c.Tuning.Workers = a.rate, aheadWorkers
+// tame keeps a client from taking what the workload needs, and from what that could have put there for
+// the engine to unpack.
+func (a *ahead) tame(c *registry.Client, shared string) {
+	if a == nil {
+		return
 	}
+	c.Rate, c.Tuning.Workers = a.rate, aheadWorkers
+	c.Sources = slices.DeleteFunc(slices.Clone(c.Sources), func(s config.Source) bool {
+		return s.Layout != "" && layout.Below(s.Layout, shared)
+	})
 }
 
 // spared returns the images whose cached manifests stay: the next boot may want the present one.
@@ -137,7 +145,7 @@ func (m *machine) fetchAhead(running digest.Digest) stage.Fetch {
 		l.Log, l.Progress = m.Log.With("staging", c.Digest), noProgress{}
 		r := &run{Launcher: &l, report: &report{log: l.Log, progress: l.Progress}}
 		r.report.Image = &ImageReport{}
-		other := &machine{run: r, shared: m.shared, own: m.own, engine: m.engine, platform: m.platform}
+		other := &machine{run: r, shared: m.shared, own: m.own, engine: m.engine, platform: m.platform, ledger: m.ledger}
 		other.ahead = &ahead{rate: m.Stage.Rate, running: running, ask: may}
 		pulled, _, err := other.pull(choice{ref: c.Ref, retry: c.Config.Retry, config: c.Config})(ctx)
 		if err == nil || errors.Is(err, errSkipped) {

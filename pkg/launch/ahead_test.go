@@ -809,3 +809,30 @@ func TestStagingTouchesNothingOfOthers(t *testing.T) {
 		})
 	}
 }
+
+// TestStagingTakesNothingOfTheWorkloads: a layout below the shared directory, is no source for
+// it, another one is.
+func TestStagingTakesNothingOfTheWorkloads(t *testing.T) {
+	t.Parallel()
+	for _, below := range []bool{false, true} {
+		t.Run(fmt.Sprintf("below: %t", below), func(t *testing.T) {
+			t.Parallel()
+			tmp, err := filepath.EvalSymlinks(os.TempDir())
+			require.NoError(t, err)
+			w := stagingWorld(t, options{machine: launchtest.MachineOptions{Dir: tmp}}) // a layout can't be below /dev
+			dir := filepath.Join(filepath.Dir(w.SharedDir), "images")
+			if below {
+				dir = w.Shared("images")
+			}
+			w.layout(dir, w.Digests[1])
+			l := w.watch()
+			l.idle()
+			w.configure(fmt.Sprintf("[[launcher_config.sources]]\nlayout = %q\n", dir))
+			before := w.Registry.Count(launchtest.RequestBlob)
+			l.approve(w.Digests[1], w.Digests[0])
+			l.minute()
+			w.stages(stage.Staged, w.Digests[1])
+			assert.Equal(t, below, w.Registry.Count(launchtest.RequestBlob) > before, "the registry is asked")
+		})
+	}
+}

@@ -81,7 +81,7 @@ func (m *machine) pull(chosen choice) step[imaged] {
 func (m *machine) client(chosen choice) *registry.Client {
 	retry := chosen.retry
 	client := &registry.Client{
-		Sources: chosen.config.Sources, Ledger: &m.ledger, Credentials: chosen.config.Credential,
+		Sources: chosen.config.Sources, Ledger: m.ledger, Credentials: chosen.config.Credential,
 		Insecure: m.Settings.Insecure, Platform: m.platform, Rounds: retry.Rounds,
 		Interval: max(retry.Interval, 1), MaxDelay: max(retry.MaxDelay, 1), // zero would mean the default
 		ForbiddenHelperDirs: m.Settings.Unmeasured(),
@@ -89,7 +89,7 @@ func (m *machine) client(chosen choice) *registry.Client {
 		Progress:            m.Progress.Fetched,
 		Tuning:              registry.Tuning{Now: m.Now, Sleep: m.Sleep},
 	}
-	m.ahead.slow(client)
+	m.ahead.tame(client, m.Settings.SharedDir)
 	return client
 }
 

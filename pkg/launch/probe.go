@@ -39,18 +39,18 @@ type machine struct {
 	// Of the newest approved digest: for how long it couldn't be had, and why the latest time.
 	failing admission.Failing
 	newest  error
-	silent  time.Duration   // in which no source answered, of all attempts
-	chosen  *choice         // in this attempt; nil: not yet
-	costly  bool            // an attempt since the latest wait was
-	saved   map[string]bool // whose log was kept, by the container's ID
-	ledger  registry.Ledger // which sources lied
+	silent  time.Duration    // in which no source answered, of all attempts
+	chosen  *choice          // in this attempt; nil: not yet
+	costly  bool             // an attempt since the latest wait was
+	saved   map[string]bool  // whose log was kept, by the container's ID
+	ledger  *registry.Ledger // which sources lied
 }
 
 // settings ends what runs as the workload and isn't, so that no refusal leaves it running, and takes
 // the lock of the shared directory. It is the directory's own: it dies with this process, and
 // nothing that the workload does to the entries of its volume can take it away.
 func (r *run) settings(ctx context.Context) (*machine, string, error) {
-	m := &machine{run: r}
+	m := &machine{run: r, ledger: new(registry.Ledger)}
 	var err error
 	if m.engine, err = docker.New(r.Settings.DockerHost); err != nil {
 		return nil, "", &exit.Error{Code: exit.Usage, Err: err}

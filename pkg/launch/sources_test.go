@@ -5,14 +5,15 @@ import (
 	"io"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/launchtest"
+	"tee-launcher/pkg/layout"
 	"tee-launcher/pkg/registry"
-
-	"github.com/google/go-containerregistry/pkg/name"
 )
 
 // mirror starts a registry that has the first image too, and returns it and one of its layers.
@@ -51,6 +52,17 @@ func (w *world) mirror() (*launchtest.Registry, v1.Hash) {
 	}
 	require.NoError(w.t, stream.Close())
 	return mirror, first
+}
+
+// layout writes an image of the registry into the layout in a directory.
+func (w *world) layout(dir string, of digest.Digest) {
+	w.t.Helper()
+	ref, err := name.NewDigest(fmt.Sprintf("%s/%s@%s", w.Registry.Host(), launchtest.Repository, of))
+	require.NoError(w.t, err)
+	source := new(registry.Client).Source(ref)
+	v, err := source.Resolve(w.t.Context())
+	require.NoError(w.t, err)
+	require.NoError(w.t, layout.Write(w.t.Context(), dir, v, source))
 }
 
 func from(mirrors ...*launchtest.Registry) (lines string) {

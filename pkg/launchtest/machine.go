@@ -1,6 +1,7 @@
 package launchtest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ type MachineOptions struct {
 	Images int           // how many images the registry has; 0: 2
 	Config v1.Config     // of the images
 	Layers []int         // how many bytes each image's layers have; nil: 50,000, 20,000 and 100
+	Dir    string        // where its own is made; empty: in memory
 }
 
 // Machine is a virtual machine made of doubles, as far as a launcher sees it: an engine, a guest
@@ -42,7 +44,7 @@ const Repository = "nearone/mpc-node"
 
 // NewMachine starts the doubles and writes a user config that names the registry.
 func NewMachine(o MachineOptions) (_ *Machine, err error) {
-	dir, err := os.MkdirTemp(memory(), "machine") // short: the path of a socket has to fit into 107 bytes
+	dir, err := os.MkdirTemp(cmp.Or(o.Dir, memory()), "machine") // short: the path of a socket has to fit into 107 bytes
 	if err != nil {
 		return nil, err
 	}
