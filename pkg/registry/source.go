@@ -482,17 +482,21 @@ func (s *Source) damaged(b *blob) (host string, again bool) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.restarts++
-	switch {
-	case len(from) == 1:
-		s.liar(from[0], b.label)
-	case len(from) > 1 && s.alone[b.layer.Digest] == nil:
-		s.alone[b.layer.Digest] = map[upstream]bool{}
-	}
 	if len(names) == 0 {
 		names = []string{s.primary.host()}
 	}
-	return strings.Join(names, ", "), s.restarts <= maxRestarts*len(s.all)
+	host = strings.Join(names, ", ")
+	if len(from) > 1 && s.alone[b.layer.Digest] == nil {
+		// Once for each layer, and not counted: who spoils a little of each and leaves the rest to others
+		// can't be told from them, and would use up what is for all of them.
+		s.alone[b.layer.Digest] = map[upstream]bool{}
+		return host, true
+	}
+	if len(from) == 1 {
+		s.liar(from[0], b.label)
+	}
+	s.restarts++
+	return host, s.restarts <= maxRestarts*len(s.all)
 }
 
 // onlyFor returns the source that a layer is fetched from alone, nil if it may be from any.

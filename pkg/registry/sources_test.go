@@ -292,3 +292,35 @@ func TestCredentialsStayWithTheirSource(t *testing.T) {
 	assert.Empty(t, credentials(mirror))
 	assert.Contains(t, credentials(primary), "manifest Basic")
 }
+
+// TestALittleOfEachLayer is spoiled by a source that leaves the rest to another one: nobody can be
+// accused, and the image comes all the same.
+func TestALittleOfEachLayer(t *testing.T) {
+	var sizes []int
+	for i := range 16 { // what is fetched ahead is spoiled too, and fetched again in the same restart
+		sizes = append(sizes, 210_000+i)
+	}
+	img := imageOf(t, sizes...)
+	inBubble(t, func(t *testing.T, network *launchtest.Network) {
+		first := newRegistry(t, launchtest.RegistryOptions{Network: network})
+		whole := newRegistry(t, launchtest.RegistryOptions{Network: network})
+		push(t, first, img)
+		ref := push(t, whole, img)
+		for i := range sizes {
+			layer := layerDigest(t, img, i)
+			first.Fail(launchtest.RegistryFault{Kind: launchtest.FaultFlip, On: launchtest.RequestBlob, Digest: layer})
+			first.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, On: launchtest.RequestBlob, Digest: layer, Skip: 1, Times: -1})
+		}
+		p := within(network)
+		p.Rounds, p.Tuning.RangeSize, p.Tuning.Workers = 0, 100_000, 1
+		p.Sources = []config.Source{source(t, first)}
+		p.Tuning.Now = func() time.Time { // none steps back for longer than a request takes
+			return time.Now().Add(time.Hour * time.Duration(first.Count(launchtest.RequestBlob)+whole.Count(launchtest.RequestBlob)))
+		}
+		v, digests, err := pull(t.Context(), p, ref)
+		require.NoError(t, err)
+		requireLayers(t, img, digests)
+		assert.Equal(t, len(sizes), first.Hits(launchtest.FaultFlip))
+		assert.Empty(t, v.Stats().Liars)
+	})
+}
