@@ -16,7 +16,7 @@ const (
 	paceChunk = 64 << 10
 )
 
-// pace holds all that a source reads, over however many connections, to one rate. Nil is no limit.
+// pace holds all that a source reads, over however many connections and from disks, to one rate. Nil is no limit.
 type pace struct {
 	rate  int64 // bytes per second
 	now   func() time.Time
@@ -53,6 +53,17 @@ func (p *pace) wait(n int, w *watch) error {
 	}
 	defer w.hold()()
 	return p.sleep(w.ctx, d)
+}
+
+// rest is wait for what came from nowhere that is watched.
+func (p *pace) rest(ctx context.Context, n int) error {
+	if p == nil || n == 0 {
+		return nil
+	}
+	if d := p.took(n); d >= leastPause {
+		return p.sleep(ctx, d)
+	}
+	return nil
 }
 
 // took counts n bytes, and returns how far ahead of the rate they are.

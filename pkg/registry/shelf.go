@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
@@ -18,6 +19,8 @@ type shelf struct {
 	source *Source
 	path   string
 	at     place
+
+	answered atomic.Bool // it could be opened, whatever is in it
 
 	mu     sync.Mutex
 	opened *layout.Layout // nil: not now
@@ -52,6 +55,7 @@ func (s *shelf) blob(h digest.Digest) (*layout.Blob, *failure) {
 			return nil, s.refused(err)
 		}
 		s.opened = opened
+		s.answered.Store(true)
 	}
 	blob, err := s.opened.Blob(h)
 	if err != nil {
@@ -69,10 +73,12 @@ func (s *shelf) sized(h digest.Digest, size int64) (*layout.Blob, *failure) {
 	}
 	if size >= 0 && blob.Size != size {
 		_ = blob.Close()
-		return nil, s.refused(fmt.Errorf("it has %d bytes there, want %d", blob.Size, size))
+		return nil, s.refused(otherSize(blob.Size, size))
 	}
 	return blob, nil
 }
+
+func otherSize(got, want int64) error { return fmt.Errorf("it has %d bytes there, want %d", got, want) }
 
 func (s *shelf) document(_ context.Context, _ *tries, d image.Document, _, _ string) ([]byte, *failure) {
 	if d.Digest.IsZero() {
@@ -90,7 +96,12 @@ func (s *shelf) document(_ context.Context, _ *tries, d image.Document, _, _ str
 	if _, err := io.ReadFull(io.NewSectionReader(blob, 0, blob.Size), data); err != nil {
 		return nil, s.refused(errors.New("it can't be read"))
 	}
-	if err := d.Check(data); err != nil && digest.Of(data) != d.Digest {
+	err := d.Check(data)
+	switch {
+	case err == nil, digest.Of(data) == d.Digest: // another size than expected is for the proof to tell
+	case d.Size >= 0 && blob.Size != d.Size:
+		return nil, s.refused(otherSize(blob.Size, d.Size))
+	default:
 		return nil, &failure{class: lie, whole: true, host: s.path, err: err}
 	}
 	return data, nil
@@ -113,6 +124,9 @@ func (s *shelf) fetch(ctx context.Context, t *tries, p *part) *failure {
 		p.arrived.Add(int64(n))
 		s.source.Progress(int64(n))
 		t.arrived(n, p.filled == len(p.buffer))
+		if err := s.source.pace.rest(ctx, n); err != nil {
+			return &failure{err: err}
+		}
 	}
 	if p.filled < len(p.buffer) {
 		_ = err // its words may name what was read

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/stretchr/testify/assert"
@@ -91,8 +92,8 @@ func TestALayoutThatIsWrong(t *testing.T) {
 	}
 }
 
-// TestALayoutIsNoAnswer of the network: where nobody else answered, the pull says so.
-func TestALayoutIsNoAnswer(t *testing.T) {
+// TestWhoAnswered: a layout that isn't there says nothing, one that lacks the image does.
+func TestWhoAnswered(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t, launchtest.RegistryOptions{})
 	ref := push(t, r, small(t))
@@ -101,6 +102,10 @@ func TestALayoutIsNoAnswer(t *testing.T) {
 	require.NoError(t, r.Stop())
 	_, err := resolve(t.Context(), p, ref)
 	assert.False(t, requireError(t, err, image.Unavailable).Answered)
+	p.Sources[0].Layout = emptyLayout(t)
+	_, err = resolve(t.Context(), p, ref)
+	assert.True(t, requireError(t, err, image.Unavailable).Answered)
+	p.Sources[0].Layout = "/nonexistent/layout"
 	require.NoError(t, r.Start())
 	r.Fail(launchtest.RegistryFault{Kind: launchtest.FaultStatus, Status: http.StatusNotFound, On: launchtest.RequestManifest, Times: -1})
 	_, err = resolve(t.Context(), p, ref)
@@ -133,4 +138,48 @@ func TestWriteTwice(t *testing.T) {
 	_, digests, err := pull(t.Context(), p, ref)
 	require.NoError(t, err)
 	requireLayers(t, img, digests)
+}
+
+// emptyLayout is one without any blob.
+func emptyLayout(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755))
+	return dir
+}
+
+// TestAConfigThatIsBeingCopied is no lie either, as little as a layer is.
+func TestAConfigThatIsBeingCopied(t *testing.T) {
+	t.Parallel()
+	img := small(t)
+	r := newRegistry(t, launchtest.RegistryOptions{})
+	ref := push(t, r, img)
+	dir := staged(t, ref)
+	config1, err := img.ConfigName()
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(filepath.Join(dir, "blobs", "sha256", config1.Hex), 10))
+	p := defaults(new(clock))
+	p.Sources = []config.Source{{Layout: dir}}
+	v, digests, err := pull(t.Context(), p, ref)
+	require.NoError(t, err)
+	requireLayers(t, img, digests)
+	assert.Empty(t, v.Stats().Liars)
+}
+
+// TestTheRateHoldsForALayout, too: unpacking is what costs the workload.
+func TestTheRateHoldsForALayout(t *testing.T) {
+	t.Parallel()
+	img := threeLayers(t)
+	r := newRegistry(t, launchtest.RegistryOptions{})
+	ref := push(t, r, img)
+	clock := new(clock)
+	p := defaults(clock)
+	p.Sources = []config.Source{{Layout: staged(t, ref)}}
+	p.Rate = 1_000_000
+	p.Tuning.Now = func() time.Time { return time.Unix(0, 0) } // reading takes no time
+	v, _, err := pull(t.Context(), p, ref)
+	require.NoError(t, err)
+	assert.Positive(t, v.Stats().Fetched)
+	assert.GreaterOrEqual(t, clock.Slept().Seconds(), float64(v.Stats().Fetched)/1e6-1)
 }

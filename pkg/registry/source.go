@@ -325,8 +325,13 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 }
 
 func answered(u upstream) bool {
-	r, ok := u.(*remote)
-	return ok && r.answered.Load()
+	switch u := u.(type) {
+	case *remote:
+		return u.answered.Load()
+	case *shelf:
+		return u.answered.Load()
+	}
+	return false
 }
 
 // Rest gives back the connections that nothing uses, which would be kept for a while: from who isn't
