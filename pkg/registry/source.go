@@ -278,7 +278,9 @@ func (s *Source) pass(ctx context.Context, part string, order []upstream, ask fu
 		if ctx.Err() != nil {
 			return f
 		}
-		f.from = u
+		mine := *f // requests that wait for one login share its failure
+		f = &mine
+		f.from, f.others = u, nil
 		if f.whole {
 			s.liar(u, part)
 		}
