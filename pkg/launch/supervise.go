@@ -51,9 +51,9 @@ func (m *machine) supervise(what started) step[struct{}] {
 			s.launched = func() { fmt.Fprintln(m.Output, Launched) }
 		}
 		debug.FreeOSMemory() // what waits for months should be small
-		s.log.Info("supervising", "container", s.proved.Name, "id", s.proved.ShortID())
 		defer m.remind(ctx)()
 		ended := m.stageAhead(ctx, what.proved)
+		s.log.Info("supervising", "container", s.proved.Name, "id", s.proved.ShortID())
 		detail, err = s.watch(ctx)
 		ended()
 		return none, detail, err
