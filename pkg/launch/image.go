@@ -66,6 +66,7 @@ func (m *machine) pull(chosen choice) step[imaged] {
 			return imaged{}, "", err
 		}
 		if err := inspect.TakesForm(info, resolved); err != nil {
+			source.Rest()
 			return imaged{}, "", err
 		}
 		m.report.image(resolved, docker.ImageID{})

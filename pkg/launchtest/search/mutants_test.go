@@ -28,9 +28,9 @@ func mutants() []mutant {
 			`		case made.running:`,
 			`		case made.running || mutant == "starts without an event":`, "", ""},
 		{"pulls another image than it measures", "what is measured runs", "launch/image.go",
-			`		client := &registry.Client{`,
+			`		source := m.client(chosen).Source(ref)`,
 			`		if mutant == "pulls another image than it measures" { ref = ref.Context().Digest(m.Settings.DefaultDigest.String()) }
-		client := &registry.Client{`, "", ""},
+		source := m.client(chosen).Source(ref)`, "", ""},
 		{"leaves impostors alone", "no impostor left", "launch/gate.go",
 			`	if !m.Settings.Supervised() {`,
 			`	if !m.Settings.Supervised() || mutant == "leaves impostors alone" {`, "", ""},
