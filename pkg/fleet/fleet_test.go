@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -396,7 +395,7 @@ func TestAHundredNodes(t *testing.T) {
 	t.Parallel()
 	good := newNode(t) // its agent isn't of the bubble, but only its locks are used there
 	synctest.Test(t, func(t *testing.T) {
-		hosts := map[string]*pipes{}
+		var network launchtest.Network
 		var names []string
 		var servers []*http.Server
 		kinds := []func(w http.ResponseWriter, r *http.Request) bool{
@@ -421,20 +420,20 @@ func TestAHundredNodes(t *testing.T) {
 			n := &node{says: good.says}
 			n.Agent, n.PublicTCBInfo, n.Fault = good.Agent, true, kinds[i%5]
 			n.say()
-			l := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
-			hosts[host] = l
+			l, err := network.Listen(host)
+			require.NoError(t, err)
 			s := &http.Server{Handler: n}
 			servers = append(servers, s)
 			go func() { _ = s.Serve(l) }()
 		}
 		r := fleet.Reader{Client: &http.Client{Transport: &http.Transport{
 			DisableKeepAlives: true,
-			DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
-				if l := hosts[address]; l != nil {
-					return l.dial(), nil
+			DialContext: func(ctx context.Context, kind, address string) (net.Conn, error) {
+				c, err := network.Dial(ctx, kind, address)
+				if err != nil {
+					time.Sleep(30 * time.Second) // nobody refuses either
 				}
-				time.Sleep(30 * time.Second) // nobody refuses either
-				return nil, io.EOF
+				return c, err
 			},
 		}}}
 		begin := time.Now()
@@ -451,35 +450,6 @@ func TestAHundredNodes(t *testing.T) {
 		time.Sleep(time.Minute) // until all of it has noticed
 	})
 }
-
-// pipes is a listener of connections in this process.
-type pipes struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func (l *pipes) dial() net.Conn {
-	ours, theirs := net.Pipe()
-	l.conns <- theirs
-	return ours
-}
-
-func (l *pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipes) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-func (l *pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
 // FuzzLog: whatever a log holds, its node gets a code that is one of a node's, and what is told of it
 // can be shown.

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tee-launcher/pkg/digest"
+	"tee-launcher/pkg/launchtest"
 	"tee-launcher/pkg/status"
 )
 
@@ -166,14 +166,21 @@ func TestAConnectionIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var teller status.Teller
 		teller.Tell(running())
-		l := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+		var network launchtest.Network
+		l, err := network.Listen("node:80")
+		require.NoError(t, err)
+		dial := func() net.Conn {
+			c, err := network.Dial(t.Context(), "tcp", "node:80")
+			require.NoError(t, err)
+			return c
+		}
 		ended := make(chan error)
 		go func() { ended <- teller.Serve(l) }()
 		begin := time.Now()
 		const held = 8
 		over := make(chan time.Duration, held)
 		for range held {
-			c := l.dial()
+			c := dial()
 			go func() { // a byte now and then
 				for {
 					if _, err := c.Write([]byte("G")); err != nil {
@@ -184,7 +191,7 @@ func TestAConnectionIsBounded(t *testing.T) {
 				}
 			}()
 		}
-		ninth := l.dial()
+		ninth := dial() // once it is let in
 		request, err := http.NewRequest(http.MethodGet, "http://x/healthz", nil)
 		require.NoError(t, err)
 		require.NoError(t, request.Write(ninth))
@@ -200,36 +207,6 @@ func TestAConnectionIsBounded(t *testing.T) {
 		assert.NoError(t, <-ended)
 	})
 }
-
-// pipes is a listener of connections in this process.
-type pipes struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func (l *pipes) dial() net.Conn {
-	ours, theirs := net.Pipe()
-	go func() { l.conns <- theirs }()
-	synctest.Wait() // it is in, or waits
-	return ours
-}
-
-func (l *pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipes) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-func (l *pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
 func TestSelf(t *testing.T) {
 	t.Parallel()
