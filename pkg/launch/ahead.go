@@ -190,7 +190,7 @@ func (r *report) staged(now stage.State, of digest.Digest, why error) {
 		s.Digest = &of
 	}
 	if why != nil {
-		text := sanitize.Line(withoutOutput(why), sanitize.MaxLine)
+		text := shown(why, sanitize.MaxLine)
 		s.Error = &text
 	}
 	r.stage(s)

@@ -245,13 +245,13 @@ func (r *report) finish(err error) {
 // fail says why the boot ended or waits; nil: it didn't fail.
 func (r *report) fail(err error) {
 	if err != nil {
-		text := sanitize.Line(withoutOutput(err), sanitize.MaxLine)
+		text := shown(err, sanitize.MaxLine)
 		r.Error = &text
 		r.status.failure = &status.Error{Code: exit.Of(err), Message: text}
 		// Until it ends, the step comes behind the error: near/mpc's own check of a node in a CVM takes any
 		// line in which "error" follows "pull" for the end of the launcher.
 		if failed := (*StepError)(nil); r.status.waiting != nil && errors.As(err, &failed) {
-			r.status.failure.Message = fmt.Sprintf("%s, in %s", sanitize.Line(withoutOutput(failed.Err), 500), failed.Step)
+			r.status.failure.Message = fmt.Sprintf("%s, in %s", shown(failed.Err, 500), failed.Step)
 		}
 	}
 	r.write()
@@ -277,13 +277,14 @@ func (r *report) again() {
 	r.save()
 }
 
-// withoutOutput is an error's text for the report: what Compose printed is for the console alone.
-func withoutOutput(err error) string {
-	var c *compose.Error
-	if errors.As(err, &c) {
-		return strings.ReplaceAll(err.Error(), c.Error(), c.Summary())
+// shown is an error's text for the report, of so many characters at most: what Compose printed is for the
+// console alone.
+func shown(err error, limit int) string {
+	text := err.Error()
+	if c := (*compose.Error)(nil); errors.As(err, &c) {
+		text = strings.ReplaceAll(text, c.Error(), c.Summary())
 	}
-	return err.Error()
+	return sanitize.Line(text, limit)
 }
 
 // write tells everybody how it is.

@@ -151,14 +151,7 @@ func (d *Dir) OpenRegular(name string) (*os.File, error) {
 		return nil, err
 	}
 	defer place.Close()
-	info, err := place.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: %w", place.Name(), ErrNotRegular)
-	}
-	return reopen(place)
+	return openRegular(place)
 }
 
 // Names returns the names in the directory in no particular order, at most limit of them; more is
@@ -328,8 +321,8 @@ func NotRegular(path string, there fs.FileInfo) error {
 	return fmt.Errorf("%s: %w: %s", path, ErrNotRegular, kind)
 }
 
-// readRegular reads the file that place, which was opened with lookOnly, stands for.
-func readRegular(place *os.File, limit int64) ([]byte, error) {
+// openRegular opens the regular file that place, which was opened with lookOnly, stands for.
+func openRegular(place *os.File) (*os.File, error) {
 	info, err := place.Stat()
 	if err != nil {
 		return nil, err
@@ -340,6 +333,15 @@ func readRegular(place *os.File, limit int64) ([]byte, error) {
 	f, err := reopen(place)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: place.Name(), Err: errors.Unwrap(err)}
+	}
+	return f, nil
+}
+
+// readRegular reads the file that place, which was opened with lookOnly, stands for.
+func readRegular(place *os.File, limit int64) ([]byte, error) {
+	f, err := openRegular(place)
+	if err != nil {
+		return nil, err
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
