@@ -169,7 +169,7 @@ func wrongProxy() string {
 func (s *remote) failed(part string, t *tries, f *failure) *image.Error {
 	e := &image.Error{
 		Ref: s.ref.String(), Part: part, Host: s.guard.shown(f.host), Status: f.status, Attempts: t.total,
-		Answered: s.answered.Load(),
+		Answered: s.at.answered.Load(),
 		Code:     f.code, Message: f.message, Err: s.guard.redactError(f.err), Help: f.hints,
 	}
 	if f.status != 0 {

@@ -91,7 +91,7 @@ func (g *guard) RoundTrip(request *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	s.answered.Store(true)
+	s.at.answered.Store(true)
 	s.silence.heard(s.Tuning.Now)
 	w.body()
 	response.Body = &watchedBody{ReadCloser: response.Body, watch: w, over: over, source: s}

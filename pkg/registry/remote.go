@@ -29,7 +29,6 @@ type remote struct {
 	speaksHTTP1 map[string]bool // by host
 	onlyHTTP2   map[string]int  // by host: answers over HTTP/2 that HTTP/1.1 did not get
 
-	answered atomic.Bool // somebody has answered over HTTP, whatever
 	requests atomic.Int64
 	resumes  atomic.Int64
 	rate     atomic.Int64 // bytes per second that connections carry of late; 0 until one did

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"sync/atomic"
 
 	"tee-launcher/pkg/digest"
 	"tee-launcher/pkg/image"
@@ -19,8 +18,6 @@ type shelf struct {
 	source *Source
 	path   string
 	at     place
-
-	answered atomic.Bool // it could be opened, whatever is in it
 
 	mu     sync.Mutex
 	opened *layout.Layout // nil: not now
@@ -55,7 +52,7 @@ func (s *shelf) blob(h digest.Digest) (*layout.Blob, *failure) {
 			return nil, s.refused(err)
 		}
 		s.opened = opened
-		s.answered.Store(true)
+		s.at.answered.Store(true)
 	}
 	blob, err := s.opened.Blob(h)
 	if err != nil {

@@ -73,6 +73,8 @@ type place struct {
 
 	fetched atomic.Int64 // bytes of layers
 	given   atomic.Int64 // documents
+	// answered: a registry has over HTTP, whatever; a layout could be opened, whatever is in it.
+	answered atomic.Bool
 
 	mu    sync.Mutex
 	fails int       // in a row
@@ -318,22 +320,12 @@ func (s *Source) failed(part string, t *tries, f *failure) *image.Error {
 	e := f.from.failed(part, t, f)
 	e.Ref, e.Silent = s.ref.String(), s.silence.lasted(s.Tuning.Now())
 	for _, r := range s.all {
-		e.Answered = e.Answered || answered(r)
+		e.Answered = e.Answered || r.place().answered.Load()
 	}
 	for _, other := range f.others {
 		e.Help = append(e.Help, fmt.Sprintf("%s can't give it either: %v", s.nameOf(other.from), s.redact(other.error())))
 	}
 	return e
-}
-
-func answered(u upstream) bool {
-	switch u := u.(type) {
-	case *remote:
-		return u.answered.Load()
-	case *shelf:
-		return u.answered.Load()
-	}
-	return false
 }
 
 // Rest gives back the connections that nothing uses, which would be kept for a while: from who isn't
