@@ -53,21 +53,26 @@ type figures struct {
 	emit        []float64 // seconds from the start of the process to the emit of the next boot
 }
 
+// twoVersions returns a small node image and one that has all that is compared on top of it.
+func (b *bench) twoVersions(ctx context.Context) (first, second v1.Image, err error) {
+	layers, _, err := b.systemLayers(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if first, err = launchtest.NodeImage(ctx, "go"); err != nil {
+		return nil, nil, err
+	}
+	second, err = mutate.AppendLayers(first, layers...)
+	return first, second, err
+}
+
 // upgrade compares how long a node is away: from the signal that ends version 1 to the start of version 2.
 func (b *bench) upgrade(ctx context.Context) error {
 	if !b.private {
 		b.notes = append(b.notes, "upgrade: the engine is somebody's, and the workload's names are the contract's")
 		return nil
 	}
-	layers, _, err := b.systemLayers(ctx)
-	if err != nil {
-		return err
-	}
-	first, err := launchtest.NodeImage(ctx, "go")
-	if err != nil {
-		return err
-	}
-	second, err := mutate.AppendLayers(first, layers...)
+	first, second, err := b.twoVersions(ctx)
 	if err != nil {
 		return err
 	}
@@ -368,15 +373,7 @@ func (b *bench) neighbours(ctx context.Context) (err error) {
 		b.notes = append(b.notes, "neighbours: the engine is somebody's")
 		return nil
 	}
-	layers, _, err := b.systemLayers(ctx)
-	if err != nil {
-		return err
-	}
-	first, err := launchtest.NodeImage(ctx, "go")
-	if err != nil {
-		return err
-	}
-	second, err := mutate.AppendLayers(first, layers...)
+	first, second, err := b.twoVersions(ctx)
 	if err != nil {
 		return err
 	}
